@@ -1,0 +1,1 @@
+"""aqx finds better activation functions for your own Flax model and data."""

@@ -1,0 +1,40 @@
+"""Every error that aqx raises on purpose: one root, and kinds that are also the builtin a caller expects."""
+
+
+class AqxError(Exception):
+    """The root of all errors aqx raises on purpose; its message is written for the user."""
+
+
+class InputError(AqxError, ValueError):
+    """An argument has a value that aqx cannot use; the message names it, what arrived and what to do."""
+
+
+class ParseError(InputError):
+    """A function's name or a schema does not parse.
+
+    Attributes:
+        position: index of the offending character in the text, from 0.
+    """
+
+    def __init__(self, message: str, position: int = 0):
+        super().__init__(message)
+        self.position = position
+
+    def __reduce__(self):
+        return type(self), (str(self), self.position)
+
+
+class UnsupportedError(AqxError, TypeError):
+    """The request is meaningful, but this model, layer or object cannot serve it."""
+
+
+class TaskError(InputError):
+    """A task cannot be loaded, or does not keep its contract."""
+
+
+class StoreError(AqxError, OSError):
+    """The database cannot be opened, read or written; what is stored stays as it was."""
+
+
+class Exhausted(AqxError, LookupError):
+    """No candidate is left to suggest."""
