@@ -9,6 +9,10 @@ class InputError(AqxError, ValueError):
     """An argument has a value that aqx cannot use; the message names it, what arrived and what to do."""
 
 
+class IndexOutOfRange(InputError, IndexError):
+    """A space has no function at this index."""
+
+
 class ParseError(InputError):
     """A function's name or a schema does not parse.
 

@@ -4,26 +4,52 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from aqx.errors import InputError, ParseError
-from aqx.operators import KINDS, operator_table
+from aqx.operators import KINDS, Kind, operator_table
 
 MAX_DEPTH = 64
 MAX_LENGTH = 10_000
-_TOKEN = re.compile(r"\s*(n-ary|[A-Za-z_][A-Za-z0-9_]*|[(),])")
+_TOKEN = re.compile(r"\s*(n-ary|[^\W\d]\w*|[(),])")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tree:
     """A function of x: an operator's name and its argument trees; the leaf is `Tree("x")`.
 
-    In a schema, the kinds "unary", "binary" and "n-ary" stand where any operator of that kind may.
+    In a schema, the kinds "unary", "binary" and "n-ary" stand where any operator of that kind may. Trees are equal when
+    their texts are.
+
+    Attributes:
+        name: "x", an operator or a kind.
+        args: the arguments; none for x.
+
+    Raises:
+        InputError: the name is unknown, the arguments do not fit it, or the tree is too deep or too large.
+
+    Example:
+        >>> import aqx
+        >>> aqx.Tree("relu", (aqx.Tree("x"),)) == aqx.parse("relu(x)")
+        True
     """
 
     name: str
     args: tuple[Tree, ...] = ()
+
+    def __post_init__(self):
+        reason = _misfit(self.name, len(self.args))
+        if reason:
+            raise InputError(f"cannot make a Tree: {reason}")
+        if not isinstance(self.args, tuple) or not all(isinstance(arg, Tree) for arg in self.args):
+            raise InputError(f"cannot make a Tree: args must be a tuple of Tree, but got {_clip(repr(self.args))}")
+        # Bounded here, so that nothing that walks a tree can run out of stack, or of memory where arguments are shared.
+        if self.depth > MAX_DEPTH:
+            raise InputError(f"cannot make a Tree: nested deeper than the {MAX_DEPTH} levels allowed")
+        if len(self._text) > MAX_LENGTH:
+            raise InputError(f"cannot make a Tree: its text is longer than the {MAX_LENGTH:,} characters allowed")
 
     def __str__(self) -> str:
         return self._text
@@ -31,9 +57,23 @@ class Tree:
     def __repr__(self) -> str:
         return f"Tree({self._text!r})"
 
+    def __eq__(self, other: object) -> bool:
+        return self._text == other._text if isinstance(other, Tree) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __reduce__(self):
+        return Tree, (self.name, self.args)
+
     @cached_property
     def _text(self) -> str:
         return f"{self.name}({','.join(map(str, self.args))})" if self.args else self.name
+
+    @cached_property
+    def depth(self) -> int:
+        """Number of operators on the longest path from the root to a leaf; 0 for `x` alone."""
+        return 1 + max(arg.depth for arg in self.args) if self.args else 0
 
     @cached_property
     def size(self) -> int:
@@ -48,10 +88,7 @@ class Tree:
     @cached_property
     def shape(self) -> str:
         """The schema this tree belongs to, e.g. `binary(unary(x),unary(unary(x)))`."""
-        if not self.args:
-            return self.name
-        kind = self.name if self.name in KINDS else operator_table().by_name[self.name].kind
-        return f"{kind}({','.join(arg.shape for arg in self.args)})"
+        return f"{_kind(self.name)}({','.join(arg.shape for arg in self.args)})" if self.args else self.name
 
 
 def parse(text: str | Tree) -> Tree:
@@ -73,31 +110,62 @@ def parse(text: str | Tree) -> Tree:
         >>> str(aqx.parse("max(relu(x), cosh(elu(x)))"))
         'max(relu(x),cosh(elu(x)))'
     """
-    return text if isinstance(text, Tree) else _Parser(text, schema=False).parse()
+    if isinstance(text, Tree) and not any(node.name in KINDS for node in text.nodes):
+        return text
+    return _Parser(str(text) if isinstance(text, Tree) else text, schema=False).parse()
 
 
 def parse_schema(text: str | Tree) -> Tree:
     """Read a schema, such as `binary(unary(x),relu(x))`: a function in which kinds may stand for operators.
 
+    Args:
+        text: the schema; a `Tree` is returned as it is. "n_ary" is read as "n-ary".
+
     Raises:
         ParseError: as `parse`, and for an unknown kind.
+
+    Example:
+        >>> from aqx.tree import parse_schema
+        >>> parse_schema("n_ary(unary(x), relu(x))")
+        Tree('n-ary(unary(x),relu(x))')
     """
     return text if isinstance(text, Tree) else _Parser(text, schema=True).parse()
 
 
+def _kind(name: str) -> Kind | None:
+    """The kind of an operator, a kind's own for a kind, None for what is neither."""
+    if name in KINDS:
+        return name
+    operator = operator_table().by_name.get(name)
+    return operator.kind if operator else None
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(_clip(name).lower(), known, n=3, cutoff=0.5)
+    return f"unknown operator {_clip(name)!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def _misfit(name: str, n_args: int) -> str | None:
+    """Why an operator, kind or leaf of this name cannot have so many arguments, or None if it can."""
+    if name == "x":
+        return f"x takes no arguments, found {n_args}" if n_args else None
+    kind = _kind(name)
+    if kind is None:
+        return _unknown(name, operator_table().by_name)
+    arity = {"unary": "1 argument", "binary": "2 arguments", "n-ary": "1 argument or more"}[kind]
+    fits = n_args >= 1 if kind == "n-ary" else str(n_args) == arity[0]
+    return None if fits else f"{name} takes {arity}, found {n_args}"
+
+
 class _Parser:
-    def __init__(self, text: str, schema: bool):
-        what = "schema" if schema else "function name"
+    def __init__(self, text: object, schema: bool):
+        self.what = "schema" if schema else "function name"
         if not isinstance(text, str):
-            raise InputError(f"{what} must be a string or a Tree, but got {type(text).__name__}")
-        self.text, self.schema, self.what = text, schema, what
+            raise InputError(f"{self.what} must be a string or a Tree, but got {type(text).__name__}")
+        self.text, self.schema = text, schema
         self.position = 0
         if len(text) > MAX_LENGTH:
             raise self.error(f"{len(text):,} characters are more than the {MAX_LENGTH:,} allowed", 0)
-        operators = operator_table().by_name
-        self.kinds = {name: op.kind for name, op in operators.items()}
-        if schema:
-            self.kinds |= {kind: kind for kind in KINDS} | {"n_ary": "n-ary"}
 
     def parse(self) -> Tree:
         tree = self.function(depth=0)
@@ -116,48 +184,49 @@ class _Parser:
             raise self.error(f"unexpected character {self.text[start]!r}", start)
         return "", start
 
-    def take(self) -> tuple[str, int]:
+    def take(self, *expected: str) -> str:
+        """Step over the next token, one of those expected."""
         token, start = self.peek()
+        if token not in expected:
+            raise self.error(f"expected {' or '.join(map(repr, expected))}, found {_found(token)}", start)
         self.position = start + len(token)
-        return token, start
+        return token
 
     def function(self, depth: int) -> Tree:
-        name, start = self.take()
-        if depth > MAX_DEPTH:
+        name, start = self.peek()
+        if not name or name in "(),":
+            raise self.error(f"expected x or an operator, found {_found(name)}", start)
+        if depth > MAX_DEPTH or depth == MAX_DEPTH and name != "x":
             raise self.error(f"nested deeper than the {MAX_DEPTH} levels allowed", start)
+        self.position = start + len(name)
         if name == "x":
             return Tree("x")
-        if not name or name in "(),":
-            found = repr(name) if name else "the end"
-            raise self.error(f"expected x or an operator, found {found}", start)
-        if name not in self.kinds:
-            near = difflib.get_close_matches(name, self.kinds, n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise self.error(f"unknown operator {_clip(name)!r}{hint}", start)
-        kind = self.kinds[name]
-        token, at = self.take()
-        if token != "(":
-            raise self.error(f"expected '(' after {name}, found {repr(token) if token else 'the end'}", at)
+        if self.schema and name == "n_ary":
+            name = "n-ary"
+        if name in KINDS and not self.schema:
+            raise self.error(f"{name} is a kind of operator, which only a schema may name; name an operator", start)
+        if _kind(name) is None:
+            known = operator_table().by_name
+            raise self.error(_unknown(name, (*KINDS, *known) if self.schema else known), start)
+        self.take("(")
         args = [self.function(depth + 1)]
-        while True:
-            token, at = self.take()
-            if token == ")":
-                break
-            if token != ",":
-                raise self.error(f"expected ',' or ')', found {repr(token) if token else 'the end'}", at)
+        while self.take(",", ")") == ",":
             args.append(self.function(depth + 1))
-        arity = {"unary": 1, "binary": 2}.get(kind)
-        if arity is not None and len(args) != arity:
-            plural = "argument" if arity == 1 else "arguments"
-            raise self.error(f"{name} takes {arity} {plural}, found {len(args)}", start)
-        return Tree("n-ary" if name == "n_ary" else name, tuple(args))
+        reason = _misfit(name, len(args))
+        if reason:
+            raise self.error(reason, start)
+        return Tree(name, tuple(args))
 
     def error(self, reason: str, position: int) -> ParseError:
         left = max(0, position - 40)
-        window = self.text[left : position + 30].replace("\n", " ").replace("\t", " ")
+        window = "".join(c if c.isprintable() else " " for c in self.text[left : position + 30])
         caret = " " * (position - left) + "^"
         summary = f"cannot parse {self.what} {_clip(self.text)!r}: {reason} (at position {position})"
         return ParseError(f"{summary}\n  {window}\n  {caret}", position)
+
+
+def _found(token: str) -> str:
+    return repr(_clip(token)) if token else "the end"
 
 
 def _clip(text: str, length: int = 60) -> str:
