@@ -1,0 +1,126 @@
+"""Features of all candidates → few coordinates each: principal components, and the paper's union of two UMAP graphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from aqx.surrogate.features import Features
+
+Progress = Callable[[int, int, str], None]
+_CHUNK = 8192
+# Euclidean distances of P float32 numbers stay finite below this: P · (2·limit)² < 3.4e38 for P < 10⁷.
+_RAW_LIMIT = 1e15
+# Below so many distinct rows UMAP's spectral start has no eigenvectors to find and its picture no meaning.
+_UMAP_ROWS = 16
+
+
+def squash(outputs: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Compress magnitudes: sign(y)·log(1 + |y|), so that 1e30 is far from 1 but not all there is."""
+    return np.copysign(np.log1p(np.abs(outputs)), outputs)
+
+
+def principal_components(
+    rows: Float32[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> Float32[np.ndarray, "C K"]:
+    """Project `transform(rows)` on its first `count` principal components.
+
+    The covariance is summed over chunks of rows, so that 400,000 rows need no second copy in memory. Components
+    without variance are 0; each component's sign is that which makes its largest loading positive.
+
+    Args:
+        rows: one row per candidate [C, P].
+        count: number of components K.
+        transform: applied to each chunk of rows.
+
+    Returns:
+        Coordinates [C, K], not scaled: a column's variance is its eigenvalue.
+    """
+    projected = np.zeros((len(rows), count), np.float32)
+    if not rows.size:
+        return projected
+    chunks = [slice(start, start + _CHUNK) for start in range(0, len(rows), _CHUNK)]
+    sums = [transform(rows[chunk]).sum(axis=0, dtype=np.float64) for chunk in chunks]
+    mean = (np.sum(sums, axis=0) / len(rows)).astype(np.float32)
+    covariance = np.zeros((rows.shape[1], rows.shape[1]))
+    for chunk in chunks:
+        centred = transform(rows[chunk]) - mean
+        covariance += centred.T @ centred
+    values, vectors = np.linalg.eigh(covariance)
+    keep = np.argsort(values)[::-1][:count]
+    keep = keep[values[keep] > 1e-10 * max(values[-1], 1e-30)]
+    loadings = vectors[:, keep]
+    loadings = loadings * np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(len(keep))])
+    loadings = loadings.astype(np.float32)
+    for chunk in chunks:
+        projected[chunk, : len(keep)] = (transform(rows[chunk]) - mean) @ loadings
+    return projected
+
+
+def umap_union(features: Features, seed: int, progress: Progress | None = None) -> Float32[np.ndarray, "C 2"]:
+    """Embed in two dimensions the union of two fuzzy graphs: of outputs (euclidean) and of spectra (manhattan).
+
+    Only the graphs of the two mappers are computed, not their own embeddings: the union does not use them, and making
+    them would prune the graphs in place (UMAP's layout zeroes weak edges of the very arrays that it is given).
+
+    - A candidate without a spectrum is in the outputs' graph alone. Without any spectra that graph is the result.
+    - Equal candidates are embedded once: UMAP divides by distances, and its start needs a connected graph.
+    - Raw outputs, as published, but clipped at ±1e15: beyond, their float32 distances are infinite.
+    - Fewer than 16 distinct candidates get two principal components instead.
+
+    Source: Bingham & Miikkulainen (NeurIPS 2023), section 4, with umap-learn's `mapper_a + mapper_b`.
+    """
+    outputs = np.clip(features.outputs, -_RAW_LIMIT, _RAW_LIMIT)
+    spectra = np.where(features.has_spectrum[:, None], features.spectra, np.float32(np.nan))
+    _, first, inverse = np.unique(
+        np.hstack([outputs, np.nan_to_num(spectra, nan=-1e30)]), axis=0, return_index=True, return_inverse=True
+    )
+    order = np.argsort(first)  # distinct rows in the order in which they came
+    first, inverse = first[order], np.argsort(order)[inverse.ravel()]
+    if len(first) < _UMAP_ROWS:
+        both = np.hstack([squash(features.outputs), np.nan_to_num(spectra)])
+        return principal_components(both.astype(np.float32), 2)
+    return _umap_distinct(outputs[first], spectra[first], features.has_spectrum[first], seed, progress)[inverse]
+
+
+def _umap_distinct(
+    outputs: np.ndarray, spectra: np.ndarray, present: np.ndarray, seed: int, progress: Progress | None
+) -> np.ndarray:
+    import scipy.sparse
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
+        from umap import UMAP
+
+    def mapper(rows: np.ndarray, **options: Any) -> Any:
+        # n_jobs=1: with a seed UMAP runs on one thread anyway, and warns when it was not told so.
+        settings = {"random_state": seed % 2**32, "n_jobs": 1, "transform_mode": "graph", **options}
+        return UMAP(**settings).fit(rows)
+
+    def report(done: int, note: str) -> None:
+        if progress is not None:
+            progress(done, 3, note)
+
+    report(0, "UMAP of outputs")
+    if present.sum() < _UMAP_ROWS:
+        return mapper(outputs, transform_mode="embedding").embedding_.astype(np.float32)
+    by_outputs = mapper(outputs)
+    report(1, "UMAP of spectra")
+    by_spectra = mapper(spectra[present], metric="manhattan", n_neighbors=3)
+    index = np.flatnonzero(present)
+    graph = by_spectra.graph_.tocoo()
+    by_spectra.graph_ = scipy.sparse.coo_matrix(
+        (graph.data, (index[graph.row], index[graph.col])), shape=(len(outputs),) * 2, dtype=np.float32
+    ).tocsr()
+    report(2, "UMAP of their union")
+    with warnings.catch_warnings():
+        # Both leave a usable embedding from a random start, which is what the published method does then.
+        warnings.filterwarnings("ignore", "Combined graph is not connected", UserWarning)
+        warnings.filterwarnings("ignore", "Spectral initialisation failed", UserWarning)
+        union = (by_outputs + by_spectra).embedding_.astype(np.float32)
+    report(3, "UMAP of their union")
+    return union

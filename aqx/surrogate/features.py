@@ -1,0 +1,87 @@
+"""`Features`: what the surrogate knows of every candidate; the fingerprint by which a stored embedding is reused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aqx.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Names, outputs and spectra of C candidates; row i of each is the same candidate.
+
+    Attributes:
+        names: name of each candidate [C].
+        outputs: finite values of each candidate at the P stored points [C, P].
+        spectra: weighted quantiles of its Fisher spectrum [C, D], so that the L1 distance of two rows is the
+            weight-weighted Wasserstein-1 distance of two spectra; a row with a nan has no spectrum. Left out, or
+            with D = 0, outputs are all there is.
+        has_spectrum: which candidates have a spectrum [C]; derived.
+
+    Raises:
+        InputError: the numbers of rows differ, or outputs are not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.surrogate import Features
+        >>> Features(["relu(x)", "tanh(x)"], np.array([[0, 1], [-0.7, 0.7]])).has_spectrum
+        array([False, False])
+    """
+
+    names: Sequence[str]
+    outputs: np.ndarray  # float32 [C, P]; what is given may be of any real dtype
+    spectra: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # float32 [C, D]
+    has_spectrum: np.ndarray = field(init=False, repr=False)  # bool [C]
+
+    def __post_init__(self):
+        names = tuple(map(str, self.names))
+        outputs = _matrix("outputs", self.outputs, len(names))
+        given = self.spectra if self.spectra.size else np.empty((len(names), 0))
+        spectra = _matrix("spectra", given, len(names))
+        finite = np.isfinite(outputs).all(axis=1)
+        if not finite.all():
+            bad = int(np.argmin(finite))
+            raise InputError(f"outputs of {names[bad]!r} (row {bad}) are not finite; leave such candidates out")
+        present = np.isfinite(spectra).all(axis=1) if spectra.shape[1] else np.zeros(len(names), bool)
+        fields = {"names": names, "outputs": outputs, "spectra": spectra, "has_spectrum": present}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def fingerprint(features: Features, preset: str, seed: int) -> str:
+    """Return a digest of all that an embedding depends on: equal digests, equal embeddings.
+
+    It depends on contents alone, not on library versions, so that an upgrade does not make a search refit and jump.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.surrogate import Features, fingerprint
+        >>> a = Features(["relu(x)"], np.zeros((1, 4)))
+        >>> fingerprint(a, "forest", 0) == fingerprint(a, "forest", 1)
+        False
+    """
+    digest = hashlib.blake2b(repr((preset, int(seed))).encode(), digest_size=16)
+    digest.update("\n".join(features.names).encode())
+    for matrix in (features.outputs, features.spectra):
+        digest.update(repr(matrix.shape).encode())
+        for start in range(0, len(matrix), 8192):
+            rows = matrix[start : start + 8192]
+            # All nans are one nan, and -0 is 0: neither difference reaches an embedding.
+            digest.update(np.where(np.isnan(rows), np.float32(np.nan), rows + np.float32(0)).astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _matrix(name: str, value: object, rows: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        matrix = np.ascontiguousarray(value, dtype=np.float32)
+    if matrix.ndim != 2 or len(matrix) != rows:
+        raise InputError(f"{name} has the shape {matrix.shape}; give a matrix with one row for each of {rows} names")
+    return matrix

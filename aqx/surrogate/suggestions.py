@@ -1,0 +1,202 @@
+"""`embed` once, `suggest` after every result: which candidates to train next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+from aqx.errors import Exhausted, InputError
+from aqx.surrogate.embeddings import Progress
+from aqx.surrogate.features import Features
+from aqx.surrogate.presets import DEFAULT, Preset, as_preset
+
+
+@dataclass(frozen=True, eq=False)
+class Suggestions:
+    """Candidates to train next, the first being the most wanted.
+
+    Attributes:
+        index: rows of the embedding [n].
+        mean: predicted result, in the unit of the results given [n]; nan where the choice was random.
+        spread: its standard deviation, in the same unit [n].
+    """
+
+    index: Int[np.ndarray, " n"]
+    mean: Float[np.ndarray, " n"]
+    spread: Float[np.ndarray, " n"]
+
+
+def embed(
+    features: Features, preset: Any = DEFAULT, seed: int = 0, progress: Progress | None = None
+) -> Float32[np.ndarray, "C K"]:
+    """Give every candidate the few coordinates on which the preset's model works.
+
+    Args:
+        features: of all candidates.
+        preset: a preset's name, or a scikit-learn regressor (which works on the embedding of "forest").
+        seed: of UMAP; principal components do not depend on it.
+        progress: called as progress(done, total, note).
+
+    Returns:
+        Coordinates [C, K]; keep them with `fingerprint(features, preset, seed)`.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.surrogate import Features, embed
+        >>> outputs = np.random.default_rng(0).normal(size=(20, 32))
+        >>> embed(Features([f"f{i}" for i in range(20)], outputs)).shape[0]
+        20
+    """
+    return as_preset(preset).embed(features, seed, progress)
+
+
+def suggest(
+    embedding: Float32[np.ndarray, "C K"],
+    observed: Sequence[Any] | np.ndarray,
+    values: Sequence[Any] | np.ndarray,
+    pending: Sequence[Any] | np.ndarray = (),
+    *,
+    preset: Any = DEFAULT,
+    seed: int = 0,
+    candidates: Bool[np.ndarray, " M"] | None = None,
+    n: int = 1,
+) -> Suggestions:
+    """Choose the next candidates: those with the highest mean + exploration · spread, ties broken at random.
+
+    A candidate observed several times counts with the mean of its finite values. Failed ones count as the worst
+    finite value (or as the lowest rank). Pending ones, and those chosen before in the same call, count as if their
+    prediction had come true: then their neighbours are no longer uncertain, and workers spread out.
+
+    Args:
+        embedding: coordinates of all candidates [C, K]; a row with a nan is never chosen.
+        observed: rows that have a result.
+        values: their results, higher is better; nan (or ±inf) is a failed one.
+        pending: rows in training elsewhere.
+        preset: as in `embed`.
+        seed: of everything random in this choice.
+        candidates: which rows may be chosen [C]; all by default.
+        n: how many to choose; fewer are returned where fewer are left.
+
+    Returns:
+        The suggestions, never observed, pending or masked out.
+
+    Raises:
+        Exhausted: no candidate is left.
+        InputError: lengths differ or a row is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.surrogate import suggest
+        >>> line = np.arange(100, dtype=np.float32)[:, None]
+        >>> seen = np.arange(0, 100, 10)
+        >>> chosen = suggest(line, seen, -np.abs(seen - 47.0)).index
+        >>> 30 < chosen[0] < 60
+        np.True_
+    """
+    chosen_preset = as_preset(preset)
+    rows = len(embedding)
+    observed, pending = _rows("observed", observed, rows), _rows("pending", pending, rows)
+    values = np.asarray(values, np.float64).ravel()
+    if len(values) != len(observed):
+        raise InputError(f"values has {len(values)} entries for {len(observed)} observed rows; give one for each")
+    if candidates is not None and candidates.shape != (rows,):
+        raise InputError(f"candidates has the shape {candidates.shape}; give one bool for each of {rows} rows")
+    if n < 1:
+        raise InputError(f"n={n} is too small; ask for 1 or more suggestions")
+    free = np.asarray(np.isfinite(embedding).all(axis=1))
+    free[observed] = free[pending] = False
+    if candidates is not None:
+        free &= candidates
+    if not free.any():
+        raise Exhausted("no candidate is left to suggest")
+    rng = np.random.default_rng(seed)
+    results = _Results.of(observed, values, embedding, ranks=chosen_preset.ranks)
+    picks = []
+    for _ in range(min(n, int(free.sum()))):
+        picks.append(_choose(chosen_preset, embedding, results, pending, free, rng))
+        free[picks[-1][0]] = False
+        pending = np.append(pending, picks[-1][0])
+    index, mean, spread = zip(*picks, strict=True)
+    return Suggestions(np.array(index), np.array(mean, float), np.array(spread, float))
+
+
+@dataclass(frozen=True, eq=False)
+class _Results:
+    """Distinct observed rows [N], their values (failed as the worst) and the targets that a model learns."""
+
+    rows: np.ndarray
+    values: np.ndarray
+    targets: np.ndarray
+
+    @classmethod
+    def of(cls, observed: np.ndarray, values: np.ndarray, embedding: np.ndarray, ranks: bool) -> _Results:
+        finite = np.isfinite(values)
+        values = np.clip(values, -1e150, 1e150)  # sums and squares of float64 stay finite
+        rows, at = np.unique(observed, return_inverse=True)
+        counts = np.bincount(at, finite, len(rows))
+        sums = np.bincount(at, np.where(finite, values, 0), len(rows))
+        means = np.divide(sums, counts, out=np.full(len(rows), -np.inf), where=counts > 0)
+        usable = np.isfinite(embedding[rows]).all(axis=1)
+        rows, means = rows[usable], means[usable]
+        targets = normal_scores(means)
+        worst = means[np.isfinite(means)].min(initial=np.inf)
+        filled = np.where(np.isfinite(means), means, worst if np.isfinite(worst) else np.nan)
+        return cls(rows, filled, targets if ranks else filled)
+
+    def in_units(self, mean: float, spread: float) -> tuple[float, float]:
+        """Turn a prediction of targets into one of values, by the monotone line through the results."""
+        order = np.lexsort((self.values, self.targets))
+        low, middle, high = np.interp([mean - spread, mean, mean + spread], self.targets[order], self.values[order])
+        return float(middle), float(high - low) / 2
+
+
+def normal_scores(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Replace values by the normal quantiles of their ranks, Φ⁻¹((rank − ½) / N); equal values share a rank.
+
+    Example:
+        >>> import numpy as np
+        >>> normal_scores(np.array([5.0, -np.inf, 1e33])).round(2)
+        array([ 0.  , -0.97,  0.97])
+    """
+    from scipy.special import ndtri
+
+    _, at, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    return ndtri(middle[at] / max(len(values), 1))
+
+
+def _choose(
+    preset: Preset,
+    embedding: np.ndarray,
+    results: _Results,
+    pending: np.ndarray,
+    free: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[int, float, float]:
+    """Choose one free row: (row, mean, spread)."""
+    left = np.flatnonzero(free)
+    seed = int(rng.integers(2**31))
+    if preset.model is None or len(results.rows) < preset.start or not np.ptp(results.targets) > 0:
+        return int(rng.choice(left)), np.nan, np.nan
+    x, y = embedding[results.rows], results.targets
+    pending = pending[np.isfinite(embedding[pending]).all(axis=1)]
+    if preset.exploration and len(pending):
+        believed, _ = preset.model(x, y, embedding[pending], seed)
+        x, y = np.vstack([x, embedding[pending]]), np.append(y, believed)
+    mean, spread = preset.model(x, y, embedding[left], seed)
+    wanted = mean + preset.exploration * spread
+    best = int(rng.choice(np.flatnonzero(wanted == wanted.max())))
+    return int(left[best]), *results.in_units(mean[best], spread[best])
+
+
+def _rows(name: str, value: Sequence[Any] | np.ndarray, count: int) -> np.ndarray:
+    rows = np.asarray(value)
+    rows = rows.astype(np.int64) if rows.size == 0 else rows
+    inside = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer) and ((rows >= 0) & (rows < count)).all()
+    if not inside:
+        raise InputError(f"{name} must be row numbers from 0 to {count - 1}, but got {value!r}")
+    return rows

@@ -1,0 +1,361 @@
+"""The surrogate on plain arrays: geometry, determinism, failures, pending candidates, and that it beats chance."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from aqx.errors import Exhausted, InputError
+from aqx.surrogate import PRESETS, Features, Preset, as_preset, embed, fingerprint, suggest
+from aqx.surrogate.embeddings import principal_components, squash
+from aqx.surrogate.models import extra_trees, nearest_neighbours
+from aqx.surrogate.suggestions import normal_scores
+
+WITHOUT_UMAP = ["forest", "random"]
+NO_SPECTRA = np.empty((0, 0))
+
+
+def family(count: int = 300, seed: int = 0, spectra: int = 12) -> tuple[Features, np.ndarray]:
+    """Candidates a·tanh(b·x) + c·x² whose result is a smooth function of (a, b, c), seen through noisy spectra too."""
+    rng = np.random.default_rng(seed)
+    a, b, c = rng.uniform(-2, 2, (3, count, 1))
+    b = 1.2 + 0.5 * b  # positive: (a, b) and (-a, -b) would be one function with two results
+    x = np.linspace(-2.5, 2.5, 40)
+    outputs = a * np.tanh(b * x) + c * x**2
+    mixing = rng.normal(size=(3, spectra))
+    values = -((a - 1) ** 2 + (b - 0.9) ** 2 + (c + 0.7) ** 2)[:, 0]
+    features = Features([f"f{i}" for i in range(count)], outputs, np.hstack([a, b, c]) @ mixing)
+    return features, values
+
+
+def replay(embedding: np.ndarray, values: np.ndarray, preset: object, seed: int, budget: int = 40) -> float:
+    """Return the regret of a search that starts with five random results."""
+    observed = list(np.random.default_rng(seed).choice(len(values), 5, replace=False))
+    while len(observed) < budget:
+        observed.append(
+            suggest(embedding, observed, values[observed], preset=preset, seed=1000 * seed + len(observed)).index[0]
+        )
+    return values.max() - values[observed].max()
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[Features, np.ndarray]:
+    return family()
+
+
+@pytest.fixture(scope="module")
+def forest_embedding(planted) -> np.ndarray:
+    return embed(planted[0], "forest")
+
+
+def test_import_of_the_room_loads_neither_umap_nor_sklearn():
+    code = "import sys, aqx.surrogate; assert not {'umap', 'sklearn', 'numba'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Features and fingerprints
+
+
+def test_features_mark_rows_without_a_spectrum():
+    spectra = np.ones((3, 4))
+    spectra[1, 2] = np.nan
+    assert Features(["a", "b", "c"], np.zeros((3, 2)), spectra).has_spectrum.tolist() == [True, False, True]
+    assert not Features(["a", "b", "c"], np.zeros((3, 2))).has_spectrum.any()
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs", "spectra", "message"),
+    [
+        (["a", "b"], np.zeros((3, 4)), NO_SPECTRA, "outputs has the shape"),
+        (["a", "b"], np.zeros(2), NO_SPECTRA, "outputs has the shape"),
+        (["a", "b"], np.zeros((2, 4)), np.zeros((1, 4)), "spectra has the shape"),
+        (["a", "b"], np.array([[0.0], [np.inf]]), NO_SPECTRA, "outputs of 'b'"),
+        (["a"], np.array([[1e300]]), NO_SPECTRA, "outputs of 'a'"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(names, outputs, spectra, message):
+    with pytest.raises(InputError, match=message):
+        Features(names, outputs, spectra)
+
+
+def test_fingerprint_is_that_of_the_contents():
+    names, outputs = ["a", "b"], np.arange(6.0).reshape(2, 3)
+    spectra = np.array([[1.0, 2.0], [np.nan, -np.nan]])
+    same = fingerprint(Features(names, outputs, spectra), "forest", 0)
+    assert same == fingerprint(Features(tuple(names), np.asfortranarray(outputs), spectra.copy()), "forest", 0)
+    others = [
+        fingerprint(Features(["a", "c"], outputs, spectra), "forest", 0),
+        fingerprint(Features(names, outputs + 1, spectra), "forest", 0),
+        fingerprint(Features(names, outputs, spectra + 1), "forest", 0),
+        fingerprint(Features(names, outputs), "forest", 0),
+        fingerprint(Features(names, outputs, spectra), "paper", 0),
+        fingerprint(Features(names, outputs, spectra), "forest", 1),
+    ]
+    assert len({same, *others}) == 7
+    assert len(same) == 32
+
+
+# Embeddings
+
+
+def test_principal_components_are_those_of_the_singular_value_decomposition():
+    rows = np.random.default_rng(0).normal(size=(20_000, 6)).astype(np.float32) * [9, 5, 3, 1, 0.5, 0.1] + 40
+    rows = rows.astype(np.float32)
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = (left * scale)[:, :3]
+    found = principal_components(rows, 3)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=2e-3)
+
+
+def test_principal_components_without_variance_are_zero():
+    rows = np.outer(np.arange(5.0), np.ones(4)).astype(np.float32)
+    found = principal_components(rows, 3)
+    assert found.shape == (5, 3)
+    np.testing.assert_allclose(found[:, 0], 2 * (np.arange(5) - 2), atol=1e-5)
+    assert not found[:, 1:].any()
+
+
+def test_squash_keeps_sign_order_and_range():
+    values = np.array([-3e38, -1.0, -0.0, 0.0, 1e-8, 1.0, 3e38], np.float32)
+    squashed = squash(values)
+    assert (np.diff(squashed) >= 0).all() and np.isfinite(squashed).all()
+    np.testing.assert_array_equal(squashed, -squash(-values))
+
+
+@pytest.mark.parametrize("preset", WITHOUT_UMAP)
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10])
+@pytest.mark.parametrize("spectra", ["none", "some", "all"])
+@pytest.mark.parametrize("outputs", ["varied", "equal", "huge"])
+def test_tiny_and_degenerate_inputs_embed(preset, count, spectra, outputs):
+    features = degenerate(count, spectra, outputs)
+    embedding = embed(features, preset)
+    assert embedding.shape[0] == count and embedding.dtype == np.float32
+    assert np.isfinite(embedding).all()
+
+
+def degenerate(count: int, spectra: str, outputs: str) -> Features:
+    rng = np.random.default_rng(0)
+    values = {
+        "varied": rng.normal(size=(count, 8)),
+        "equal": np.ones((count, 8)),
+        "huge": rng.choice([-3e38, 0, 3e38], (count, 8)),
+    }[outputs]
+    rows = rng.normal(size=(count, 6))
+    rows[{"none": slice(None), "some": slice(0, None, 2), "all": slice(0)}[spectra]] = np.nan
+    return Features([f"f{i}" for i in range(count)], values, rows)
+
+
+def test_missing_spectra_get_no_coordinates_of_their_own(planted):
+    features, _ = planted
+    partial = features.spectra.copy()
+    partial[::2] = np.nan
+    embedding = embed(Features(features.names, features.outputs, partial), "forest")
+    assert np.isfinite(embedding).all()
+    without = embed(Features(features.names, features.outputs), "forest")
+    assert np.isfinite(without).all() and without.shape == embedding.shape
+
+
+# Suggestions
+
+
+@pytest.mark.parametrize("preset", ["forest", "random", "knn"])
+def test_suggestions_are_determined_by_the_seed(planted, forest_embedding, preset):
+    preset = Preset("knn", PRESETS["forest"].embed, nearest_neighbours) if preset == "knn" else preset
+    observed, values = np.arange(12), planted[1][:12]
+    first, again = (suggest(forest_embedding, observed, values, [20], preset=preset, seed=5, n=3) for _ in range(2))
+    np.testing.assert_array_equal(first.index, again.index)
+    np.testing.assert_array_equal(first.mean, again.mean)
+    np.testing.assert_array_equal(first.spread, again.spread)
+
+
+def test_forest_beats_chance_on_a_planted_structure(planted, forest_embedding):
+    _, values = planted
+    forest = np.mean([replay(forest_embedding, values, "forest", seed) for seed in range(3)])
+    chance = np.mean([replay(forest_embedding, values, "random", seed) for seed in range(40)])
+    assert forest < chance / 3
+
+
+def test_forest_learns_from_spectra_alone(planted):
+    features, values = planted
+    embedding = embed(Features(features.names, np.zeros_like(features.outputs), features.spectra), "forest")
+    forest = np.mean([replay(embedding, values, "forest", seed) for seed in range(3)])
+    chance = np.mean([replay(embedding, values, "random", seed) for seed in range(40)])
+    assert forest < chance / 3
+
+
+def test_rank_targets_ignore_the_scale_of_results(planted, forest_embedding):
+    observed, values = np.arange(30), planted[1][:30]
+    diverging = np.where(values < np.median(values), -(10 ** (-4.0 * values)), values)
+    plain = suggest(forest_embedding, observed, values, seed=1)
+    assert suggest(forest_embedding, observed, diverging, seed=1).index == plain.index
+
+
+@pytest.mark.parametrize("preset", ["forest", "random", "knn"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [np.nan],
+        [0.5],
+        [0.5] * 12,
+        [np.nan] * 12,
+        [0.5] + [np.nan] * 11,
+        [np.inf, -np.inf, 0.1, 0.2] * 3,
+        [1e308, -1e308, 0.0] * 4,
+    ],
+    ids=["none", "one failed", "one", "equal", "all failed", "one good", "infinite", "huge"],
+)
+def test_any_results_lead_to_a_new_candidate(forest_embedding, preset, values):
+    preset = Preset("knn", PRESETS["forest"].embed, nearest_neighbours) if preset == "knn" else preset
+    observed = np.arange(len(values))
+    picks = {int(suggest(forest_embedding, observed, values, preset=preset, seed=s).index[0]) for s in range(6)}
+    assert not picks & set(range(len(values)))
+    if len(set(map(str, values))) <= 1:
+        assert len(picks) > 1, "without information the choice must not always be the same"
+
+
+def test_failed_results_teach_the_surrogate_to_keep_away():
+    line = np.arange(200, dtype=np.float32)[:, None]
+    observed = np.arange(5, 200, 10)
+    values = np.where(observed > 100, np.nan, 0.01 * observed)
+    picks = [int(suggest(line, observed, values, seed=s).index[0]) for s in range(10)]
+    assert np.mean([70 < pick < 105 for pick in picks]) > 0.8
+
+
+def test_observed_pending_and_masked_candidates_are_never_suggested(forest_embedding, planted):
+    values = planted[1]
+    mask = np.zeros(len(values), bool)
+    mask[:40] = True
+    observed, pending = np.arange(0, 20), np.arange(20, 30)
+    found = suggest(forest_embedding, observed, values[observed], pending, candidates=mask, n=50)
+    assert sorted(found.index) == list(range(30, 40))
+
+
+def test_workers_that_ask_in_turn_get_different_candidates(planted, forest_embedding):
+    values = planted[1]
+    observed = np.arange(30)
+    asked: list[int] = []
+    for worker in range(6):
+        asked.extend(suggest(forest_embedding, observed, values[observed], asked, seed=worker).index)
+    assert len(set(asked)) == 6
+
+
+def test_repeated_results_of_one_candidate_count_once():
+    line = np.arange(50, dtype=np.float32)[:, None]
+    once = suggest(line, [5, 15, 25, 35, 45], [0.1, 0.2, 0.9, 0.2, 0.1], seed=3)
+    thrice = suggest(line, [5, 15, 25, 25, 25, 35, 45], [0.1, 0.2, 0.8, np.nan, 1.0, 0.2, 0.1], seed=3)
+    assert once.index == thrice.index and once.mean == pytest.approx(thrice.mean)
+
+
+def test_predictions_are_in_the_unit_of_the_results(planted, forest_embedding):
+    features, values = planted
+    observed = np.arange(0, 300, 2)
+    held_out = np.zeros(300, bool)
+    held_out[1::2] = True
+    found = suggest(forest_embedding, observed, values[observed], candidates=held_out, n=5)
+    assert np.abs(found.mean - values[found.index]).max() < 0.25 * np.ptp(values)
+    assert (found.spread >= 0).all()
+
+
+def test_rows_without_coordinates_are_never_suggested():
+    line = np.arange(30, dtype=np.float32)[:, None]
+    line[10:] = np.nan
+    found = suggest(line, [0, 1, 2, 12], [0.0, 1.0, 2.0, 9.0], pending=[15], preset=as_preset("forest"), n=20)
+    assert set(found.index) == set(range(3, 10))
+
+
+def test_nothing_left_is_said():
+    with pytest.raises(Exhausted):
+        suggest(np.zeros((2, 1), np.float32), [0], [1.0], pending=[1])
+    with pytest.raises(Exhausted):
+        suggest(np.zeros((0, 1), np.float32), [], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"observed": [0, 1]}, "values has 1 entries"),
+        ({"observed": [9]}, "observed must be row numbers from 0 to 3"),
+        ({"observed": np.array([0.5])}, "observed must be row numbers"),
+        ({"pending": [-1]}, "pending must be row numbers"),
+        ({"n": 0}, "n=0"),
+        ({"candidates": np.ones(3, bool)}, "candidates has the shape"),
+        ({"preset": "nosuch"}, "surrogate='nosuch' is not one; give one of forest, paper, random"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    good = {"observed": [0], "values": [1.0]}
+    with pytest.raises(InputError, match=message):
+        suggest(np.zeros((4, 1), np.float32), **{**good, **arguments})
+
+
+# Models
+
+
+def test_nearest_neighbours_are_three():
+    x = np.array([[0.0], [1.0], [2.0], [10.0]], np.float32)
+    mean, spread = nearest_neighbours(x, np.array([1.0, 2.0, 6.0, 100.0]), np.array([[0.9]], np.float32), 0)
+    assert mean == pytest.approx([3.0])
+    assert spread == pytest.approx([np.std([1.0, 2.0, 6.0])])
+
+
+def test_extra_trees_are_those_of_scikit_learn():
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    rng = np.random.default_rng(0)
+    x, query = rng.normal(size=(40, 3)).astype(np.float32), rng.normal(size=(50_000, 3)).astype(np.float32)
+    y = x[:, 0] - x[:, 1] ** 2
+    forest = ExtraTreesRegressor(n_estimators=100, random_state=7).fit(x, y)
+    each = np.stack([tree.predict(query) for tree in forest.estimators_])
+    mean, spread = extra_trees(x, y, query, 7)
+    np.testing.assert_allclose(mean, each.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(spread, each.std(axis=0), atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["forest", "gaussian process", "ridge pipeline", "neighbours"])
+def test_scikit_learn_regressors_serve_as_surrogates(planted, forest_embedding, kind):
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+    from sklearn.linear_model import Ridge
+    from sklearn.neighbors import KNeighborsRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    regressor = {
+        "forest": RandomForestRegressor(n_estimators=20),
+        "gaussian process": make_pipeline(StandardScaler(), GaussianProcessRegressor(RBF(3.0) + WhiteKernel(0.1))),
+        "ridge pipeline": make_pipeline(StandardScaler(), Ridge()),
+        "neighbours": KNeighborsRegressor(2),
+    }[kind]
+    observed, values = np.arange(20), planted[1][:20]
+    found, again = (suggest(forest_embedding, observed, values, preset=regressor, seed=3) for _ in range(2))
+    assert found.index == again.index and found.index[0] >= 20
+    assert np.isfinite(found.mean).all() and (found.spread >= 0).all()
+    assert not hasattr(regressor, "n_features_in_"), "the user's own instance stays unfitted"
+    if kind in ("forest", "gaussian process"):
+        assert found.spread > 0
+
+
+@pytest.mark.parametrize("surrogate", ["umap", None, 3, object()])
+def test_what_is_no_surrogate_is_refused(surrogate):
+    with pytest.raises(InputError, match="is not one; give one of forest, paper, random, or a scikit-learn"):
+        as_preset(surrogate)
+
+
+def test_a_regressor_class_is_not_an_instance():
+    from sklearn.linear_model import Ridge
+
+    with pytest.raises(InputError, match="instance"):
+        as_preset(Ridge)
+
+
+def test_normal_scores_are_quantiles_of_ranks():
+    from scipy.stats import norm, rankdata
+
+    values = np.array([3.0, -np.inf, 1e33, 3.0, 0.1, -np.inf])
+    np.testing.assert_allclose(normal_scores(values), norm.ppf((rankdata(values) - 0.5) / 6))
