@@ -1,0 +1,77 @@
+"""The schema's version: making a database, recognising one, and bringing an older one forward."""
+
+from __future__ import annotations
+
+import uuid
+from importlib.resources import files
+
+import duckdb
+
+from aqx.errors import StoreError
+from aqx.store import clock
+
+# The SQL script at index i takes a database from version i + 1 to i + 2. Append here, and change schema.sql alike.
+MIGRATIONS: tuple[str, ...] = ()
+
+
+def current_version() -> int:
+    """The schema version that this aqx reads and writes."""
+    return len(MIGRATIONS) + 1
+
+
+def create_schema(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables in the empty database that `con` uses, and sign it with the version and an identity."""
+    con.execute(files("aqx.store").joinpath("schema.sql").read_text(encoding="utf-8"))
+    signature = {
+        "schema_version": str(current_version()),
+        "database_id": str(uuid.uuid4()),
+        "created_at": clock.now().isoformat(timespec="seconds"),
+    }
+    con.executemany("INSERT INTO meta VALUES (?, ?)", list(signature.items()))
+
+
+def read_signature(con: duckdb.DuckDBPyConnection, path: str) -> tuple[int, str]:
+    """Read (schema version, database id); both never change but for a migration.
+
+    Raises:
+        StoreError: the file belongs to another program, or to a newer aqx.
+    """
+    try:
+        meta = dict(
+            con.execute("SELECT key, value FROM meta WHERE key IN ('schema_version', 'database_id')").fetchall()
+        )
+        version, identity = int(meta["schema_version"]), meta["database_id"]
+    except (duckdb.ProgrammingError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} is a DuckDB database, but not one of aqx; it was left as it is") from error
+    if version > current_version():
+        raise StoreError(
+            f"{path} was written by a newer aqx (schema version {version}, this aqx knows {current_version()}); "
+            "upgrade aqx, e.g. `pip install -U aqx`"
+        )
+    return version, identity
+
+
+def is_truncated(con: duckdb.DuckDBPyConnection, size: int) -> bool:
+    """Whether data lie beyond the end of the file, which has `size` bytes.
+
+    DuckDB notices that only when it reads there, and would write to the file before that.
+    """
+    (block_size, total_blocks) = con.execute(
+        "SELECT block_size, total_blocks FROM pragma_database_size() WHERE database_name = 'aqx'"
+    ).fetchall()[0]
+    if size >= block_size * total_blocks:
+        return False
+    # Blocks at the end may be free and were never written; what counts are those that hold a column.
+    tables = con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'aqx'").fetchall()
+    last = max(
+        con.execute("SELECT coalesce(max(block_id), -1) FROM pragma_storage_info(?)", [table]).fetchall()[0][0]
+        for (table,) in tables
+    )
+    return size < block_size * (last + 1)
+
+
+def migrate(con: duckdb.DuckDBPyConnection, version: int) -> None:
+    """Bring the database that `con` uses forward from `version`, inside the caller's transaction."""
+    for script in MIGRATIONS[version - 1 :]:
+        con.execute(script)
+    con.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", [str(current_version())])

@@ -1,0 +1,81 @@
+-- The tables of an aqx database. Functions and classes are shared by all tasks; spectra, trials and embeddings belong to one.
+-- The big tables have no keys: every writer holds the lock for its whole transaction and looks for what is there before it
+-- inserts, while an index on a million rows would cost more than the rows. Tables with list columns are only appended to (or
+-- lose whole groups of rows), never updated. All times are UTC.
+
+-- schema_version, database_id, created_at; once functions are stored, the points of their outputs and the operators' digests.
+CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+
+-- How many functions of a schema over a list of operators are stored, in the order of their enumeration.
+CREATE TABLE families (schema VARCHAR, operators VARCHAR, done UBIGINT NOT NULL, PRIMARY KEY (schema, operators));
+
+-- Every enumerated name and the class of equal functions it belongs to; size counts its operators.
+CREATE TABLE functions (name VARCHAR NOT NULL, class_id UUID NOT NULL, size USMALLINT NOT NULL);
+
+-- One row per class: its simplest name, and what is known of its values. Flags may be NULL where nobody looked.
+CREATE TABLE class_info (
+    class_id UUID NOT NULL,
+    name VARCHAR NOT NULL,
+    size USMALLINT NOT NULL,
+    finite BOOLEAN,                -- at all probe and output points
+    finite_at_0 BOOLEAN,
+    finite_at_20 BOOLEAN,          -- at both +20 and -20
+    constant BOOLEAN,
+    affine BOOLEAN,
+    finite_gradient_at_0 BOOLEAN
+);
+
+-- Outputs on N(0,1), of the classes whose values are finite there. Fixing the points makes the type FLOAT[n].
+CREATE TABLE class_outputs (class_id UUID NOT NULL, outputs FLOAT[] NOT NULL);
+
+CREATE VIEW classes AS SELECT class_info.*, outputs FROM class_info LEFT JOIN class_outputs USING (class_id);
+
+-- identity: what must agree for stored spectra and trials to belong to the task; spectra_form: how its spectra were computed.
+CREATE TABLE tasks (
+    task_id BIGINT NOT NULL,
+    name VARCHAR NOT NULL,
+    identity JSON NOT NULL,
+    spectra_form JSON,
+    created_at TIMESTAMP NOT NULL
+);
+
+-- status: valid (features stored) or invalid (reason stored, features NULL).
+CREATE TABLE spectra (
+    task_id BIGINT NOT NULL,
+    class_id UUID NOT NULL,
+    status VARCHAR NOT NULL,
+    reason VARCHAR,
+    features FLOAT[],
+    created_at TIMESTAMP NOT NULL
+);
+
+-- purpose: search, baseline, confirm, added. status: queued, running, done, failed; running past expires_at is called stale.
+-- class_id is NULL for a function that was never enumerated. In metrics the strings "nan", "inf", "-inf" stand for numbers.
+CREATE TABLE trials (
+    trial_id BIGINT NOT NULL,
+    task_id BIGINT NOT NULL,
+    class_id UUID,
+    name VARCHAR NOT NULL,
+    seed BIGINT NOT NULL,
+    purpose VARCHAR NOT NULL,
+    status VARCHAR NOT NULL,
+    objective DOUBLE,
+    metrics JSON NOT NULL,
+    reason VARCHAR,
+    worker VARCHAR,
+    started_at TIMESTAMP NOT NULL,
+    heartbeat_at TIMESTAMP,
+    expires_at TIMESTAMP,
+    finished_at TIMESTAMP
+);
+
+-- A fitted embedding of all candidates, one per task and preset; fingerprint is that of its inputs.
+CREATE TABLE embeddings (
+    embedding_id BIGINT NOT NULL,
+    task_id BIGINT NOT NULL,
+    preset VARCHAR NOT NULL,
+    fingerprint VARCHAR NOT NULL,
+    created_at TIMESTAMP NOT NULL
+);
+
+CREATE TABLE embedding_rows (embedding_id BIGINT NOT NULL, class_id UUID NOT NULL, coordinates FLOAT[] NOT NULL);

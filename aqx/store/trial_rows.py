@@ -1,0 +1,174 @@
+"""Trials as they are read: one row per training, with the state its lease gives it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+import duckdb
+import numpy as np
+from jaxtyping import Float64
+
+from aqx.errors import InputError
+from aqx.store import clock
+from aqx.store.connection import Database
+from aqx.store.values import decode_metrics
+
+PURPOSES = ("search", "baseline", "confirm", "added")
+STATUSES = ("queued", "running", "stale", "done", "failed")
+
+# A claim past its lease reads as stale; nothing is written for that, so clocks that disagree can do no lasting harm.
+_SELECT = """
+    SELECT trial_id, task_id, class_id::VARCHAR, name, seed, purpose,
+           if(status = 'running' AND expires_at < $now, 'stale', status) AS state,
+           objective, metrics::VARCHAR, reason, worker, started_at, heartbeat_at, expires_at, finished_at
+    FROM trials
+"""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A stored trial.
+
+    Attributes:
+        trial_id: from 1, consecutive in the database.
+        task_id: whose trial it is.
+        class_id: the function's class as text; None for a function that was never enumerated.
+        name: the function.
+        seed: of the training.
+        purpose: "search", "baseline", "confirm" or "added" (trained elsewhere).
+        status: "queued" (given back, waiting for a worker), "running", "stale" (running, but past its lease), "done" or
+            "failed".
+        objective: of a trial that is done.
+        metrics: everything reported; arrays are lists.
+        reason: why it failed.
+        worker: who claimed it.
+        started_at: UTC, as all times.
+        heartbeat_at: when the worker was last heard of.
+        expires_at: when the claim lapses.
+        finished_at: when the result or the failure came.
+    """
+
+    trial_id: int
+    task_id: int
+    class_id: str | None
+    name: str
+    seed: int
+    purpose: str
+    status: str
+    objective: float | None
+    metrics: dict[str, Any]
+    reason: str | None
+    worker: str | None
+    started_at: datetime
+    heartbeat_at: datetime | None
+    expires_at: datetime | None
+    finished_at: datetime | None
+
+
+def get_trial(db: Database, trial_id: int) -> TrialRow:
+    """One trial.
+
+    Raises:
+        InputError: there is none of this id.
+    """
+    with db.read() as con:
+        return select_one(con, trial_id, clock.now())
+
+
+def list_trials(db: Database, task_id: int, status: str | None = None, purpose: str | None = None) -> list[TrialRow]:
+    """The trials of a task in the order of their ids, all of them or those of one status or purpose.
+
+    Raises:
+        InputError: an unknown status or purpose.
+    """
+    for argument, given, known in (("status", status, STATUSES), ("purpose", purpose, PURPOSES)):
+        if given is not None and given not in known:
+            raise InputError(f"{argument} must be one of {', '.join(known)}, but got {given!r}")
+    with db.read() as con:
+        trials = select(con, "task_id = $task", clock.now(), task=task_id)
+    return [trial for trial in trials if status in (None, trial.status) and purpose in (None, trial.purpose)]
+
+
+def count_trials(db: Database, task_id: int) -> dict[str, int]:
+    """How many trials of a task have each status, zeros included."""
+    with db.read() as con:
+        rows = con.execute(
+            f"SELECT state, count(*) FROM ({_SELECT} WHERE task_id = $task) GROUP BY state",
+            {"now": clock.now(), "task": task_id},
+        ).fetchall()
+    return dict.fromkeys(STATUSES, 0) | dict(rows)
+
+
+def observations(db: Database, task_id: int) -> tuple[np.ndarray, Float64[np.ndarray, " n"]]:
+    """What the trials of a task have shown about classes: class ids [n] as text and objectives, nan for a failure.
+
+    In the order of the trials; trials that confirm and functions without a class are left out.
+    """
+    with db.read() as con:
+        rows = con.execute(
+            """
+            SELECT class_id::VARCHAR, objective FROM trials
+            WHERE task_id = ? AND class_id IS NOT NULL AND purpose <> 'confirm' AND status IN ('done', 'failed')
+            ORDER BY trial_id
+            """,
+            [task_id],
+        ).fetchall()
+    objectives = np.array([math.nan if value is None else value for _, value in rows], np.float64)
+    return np.array([class_id for class_id, _ in rows], dtype=object), objectives
+
+
+def taken_classes(db: Database, task_id: int) -> set[str]:
+    """The classes that `claim` would refuse for a search: running within their lease, done or failed."""
+    with db.read() as con:
+        rows = con.execute(
+            """
+            SELECT DISTINCT class_id::VARCHAR FROM trials
+            WHERE task_id = ? AND class_id IS NOT NULL AND purpose <> 'confirm'
+              AND (status IN ('done', 'failed') OR (status = 'running' AND expires_at >= ?))
+            """,
+            [task_id, clock.now()],
+        ).fetchall()
+    return {class_id for (class_id,) in rows}
+
+
+def select(con: duckdb.DuckDBPyConnection, condition: str, now: datetime, **parameters: Any) -> list[TrialRow]:
+    """The trials that meet a condition in SQL, in the order of their ids, inside the caller's transaction."""
+    rows = con.execute(f"{_SELECT} WHERE {condition} ORDER BY trial_id", {"now": now, **parameters}).fetchall()
+    return [_trial(row) for row in rows]
+
+
+def _trial(row: tuple[Any, ...]) -> TrialRow:
+    columns: dict[str, Any] = dict(zip((field.name for field in fields(TrialRow)), row, strict=True))
+    columns["metrics"] = decode_metrics(columns["metrics"])
+    return TrialRow(**columns)
+
+
+def select_one(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> TrialRow:
+    """The trial of an id, inside the caller's transaction.
+
+    Raises:
+        InputError: there is none.
+    """
+    trials = select(con, "trial_id = $trial", now, trial=trial_id)
+    if not trials:
+        raise InputError(f"trial_id {trial_id} is not in this database; `aqx summary` counts what is")
+    return trials[0]
+
+
+def select_same(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) -> list[TrialRow]:
+    """The trials that stand for the same training as `trial` when it is claimed, itself included.
+
+    Trials that search, give a baseline or were added stand for their class; those that confirm, for class and seed. A
+    function without a class stands for its name.
+    """
+    condition = "task_id = $task AND class_id IS NOT DISTINCT FROM $class_id::UUID"
+    return [
+        other
+        for other in select(con, condition, now, task=trial.task_id, class_id=trial.class_id)
+        if (trial.class_id is not None or other.name == trial.name)
+        and (other.purpose == "confirm") == (trial.purpose == "confirm")
+        and (trial.purpose != "confirm" or other.seed == trial.seed)
+    ]

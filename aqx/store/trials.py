@@ -1,0 +1,262 @@
+"""Trials as they are written: claims with a lease, results and failures, each in one transaction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import duckdb
+
+from aqx.errors import InputError
+from aqx.store import clock
+from aqx.store.connection import Database
+from aqx.store.trial_rows import PURPOSES, TrialRow, select_one, select_same
+from aqx.store.values import clean_text, encode_metrics
+
+
+def claim(
+    db: Database,
+    task_id: int,
+    *,
+    class_id: str | None,
+    name: str,
+    seed: int | Callable[[int], int],
+    lease_seconds: float | int,
+    purpose: str = "search",
+    worker: str | None = None,
+    allow_repeat: bool = False,
+) -> TrialRow | None:
+    """Take a function for training, or return None where it is taken already.
+
+    It is taken when a trial of its class is running within its lease, done, or failed. Trials to confirm count apart
+    from the others, and each seed by itself. A stale claim holds nothing back; a queued trial is taken over with its id
+    and seed.
+
+    Args:
+        db: the database.
+        task_id: from `register_task`.
+        class_id: the function's class; None if it was never enumerated: then the name decides.
+        name: the function.
+        seed: of the training, or a function that makes it from the trial's id.
+        lease_seconds: how long the claim lasts without a heartbeat.
+        purpose: one of `PURPOSES`.
+        worker: who claims, for people to read.
+        allow_repeat: claim also what is done or failed (never what is running).
+
+    Raises:
+        InputError: an unknown purpose, a seed outside 64 bits, or a name that is not valid text.
+    """
+    now = clock.now()
+    with db.transaction() as con:
+        trial_id = _next_id(con)
+        chosen = seed if isinstance(seed, int) else seed(trial_id)
+        wanted = _new_trial(trial_id, task_id, class_id, name, chosen, purpose, now)
+        same = select_same(con, wanted, now)
+        states = {trial.status for trial in same}
+        if "running" in states or (not allow_repeat and states & {"done", "failed"}):
+            return None
+        queued = [trial.trial_id for trial in same if trial.status == "queued"]
+        if queued:
+            trial_id = queued[0]
+        else:
+            _insert(con, wanted)
+        con.execute(
+            """
+            UPDATE trials
+            SET status = 'running', purpose = ?, worker = ?, started_at = ?, heartbeat_at = ?, expires_at = ?
+            WHERE trial_id = ?
+            """,
+            [purpose, worker and clean_text(worker), now, now, now + timedelta(seconds=lease_seconds), trial_id],
+        )
+        return select_one(con, trial_id, now)
+
+
+def heartbeat(db: Database, trial_id: int, lease_seconds: float | int) -> bool:
+    """Extend a claim's lease from now on.
+
+    Returns:
+        Whether the claim still stands: False once the trial is finished or given back, or a later trial has taken the
+        same function after this one went stale. A result is accepted all the same, if the trial has none.
+    """
+    now = clock.now()
+    with db.transaction() as con:
+        trial = select_one(con, trial_id, now)
+        later = [other for other in select_same(con, trial, now) if other.trial_id > trial_id]
+        if trial.status != "running" and (trial.status != "stale" or {other.status for other in later} - {"stale"}):
+            return False
+        con.execute(
+            "UPDATE trials SET heartbeat_at = ?, expires_at = ? WHERE trial_id = ?",
+            [now, now + timedelta(seconds=lease_seconds), trial_id],
+        )
+        return True
+
+
+def report(db: Database, trial_id: int, metrics: Mapping[str, Any]) -> None:
+    """Add metrics to a trial that has no result yet; a key reported again is replaced.
+
+    Raises:
+        InputError: no such trial, or it is finished, or a metric cannot be stored.
+    """
+    encode_metrics(metrics)
+    with db.transaction() as con:
+        trial = _unfinished(con, trial_id, clock.now())
+        merged = encode_metrics({**trial.metrics, **metrics})
+        con.execute("UPDATE trials SET metrics = ? WHERE trial_id = ?", [merged, trial_id])
+
+
+def finish(db: Database, trial_id: int, objective: float | int, metrics: Mapping[str, Any]) -> TrialRow:
+    """Store the result of a trial, also of one whose claim has lapsed or was given back.
+
+    An objective that is nan or infinite makes the trial a failed one, so that it never wins.
+
+    Args:
+        db: the database.
+        trial_id: from `claim`.
+        objective: the number that the search optimises.
+        metrics: added to what was reported before.
+
+    Returns:
+        The finished trial.
+
+    Raises:
+        InputError: no such trial, or it has a result already (which stays), or a metric cannot be stored.
+    """
+    return _close(db, trial_id, metrics, float(objective), _verdict(objective))
+
+
+def fail(db: Database, trial_id: int, reason: str, metrics: Mapping[str, Any] | None = None) -> TrialRow:
+    """Store that a trial failed, and why.
+
+    Raises:
+        InputError: no such trial, or it has a result already (which stays), or a metric cannot be stored.
+    """
+    return _close(db, trial_id, metrics or {}, None, reason or "no reason given")
+
+
+def release(db: Database, trial_id: int) -> bool:
+    """Give a claim back: the trial is queued, and the next claim of its function takes it over.
+
+    The row and its id stay, so that a result which comes after all finds its place.
+
+    Returns:
+        Whether there was a claim to give back; False for a finished or queued trial, which stays as it is.
+    """
+    with db.transaction() as con:
+        if select_one(con, trial_id, clock.now()).status not in ("running", "stale"):
+            return False
+        con.execute(
+            "UPDATE trials SET status = 'queued', worker = NULL, expires_at = NULL WHERE trial_id = ?",
+            [trial_id],
+        )
+        return True
+
+
+def add_result(
+    db: Database,
+    task_id: int,
+    *,
+    class_id: str | None,
+    name: str,
+    seed: int,
+    objective: float | int,
+    metrics: Mapping[str, Any],
+) -> TrialRow:
+    """Record a result that was trained elsewhere; whatever is stored of the function stays beside it.
+
+    Raises:
+        InputError: a name, seed or metric that cannot be stored.
+    """
+    now = clock.now()
+    encoded = encode_metrics(metrics)
+    with db.transaction() as con:
+        trial_id = _next_id(con)
+        _insert(con, _new_trial(trial_id, task_id, class_id, name, seed, "added", now))
+        return _store_end(con, trial_id, encoded, float(objective), _verdict(objective), now)
+
+
+def _new_trial(
+    trial_id: int, task_id: int, class_id: str | None, name: str, seed: int, purpose: str, now: datetime
+) -> TrialRow:
+    if purpose not in PURPOSES:
+        raise InputError(f"purpose must be one of {', '.join(PURPOSES)}, but got {purpose!r}")
+    if not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed must fit into 64 bits, but got {seed}")
+    if clean_text(name) != name:
+        raise InputError(f"name must be valid Unicode text, but got {name[:60]!r}")
+    return TrialRow(
+        trial_id, task_id, class_id, name, seed, purpose, "running", None, {}, None, None, now, now, now, None
+    )
+
+
+def _next_id(con: duckdb.DuckDBPyConnection) -> int:
+    ((trial_id,),) = con.execute("SELECT coalesce(max(trial_id), 0) + 1 FROM trials").fetchall()
+    return trial_id
+
+
+def _insert(con: duckdb.DuckDBPyConnection, trial: TrialRow) -> None:
+    con.execute(
+        """
+        INSERT INTO trials (trial_id, task_id, class_id, name, seed, purpose, status, metrics, started_at)
+        VALUES (?, ?, ?, ?, ?, ?, ?, '{}', ?)
+        """,
+        [
+            trial.trial_id,
+            trial.task_id,
+            trial.class_id,
+            trial.name,
+            trial.seed,
+            trial.purpose,
+            trial.status,
+            trial.started_at,
+        ],
+    )
+
+
+def _unfinished(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> TrialRow:
+    trial = select_one(con, trial_id, now)
+    if trial.status in ("done", "failed"):
+        outcome = f"with objective {trial.objective}" if trial.status == "done" else f"({trial.reason})"
+        raise InputError(
+            f"trial {trial_id} ({trial.name[:60]}) is {trial.status} already {outcome}, and a result is never "
+            "overwritten; record another one as a result trained elsewhere"
+        )
+    return trial
+
+
+def _close(
+    db: Database, trial_id: int, metrics: Mapping[str, Any], objective: float | None, reason: str | None
+) -> TrialRow:
+    encode_metrics(metrics)
+    now = clock.now()
+    with db.transaction() as con:
+        trial = _unfinished(con, trial_id, now)
+        return _store_end(con, trial_id, encode_metrics({**trial.metrics, **metrics}), objective, reason, now)
+
+
+def _store_end(
+    con: duckdb.DuckDBPyConnection,
+    trial_id: int,
+    metrics: str,
+    objective: float | None,
+    reason: str | None,
+    now: datetime,
+) -> TrialRow:
+    # A failed trial keeps no objective: in SQL, nan is greater than every number and would be the maximum.
+    con.execute(
+        "UPDATE trials SET status = ?, objective = ?, metrics = ?, reason = ?, finished_at = ? WHERE trial_id = ?",
+        [
+            "failed" if reason else "done",
+            None if reason else objective,
+            metrics,
+            reason and clean_text(reason),
+            now,
+            trial_id,
+        ],
+    )
+    return select_one(con, trial_id, now)
+
+
+def _verdict(objective: float | int) -> str | None:
+    return None if math.isfinite(objective) else f"objective is {float(objective)}"

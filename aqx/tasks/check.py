@@ -1,0 +1,233 @@
+"""`check_task`: does a task keep its contract? One clear line where it does not."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from aqx.activation import activation
+from aqx.errors import TaskError
+from aqx.tasks.model import apply_model, build_model
+from aqx.tasks.task import Task, one_line
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check_task` saw; `str(report)` is a table of it for people.
+
+    Attributes:
+        task: the task's name.
+        kind: "Flax Linen" or "Flax NNX".
+        parameters: number of trainable weights.
+        x: shapes and types of the batch's inputs.
+        y: shapes and types of the batch's labels.
+        outputs: shape and type of the model's outputs.
+        losses: mean loss of the untrained model, per baseline; nan and inf are possible, ReLU aside.
+        training: whether the task has its own training, and how it went where it was run.
+        metrics: what `train` returned, empty where it was not run.
+    """
+
+    task: str
+    kind: str
+    parameters: int
+    x: str
+    y: str
+    outputs: str
+    losses: dict[str, float]
+    training: str
+    metrics: dict[str, float]
+
+    def __str__(self) -> str:
+        rows = [
+            ("task", self.task),
+            ("model", f"{self.kind}, {self.parameters:,} parameters"),
+            ("batch x", self.x),
+            ("batch y", self.y),
+            ("outputs", self.outputs),
+            *((f"loss {name}", f"{value:.4g}") for name, value in self.losses.items()),
+            ("train", self.training),
+            *((name, f"{value:.4g}") for name, value in self.metrics.items()),
+        ]
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def check_task(task: Task, *, run_training: bool = False) -> CheckReport:
+    """Try everything that a task promises, training only on request.
+
+    Args:
+        task: the task.
+        run_training: also run `task.train` once, with ReLU, and look at the metrics.
+
+    Returns:
+        The facts: model, shapes, the untrained model's loss per baseline, training.
+
+    Raises:
+        TaskError: the batch is not (x, y), its sizes differ or it has nan; `build_model`, `apply`, `loss` or `train`
+            raises or returns the wrong thing; the loss is not per example, or not finite for ReLU.
+
+    Example:
+        >>> from aqx.tasks import check_task, load_task
+        >>> check_task(load_task("mnist1d")).parameters
+        15210
+    """
+    x, y, n = _check_batch(task)
+    model, variables, outputs, per_example = _try_model(task, "relu(x)", x, y, n)
+    _check_finite(per_example)
+    losses = {"relu(x)": float(np.mean(per_example))}
+    for name in task.baselines:
+        if name not in losses:
+            losses[name] = float(np.mean(_try_model(task, name, x, y, n)[-1]))
+    training, metrics = _check_training(task, run_training)
+    return CheckReport(
+        task=task.name,
+        kind="Flax NNX" if variables is None else "Flax Linen",
+        parameters=_count_parameters(model, variables),
+        x=_describe(x),
+        y=_describe(y),
+        outputs=_describe(outputs),
+        losses=losses,
+        training=training,
+        metrics=metrics,
+    )
+
+
+def _try_model(task: Task, name: str, x: Any, y: Any, n: int) -> tuple[Any, Any, Any, np.ndarray]:
+    """Build the model with one activation; return it with its variables, outputs and the loss of each example."""
+    model, variables = guard("build_model", lambda: build_model(task, activation(name), x))
+    what = "the model" if task.apply is None else "apply"
+    outputs = guard(what, lambda: apply_model(task, model, variables, x))
+    return model, variables, outputs, _check_loss(task, outputs, y, n)
+
+
+def guard(what: str, call: Callable[[], Any]) -> Any:
+    """Call the user's code; whatever it raises becomes one line that names the function."""
+    try:
+        return call()
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{what} raised {one_line(error)}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's own file: the innermost frame that is not in an installed package."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if "site-packages" not in path and "aqx/tasks" not in path.replace("\\", "/") and not path.startswith("<"):
+            place = f" ({path}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
+
+
+def _check_batch(task: Task) -> tuple[Any, Any, int]:
+    batch = guard("batch", task.batch)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise TaskError(f"batch must return (x, y), but it returned {got}")
+    sizes = []
+    for part, value in zip("xy", batch, strict=True):
+        for leaf in jax.tree.leaves(value):
+            array = np.asarray(leaf)
+            if array.ndim == 0 or array.dtype.kind not in "biufcV":
+                raise TaskError(f"batch: {part} must be arrays of numbers with N rows, but it is {_describe(leaf)}")
+            # bfloat16 and its like are of kind V, which NumPy itself cannot test.
+            bad = np.argwhere(~np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array))
+            if len(bad):
+                where = ", ".join(map(str, bad[0]))
+                raise TaskError(
+                    f"batch: {part} is {array[tuple(bad[0])]} at [{where}] "
+                    f"({len(bad):,} of {array.size:,} values are nan or inf)"
+                )
+            sizes.append(len(array))
+    x, y = batch
+    if len(set(sizes)) != 1 or not sizes[0]:
+        raise TaskError(f"batch: x and y need the same number of examples, but x is {_describe(x)}, y {_describe(y)}")
+    return x, y, sizes[0]
+
+
+def _check_loss(task: Task, outputs: Any, y: Any, n: int) -> np.ndarray:
+    for leaf in jax.tree.leaves(outputs):
+        if not jnp.ndim(leaf) or len(leaf) != n:
+            raise TaskError(f"the model must return outputs of {n} examples [{n}, ...], but they are {_describe(leaf)}")
+    values = guard("loss", lambda: task.loss(outputs, y))
+    shape = jnp.shape(values)
+    if shape == ():
+        raise TaskError(
+            f"loss must be per example, shape [{n}], but it returned one number; leave out the mean over the batch"
+        )
+    if shape != (n,):
+        raise TaskError(
+            f"loss must be per example, shape [{n}], but its shape is {list(shape)}; average over all other axes"
+        )
+    # A loss of the right shape may still mix the examples, e.g. the batch's mean repeated: half a batch tells.
+    half = (n + 1) // 2
+    first_half = jax.tree.map(lambda leaf: leaf[:half], (outputs, y))
+    alone = np.asarray(guard("loss", lambda: task.loss(*first_half)), np.float64)
+    together = np.asarray(values, np.float64)[:half]
+    if alone.shape != (half,) or not np.allclose(alone, together, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise TaskError("loss of one example depends on the others in the batch; it must be computed for each alone")
+    return np.asarray(values, np.float64)
+
+
+def _check_finite(values: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise TaskError(
+            f"loss is {values[bad[0]]} for relu(x), at example {bad[0]} ({len(bad)} of {len(values)}); "
+            "check the labels (classes count from 0) and the scale of x"
+        )
+
+
+def _check_training(task: Task, run: bool) -> tuple[str, dict[str, float]]:
+    if task.train is None:
+        return "none (train outside with study.trial(); search and confirm need train)", {}
+    act = activation("relu(x)")
+    try:
+        inspect.signature(task.train).bind(act, seed=0)
+    except ValueError:  # no signature to look at
+        pass
+    except TypeError as error:
+        raise TaskError(f"train must accept (act, seed): {error}") from error
+    if not run:
+        return f"defined, not run; its objective is {task.objective} ({task.direction})", {}
+    start = time.perf_counter()
+    metrics = guard("train", lambda: task.train(act, seed=0))  # type: ignore[misc]
+    seconds = time.perf_counter() - start
+    if not isinstance(metrics, Mapping):
+        raise TaskError(f"train must return a dict of metrics, but it returned {type(metrics).__name__}")
+    if task.objective not in metrics:
+        raise TaskError(f"train must return the objective {task.objective!r}, but it returned {dict(metrics)}")
+    values = {str(name): _number(name, value) for name, value in metrics.items()}
+    if not math.isfinite(values[task.objective]):
+        raise TaskError(f"train returned {task.objective}={values[task.objective]} for relu(x); ReLU should train")
+    return f"ran with relu(x) in {seconds:.1f} s, compilation included", values
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TaskError(f"train must return numbers, but {name} is {_describe(value)}") from None
+
+
+def _count_parameters(model: Any, variables: Any) -> int:
+    weights = nnx.state(model, nnx.Param) if variables is None else variables.get("params", {})
+    return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(weights))
+
+
+def _describe(value: Any) -> str:
+    leaves = jax.tree.leaves(value)
+    if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves) or not leaves:
+        return f"a {type(value).__name__}"
+    return ", ".join(f"{list(leaf.shape)} {leaf.dtype}" for leaf in leaves)

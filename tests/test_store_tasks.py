@@ -1,0 +1,225 @@
+"""Tasks, their spectra and embeddings: stored once, and never mixed up."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_helpers import start_python
+
+from aqx.errors import InputError, StoreError
+from aqx.store import (
+    Database,
+    add_spectra,
+    classes_without_spectra,
+    count_spectra,
+    find_task,
+    invalid_spectra,
+    list_tasks,
+    load_embedding,
+    load_spectra,
+    register_task,
+    save_embedding,
+    set_spectra_form,
+    spectra_form,
+)
+
+NASTY_NAMES = ["it's", 'say "x"', "a'; DROP TABLE tasks; --", "ünï→💡", "", "nul\0byte", "x" * 1_000_000]
+
+
+@pytest.fixture
+def db(db_path: Path) -> Database:
+    return Database(db_path, create=True)
+
+
+def ids(count: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [str(uuid.UUID(bytes=rng.bytes(16))) for _ in range(count)]
+
+
+def add_classes(db: Database, rows: list[tuple[str, str, int, bool, bool, bool | None]]) -> None:
+    """Rows of (class id, name, size, finite, finite at 0, constant); each class has a second name as well."""
+    with db.transaction() as con:
+        for class_id, name, size, *flags in rows:
+            con.execute(
+                "INSERT INTO class_info (class_id, name, size, finite, finite_at_0, constant) VALUES (?,?,?,?,?,?)",
+                [class_id, name, size, *flags],
+            )
+            con.execute(
+                "INSERT INTO functions VALUES ($1, $3, $4), ($2, $3, $4)", [name, f"twin {name}", class_id, size]
+            )
+
+
+def test_a_task_keeps_its_id_and_its_identity(db: Database):
+    identity = {"name": "digits", "objective": "val_acc", "seed": 0, "lr": 0.1}
+    assert register_task(db, "digits", identity) == 1
+    assert register_task(db, "other", {}) == 2
+    assert register_task(db, "digits", dict(reversed(identity.items()))) == 1
+    with pytest.raises(StoreError) as error:
+        register_task(db, "digits", identity | {"objective": "loss"})
+    assert "objective (stored 'val_acc', now 'loss')" in str(error.value) and "another name" in str(error.value)
+    assert "\n" not in str(error.value)
+    task = find_task(db, "digits")
+    assert task is not None and (task.task_id, task.identity, task.spectra_form) == (1, identity, None)
+    assert find_task(db, "nobody") is None
+    assert [task.name for task in list_tasks(db)] == ["digits", "other"]
+
+
+@pytest.mark.parametrize("name", NASTY_NAMES, ids=lambda name: repr(name[:20]))
+def test_any_name_is_data(db: Database, name: str):
+    task_id = register_task(db, name, {"name": name, name: 1})
+    task = find_task(db, name)
+    assert task is not None and task.task_id == task_id and task.name == name
+    save_embedding(db, task_id, name, name, ids(1), np.zeros((1, 2), np.float32))
+    kept = load_embedding(db, task_id, name)
+    assert kept is not None and kept[0] == name
+    add_classes(db, [(ids(1)[0], name, 1, True, True, False)])
+    assert classes_without_spectra(db, task_id, names=[name]) == [(ids(1)[0], name)]
+
+
+def test_the_form_of_spectra_is_set_once(db: Database):
+    task_id = register_task(db, "digits", {})
+    assert spectra_form(db, task_id) is None
+    form = {"layers": ["Dense_0", "Dense_1"], "shares": [0.25, 0.75], "quantiles": 32, "fisher": "empirical"}
+    set_spectra_form(db, task_id, form)
+    set_spectra_form(db, task_id, form)
+    assert spectra_form(db, task_id) == form
+    with pytest.raises(StoreError, match=r"fisher \(stored 'empirical', now 'exact'\)") as error:
+        set_spectra_form(db, task_id, form | {"fisher": "exact"})
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="form must hold"):
+        set_spectra_form(db, register_task(db, "b", {}), {"a": float("nan")})
+    with pytest.raises(InputError, match="task_id 9"):
+        set_spectra_form(db, 9, form)
+    with pytest.raises(InputError, match="task_id 9"):
+        spectra_form(db, 9)
+
+
+def test_spectra_come_back_as_they_were_and_a_class_has_one_per_task(db: Database):
+    rng = np.random.default_rng(1)
+    names, features = ids(7), rng.standard_normal((7, 5)).astype(np.float32)
+    assert add_spectra(db, 1, names[:4], features[:4]) == 4
+    assert add_spectra(db, 1, names[2:], -features[2:]) == 3  # overlaps: the first ones stay
+    assert add_spectra(db, 1, names, features) == 0
+    assert add_spectra(db, 2, [names[0], names[0]], features[1:3]) == 1
+    expected = np.concatenate([features[:4], -features[4:]])
+    found, matrix = load_spectra(db, 1)
+    assert matrix.dtype == np.float32 and found.dtype == object
+    order = np.argsort(names)
+    assert found.tolist() == [names[i] for i in order]
+    np.testing.assert_array_equal(matrix, expected[order])
+    np.testing.assert_array_equal(load_spectra(db, 2)[1], features[1:2])
+    assert add_spectra(db, 3, [], None) == 0
+    assert [part.shape for part in load_spectra(db, 3)] == [(0,), (0, 0)]
+
+
+def test_invalid_spectra_keep_their_reason_and_no_numbers(db: Database):
+    names, features = ids(5), np.ones((5, 3), np.float32)
+    features[1, 2], features[2, 0] = np.nan, np.inf
+    assert add_spectra(db, 1, names, features, [None, None, "loss is inf", None, "it's\ud800"]) == 5
+    assert invalid_spectra(db, 1) == {names[1]: "features are not finite", names[2]: "loss is inf", names[4]: "it's?"}
+    assert count_spectra(db, 1) == {"valid": 2, "invalid": 3}
+    assert set(load_spectra(db, 1)[0]) == {names[0], names[3]}
+    assert add_spectra(db, 2, names[:2], None, ["a", "b"]) == 2
+    assert count_spectra(db, 2) == {"valid": 0, "invalid": 2}
+    with db.read() as con:
+        assert con.execute("SELECT count(features) FROM spectra WHERE status = 'invalid'").fetchall() == [(0,)]
+
+
+def test_spectra_that_do_not_fit_are_refused(db: Database):
+    add_spectra(db, 1, ids(2), np.ones((2, 3), np.float32))
+    with pytest.raises(StoreError, match="have 3 features, but 4 arrived"):
+        add_spectra(db, 1, ids(2, 1), np.ones((2, 4), np.float32))
+    assert add_spectra(db, 1, ids(1, 2), None, ["invalid ones have no length"]) == 1
+    with pytest.raises(InputError, match="agree in length, but got 2, 3, 2"):
+        add_spectra(db, 1, ids(2), np.ones((3, 3), np.float32))
+    assert count_spectra(db, 1) == {"valid": 2, "invalid": 1}
+
+
+def test_classes_without_spectra_are_the_usable_ones_simplest_first(db: Database):
+    a, b, c, d, e, f = ids(6)
+    add_classes(
+        db,
+        [
+            (a, "mul(x,x)", 2, True, True, False),
+            (b, "abs(x)", 1, True, True, None),
+            (c, "relu(x)", 1, True, True, False),
+            (d, "one(x)", 1, True, True, True),
+            (e, "exp(exp(x))", 2, False, True, False),
+            (f, "reciprocal(x)", 1, True, False, False),
+        ],
+    )
+    assert classes_without_spectra(db, 1) == [(b, "abs(x)"), (c, "relu(x)"), (a, "mul(x,x)")]
+    assert classes_without_spectra(db, 1, limit=1) == [(b, "abs(x)")]
+    assert len(classes_without_spectra(db, 1, usable=False)) == 6
+    assert classes_without_spectra(db, 1, names=["twin relu(x)", "one(x)", "nobody"]) == [(c, "relu(x)")]
+    assert classes_without_spectra(db, 1, names=[]) == []
+    add_spectra(db, 1, [b, c], np.ones((2, 3), np.float32), ["nan", None])
+    assert classes_without_spectra(db, 1) == [(a, "mul(x,x)")]
+    assert len(classes_without_spectra(db, 2)) == 3
+
+
+def test_the_view_of_classes_joins_outputs_where_there_are_some(db: Database):
+    a, b = ids(2)
+    add_classes(db, [(a, "relu(x)", 1, True, True, False), (b, "exp(exp(x))", 2, False, True, False)])
+    with db.transaction() as con:
+        con.execute("INSERT INTO class_outputs VALUES (?, [1, 2])", [a])
+    with db.read() as con:
+        rows = con.execute("SELECT class_id::VARCHAR, name, finite, outputs FROM classes ORDER BY name").fetchall()
+    assert rows == [(b, "exp(exp(x))", False, None), (a, "relu(x)", True, [1.0, 2.0])]
+
+
+def test_an_embedding_replaces_the_earlier_one_of_its_task_and_preset(db: Database):
+    rng = np.random.default_rng(2)
+    assert load_embedding(db, 1, "paper") is None
+    kept = {}
+    for task_id, preset, rows in [
+        (1, "paper", 50),
+        (1, "other", 3),
+        (2, "paper", 4),
+        (1, "paper", 40_000),
+        (1, "paper", 7),
+    ]:
+        kept[task_id, preset] = (f"print {rows}", ids(rows), rng.standard_normal((rows, 2)).astype(np.float32))
+        save_embedding(db, task_id, preset, *kept[task_id, preset])
+    for key, (fingerprint, names, matrix) in kept.items():
+        found = load_embedding(db, *key)
+        assert found is not None
+        assert (found[0], found[1].tolist()) == (fingerprint, names)
+        np.testing.assert_array_equal(found[2], matrix)
+    with db.read() as con:
+        assert con.execute("SELECT count(*) FROM embedding_rows").fetchall() == [(14,)]
+    with pytest.raises(InputError, match="agree in length, but got 2 and 3"):
+        save_embedding(db, 1, "paper", "", ids(2), np.ones((3, 2), np.float32))
+
+
+def test_embeddings_that_are_replaced_do_not_grow_the_file(db: Database):
+    names, matrix = ids(5000), np.random.default_rng(3).standard_normal((5000, 2)).astype(np.float32)
+    sizes = []
+    for _ in range(6):
+        save_embedding(db, 1, "paper", "", names, matrix)
+        sizes.append(db.path.stat().st_size)
+    assert sizes[-1] <= 2 * sizes[0]
+
+
+SPECTRA = """
+import sys, uuid
+import numpy as np
+from aqx.store import Database, add_spectra, register_task
+db = Database(sys.argv[1])
+task = register_task(db, "shared", {"seed": 0})
+for start in range(0, 90, 10):
+    names = [str(uuid.UUID(int=number)) for number in range(start, start + 20)]
+    add_spectra(db, task, names, np.full((20, 4), int(sys.argv[2]), np.float32))
+"""
+
+
+def test_processes_that_add_the_same_spectra_leave_one_of_each(db: Database):
+    with start_python(SPECTRA, str(db.path), "0") as first, start_python(SPECTRA, str(db.path), "1") as second:
+        assert (first.wait(), second.wait()) == (0, 0)
+    assert [task.name for task in list_tasks(db)] == ["shared"]
+    found, matrix = load_spectra(db, 1)
+    assert found.tolist() == [str(uuid.UUID(int=number)) for number in range(100)]
+    assert (matrix == matrix[:, :1]).all()
