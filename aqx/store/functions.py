@@ -67,7 +67,7 @@ def set_points(db: Database, sampling: str, points: Float[np.ndarray, " n"]) -> 
             value = json.dumps({"sampling": sampling, "points": points.tolist()})
             con.execute("INSERT INTO meta VALUES ('points', ?)", [value])
             # The view must not see its column change type, so it goes and comes back with the table.
-            (view,) = con.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'classes'").fetchone()
+            ((view,),) = con.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'classes'").fetchall()
             con.execute("DROP VIEW classes; DROP TABLE class_outputs")
             con.execute(f"CREATE TABLE class_outputs (class_id UUID NOT NULL, outputs FLOAT[{len(points)}] NOT NULL)")
             con.execute(view)
@@ -100,7 +100,9 @@ def check_operators(db: Database, behaviours: dict[str, str]) -> None:
 def enumerated(db: Database, schema: str, operators: str) -> int:
     """Return how many functions of a family are stored already, counted in enumeration order."""
     with db.read() as con:
-        row = con.execute("SELECT done FROM families WHERE schema = ? AND operators = ?", [schema, operators]).fetchone()
+        row = con.execute(
+            "SELECT done FROM families WHERE schema = ? AND operators = ?", [schema, operators]
+        ).fetchone()
     return row[0] if row else 0
 
 
@@ -178,8 +180,8 @@ def known_classes(db: Database) -> dict[bytes, tuple[int, str]]:
     """Return (size, simplest name) of all stored classes, by their ids as `class_keys` writes them."""
     with db.read() as con:
         found = con.sql(
-            "SELECT (class_id::UHUGEINT >> 64)::UBIGINT AS hi, (class_id::UHUGEINT & 18446744073709551615)::UBIGINT AS lo, "
-            "size, name FROM class_info"
+            "SELECT (class_id::UHUGEINT >> 64)::UBIGINT AS hi, "
+            "(class_id::UHUGEINT & 18446744073709551615)::UBIGINT AS lo, size, name FROM class_info"
         ).to_arrow_table()
     keys = class_keys(np.stack([found["hi"].to_numpy(), found["lo"].to_numpy()], axis=1))
     return dict(zip(keys, zip(found["size"].to_pylist(), found["name"].to_pylist(), strict=True), strict=True))
@@ -194,7 +196,8 @@ def find_class(db: Database, name: str) -> tuple[str, str] | None:
     """Return (class id, simplest name) of a stored function, or None."""
     with db.read() as con:
         return con.execute(
-            "SELECT class_id::VARCHAR, i.name FROM functions f JOIN class_info i USING (class_id) WHERE f.name = ?", [name]
+            "SELECT class_id::VARCHAR, i.name FROM functions f JOIN class_info i USING (class_id) WHERE f.name = ?",
+            [name],
         ).fetchone()
 
 
@@ -204,7 +207,9 @@ def class_members(db: Database, class_id: str, limit: int) -> tuple[list[str], d
         names = con.execute(
             "SELECT name FROM functions WHERE class_id = ?::UUID ORDER BY size, name LIMIT ?", [class_id, limit]
         ).fetchall()
-        flags = con.execute(f"SELECT {', '.join(FLAGS)} FROM class_info WHERE class_id = ?::UUID", [class_id]).fetchone()
+        flags = con.execute(
+            f"SELECT {', '.join(FLAGS)} FROM class_info WHERE class_id = ?::UUID", [class_id]
+        ).fetchone()
     return [name for (name,) in names], dict(zip(FLAGS, flags or (), strict=bool(flags)))
 
 
@@ -212,7 +217,7 @@ def load_candidates(db: Database) -> Classes:
     """Return the classes worth training: finite on the database's points, and not constant."""
     with db.read() as con:
         found = con.sql(
-            "SELECT class_id::VARCHAR AS class_id, name, outputs FROM classes "
+            "SELECT class_id::VARCHAR AS class_id, name, outputs FROM class_info JOIN class_outputs USING (class_id) "
             "WHERE finite AND NOT constant ORDER BY class_id"
         ).to_arrow_table()
     outputs = found["outputs"].combine_chunks()
@@ -227,18 +232,20 @@ def load_candidates(db: Database) -> Classes:
 def features_version(db: Database, task_id: int) -> tuple[int, int]:
     """Return the numbers of classes and of a task's spectra; they grow whenever features of candidates are added."""
     with db.read() as con:
-        return con.execute(
+        ((classes, spectra),) = con.execute(
             "SELECT (SELECT count(*) FROM class_info), (SELECT count(*) FROM spectra WHERE task_id = ?)", [task_id]
-        ).fetchone()
+        ).fetchall()
+    return classes, spectra
 
 
 def count_functions(db: Database) -> dict[str, int]:
     """Return how many functions, classes and usable classes are stored (usable: finite, not constant)."""
     with db.read() as con:
-        counts = con.execute(
-            "SELECT (SELECT count(*) FROM functions), count(*), count(*) FILTER (finite AND NOT constant) FROM class_info"
-        ).fetchone()
-    return dict(zip(("functions", "classes", "usable"), counts or (0, 0, 0), strict=True))
+        (counts,) = con.execute(
+            "SELECT (SELECT count(*) FROM functions), count(*), count(*) FILTER (finite AND NOT constant) "
+            "FROM class_info"
+        ).fetchall()
+    return dict(zip(("functions", "classes", "usable"), counts, strict=True))
 
 
 def _points(con: duckdb.DuckDBPyConnection) -> tuple[str, Float[np.ndarray, " n"]] | None:
@@ -250,4 +257,5 @@ def _points(con: duckdb.DuckDBPyConnection) -> tuple[str, Float[np.ndarray, " n"
 
 
 def _changed(con: duckdb.DuckDBPyConnection, statement: str, parameters: Sequence[int] = ()) -> int:
-    return con.execute(statement, parameters).fetchone()[0]
+    ((count,),) = con.execute(statement, parameters).fetchall()
+    return count

@@ -95,7 +95,7 @@ def classes_without_spectra(
         task_id: from `register_task`.
         limit: at most so many.
         names: only the classes of these functions.
-        usable: only classes that can be trained: finite, at 0 too, and not constant.
+        usable: only classes that can be trained: finite on the database's points, and not constant.
 
     Returns:
         (class id, name of its representative) in the order of size, then name.
@@ -106,7 +106,7 @@ def classes_without_spectra(
             """
             SELECT class_id::VARCHAR, name FROM class_info
             ANTI JOIN (SELECT class_id FROM spectra WHERE task_id = $task) AS stored USING (class_id)
-            WHERE (NOT $usable OR (finite AND finite_at_0 AND NOT coalesce(constant, false)))
+            WHERE (NOT $usable OR (finite AND NOT constant))
               AND ($all OR class_id IN (SELECT class_id FROM functions SEMI JOIN wanted USING (name)))
             ORDER BY size, name LIMIT $limit
             """,

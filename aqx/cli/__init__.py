@@ -1,0 +1,5 @@
+"""The command `aqx`: options, progress and tables around the Python API; it decides nothing itself."""
+
+from aqx.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,305 @@
+"""The commands of `aqx`: their options, and which function of the Python API each one calls."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aqx.cli.screen import cell, interval, plain, progress_shown, show_rows
+from aqx.errors import AqxError
+
+# Everything else is imported by the command that needs it, so that `aqx --help` is quick.
+if TYPE_CHECKING:
+    from aqx.search import Study
+    from aqx.space import Space
+
+
+class _Aqx(click.Group):
+    """The one place where an error becomes a line on stderr and an exit code; a bug keeps its traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            sys.exit(super().main(*args, **{**kwargs, "prog_name": "aqx", "standalone_mode": False}) or 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
+        except click.ClickException as error:
+            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+            help_line = f" (see {command} --help)" if command else ""
+            _fail(" ".join(error.format_message().split()) + help_line, 2)
+        except AqxError as error:
+            _fail(str(error), 2)
+        except click.Abort:
+            _fail("interrupted; what is stored stays, and the same command goes on from there", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}" if code != 130 else message, err=True)
+    sys.exit(code)
+
+
+@click.group(cls=_Aqx, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="aqx")
+def main() -> None:
+    """Find better activation functions for your own Flax model and data.
+
+    \b
+    The whole way, on a built-in task:
+      aqx enumerate found.duckdb --space act_bench
+      aqx eigs found.duckdb --task mnist1d
+      aqx search found.duckdb --task mnist1d --budget 60
+      aqx confirm found.duckdb --task mnist1d
+    """  # noqa: D301  (click wants the \b itself)
+
+
+# Options that several commands share.
+_db = click.argument("db")
+_task = click.option("--task", required=True, metavar="T", help="A built-in task, or path/to/file.py:name.")
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+_workers = click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Trainings at a time.")
+_surrogate = click.option("--surrogate", metavar="PRESET", help="What predicts, e.g. forest or paper.")
+_seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the study.")
+
+
+@main.command("enumerate")
+@_db
+@click.option("--space", type=click.Choice(["paper", "act_bench"]), help="A preset.")
+@click.option("--schema", "schemas", multiple=True, metavar="S", help="A schema, e.g. 'unary(unary(x))'; repeatable.")
+@click.option("--fn", "functions", multiple=True, metavar="NAME", help="A single function; repeatable.")
+@click.option("--operators", type=click.Choice(["paper", "aquasurf", "extended"]), help="Operators of --schema.")
+@click.option("--points", type=click.IntRange(2), metavar="N", help="Points of N(0,1) at which outputs are stored.")
+@click.option("--sampling", type=click.Choice(["stratified", "normal"]), help="How those points are drawn.")
+@_quiet
+def enumerate_(
+    db: str,
+    space: str | None,
+    schemas: tuple[str, ...],
+    functions: tuple[str, ...],
+    operators: str | None,
+    points: int | None,
+    sampling: str | None,
+    quiet: bool,
+) -> None:
+    """Evaluate every function of a space and store its classes of equal functions."""
+    from aqx.enumeration import enumerate_space
+    from aqx.store import Database
+
+    chosen = _space(space, schemas, functions, operators)
+    with progress_shown("enumerate", quiet) as progress:
+        report = enumerate_space(Database(db, create=True), chosen, points=points, sampling=sampling, progress=progress)
+    click.echo(
+        f"{report.functions:,} functions enumerated in {report.seconds:.1f} s; new in {db}: "
+        f"{report.added_functions:,} functions, {report.added_classes:,} classes"
+    )
+
+
+def _space(preset: str | None, schemas: Sequence[str], functions: Sequence[str], operators: str | None) -> Space:
+    from aqx.space import Space
+    from aqx.tree import parse
+
+    if sum(map(bool, (preset, schemas, functions))) != 1:
+        raise click.UsageError("give one of --space, --schema and --fn", click.get_current_context())
+    if operators and not schemas:
+        raise click.UsageError("--operators goes with --schema only", click.get_current_context())
+    if preset:
+        return Space.paper() if preset == "paper" else Space.act_bench()
+    return Space([*schemas, *map(parse, functions)], operators=operators or "paper")
+
+
+@main.command()
+@_db
+@_task
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N classes now.")
+@click.option("--batch", type=click.IntRange(1), metavar="K", help="Candidates computed at a time.")
+@click.option("--names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
+@click.option("--fisher", type=click.Choice(["empirical"]), default="empirical", show_default=True)
+@click.option("--sharing", type=click.Choice(["expand"]), default="expand", show_default=True)
+@click.option("--check", is_flag=True, help="Compare with the plain reference on this model instead; stores nothing.")
+@_quiet
+def eigs(
+    db: str,
+    task: str,
+    limit: int | None,
+    batch: int | None,
+    names: tuple[str, ...],
+    fisher: str,
+    sharing: str,
+    check: bool,
+    quiet: bool,
+) -> None:
+    """Compute the Fisher spectra of the stored classes on a task's model and batch."""
+    from aqx import fisher as engine
+    from aqx.store import Database
+    from aqx.tasks import load_task
+
+    loaded = load_task(task)
+    if check:
+        difference = engine.check(loaded, names or loaded.baselines)
+        click.echo(f"worst relative difference to the plain reference: {difference:.1e}")
+        return
+    with progress_shown("eigs", quiet) as progress:
+        report = engine.compute_spectra(
+            Database(db),
+            loaded,
+            limit=limit,
+            batch=batch,
+            names=names or None,
+            fisher=fisher,
+            sharing=sharing,
+            progress=progress,
+        )
+    click.echo(str(report))
+
+
+@main.command()
+@_db
+@_task
+@click.option("-n", "count", type=click.IntRange(1), default=5, show_default=True, help="How many.")
+@_surrogate
+@_seed
+@_json
+def suggest(db: str, task: str, count: int, surrogate: str | None, seed: int, as_json: bool) -> None:
+    """Show the candidates that the surrogate would train next, without claiming them."""
+    suggestions = _study(db, task, surrogate, seed).suggest(count)
+    show_rows(suggestions, _columns("name", "mean", "spread"), as_json)
+
+
+@main.command()
+@_db
+@_task
+@click.option("--budget", type=click.IntRange(0), default=100, show_default=True, help="Candidates to train.")
+@_workers
+@_surrogate
+@_seed
+@_quiet
+def search(db: str, task: str, budget: int, workers: int, surrogate: str | None, seed: int, quiet: bool) -> None:
+    """Train the baselines, then what the surrogate suggests, until the budget is used."""
+    study = _study(db, task, surrogate, seed)
+    with progress_shown("search", quiet) as progress:
+        finished = study.search(budget=budget, workers=workers, progress=progress)
+    failed = sum(record.status == "failed" for record in finished)
+    best = study.best()
+    found = f"; best so far {best.name}: {cell(best.objective)}" if best else ""
+    click.echo(f"{len(finished)} trainings finished now, {failed} of them failed{found}")
+
+
+@main.command()
+@_db
+@_task
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, metavar="K", help="The best K.")
+@click.option("--seeds", type=click.IntRange(2), default=5, show_default=True, metavar="S", help="Fresh seeds each.")
+@_workers
+@_quiet
+@_json
+def confirm(db: str, task: str, top: int, seeds: int, workers: int, quiet: bool, as_json: bool) -> None:
+    """Retrain the best and the baselines on fresh seeds, and say whether the winner really wins."""
+    with progress_shown("confirm", quiet) as progress:
+        result = _study(db, task).confirm(top=top, seeds=seeds, workers=workers, progress=progress)
+    columns = {
+        "function": attrgetter("name"),
+        f"{result.metric}, 95 % interval": lambda row: interval(row.mean, row.low, row.high),
+        f"difference to {result.reference}": lambda row: (
+            "" if row.verdict == "reference" else interval(row.difference, row.difference_low, row.difference_high, "+")
+        ),
+        "verdict": attrgetter("verdict"),
+    }
+    show_rows(result.rows, columns, as_json)
+
+
+@main.command()
+@_db
+@click.option("--task", metavar="NAME", help="Only the task of this name; default all in the database.")
+@_json
+def summary(db: str, task: str | None, as_json: bool) -> None:
+    """Count functions, classes, spectra and trials, and name the best so far."""
+    from aqx.search import summarize
+
+    columns = _columns("task", "functions", "classes", "spectra", "done", "running", "failed", "best", "objective")
+    show_rows(summarize(db, task), columns, as_json)
+
+
+@main.command()
+@_db
+@_task
+@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="How many.")
+@_json
+def top(db: str, task: str, count: int, as_json: bool) -> None:
+    """List the best results."""
+    show_rows(_study(db, task).top(count), _columns("name", "objective", "trials"), as_json)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("db", required=False)
+@_json
+def show(name: str, db: str | None, as_json: bool) -> None:
+    """Show what is known of a function: its form, and in a database its class and results."""
+    from aqx.search import describe
+
+    known = describe(name, db)
+    if as_json:
+        click.echo(json.dumps(plain(known), indent=2))
+        return
+    lines = [known.name, f"  size   {known.size}", f"  shape  {known.shape}", f"  class  {known.class_id}"]
+    if db and known.simplest is None:
+        lines.append(f"  not in {db}")
+    if known.simplest is not None:
+        lines.append(f"  flags  {', '.join(flag for flag, on in known.flags.items() if on) or 'none'}")
+    lines += [f"  equal  {other}" for other in known.equal]
+    lines += [f"  trial  {' '.join(map(cell, result))}" for result in known.results]
+    click.echo("\n".join(lines))
+
+
+@main.command()
+@_db
+@_task
+@click.argument("name")
+@click.argument("metrics", nargs=-1, required=True, metavar="METRIC=NUMBER…")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of that training.")
+def tell(db: str, task: str, name: str, metrics: tuple[str, ...], seed: int) -> None:
+    """Record a result that was trained elsewhere, e.g. aqx tell DB --task T "relu(x)" val_acc=0.61."""
+    record = _study(db, task).add(name, seed, **dict(map(_metric, metrics)))
+    click.echo(f"recorded {record.name} as trial {record.id}: {record.status}")
+
+
+def _metric(text: str) -> tuple[str, float]:
+    key, _, value = text.partition("=")
+    with contextlib.suppress(ValueError):
+        if key not in ("", "name", "seed"):  # the other arguments of Study.add
+            return key, float(value)
+    raise click.UsageError(f"{text!r} is not METRIC=NUMBER", click.get_current_context())
+
+
+@main.group()
+def task() -> None:
+    """Work with tasks."""
+
+
+@task.command()
+@click.argument("reference", metavar="T")
+@click.option("--train", is_flag=True, help="Also run its training once, with ReLU.")
+def check(reference: str, train: bool) -> None:
+    """Try everything that a task promises and report what was seen."""
+    from aqx.tasks import check_task, load_task
+
+    click.echo(str(check_task(load_task(reference), run_training=train)))
+
+
+def _study(db: str, task: str, surrogate: str | None = None, seed: int = 0) -> Study:
+    """Open the study of an existing database; only `enumerate` makes one."""
+    from aqx.search import Study
+    from aqx.store import Database
+
+    options = {"surrogate": surrogate} if surrogate else {}
+    return Study(Database(db), task, seed=seed, **options)
+
+
+def _columns(*names: str) -> dict[str, Callable[[Any], Any]]:
+    return {name: attrgetter(name) for name in names}

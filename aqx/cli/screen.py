@@ -1,0 +1,134 @@
+"""What people see of a command: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import click
+
+PLAIN_SECONDS = 5.0
+Progress = Callable[[int, int, str], None]
+
+
+@contextlib.contextmanager
+def progress_shown(label: str, quiet: bool) -> Iterator[Progress | None]:
+    """Yield a callback progress(done, total, note): a bar on a terminal, else a line every few seconds."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar(label) as callback:
+            yield callback
+    else:
+        yield plain_lines(label)
+
+
+@contextlib.contextmanager
+def _bar(label: str) -> Iterator[Progress]:
+    from rich import progress as bars
+    from rich.console import Console
+    from rich.text import Text
+
+    class Rate(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(_rate(task.speed) if task.speed else "")
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        Rate(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[note]}", markup=False),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(label, total=None, note="")
+
+        def callback(done: int, total: int, note: str = "") -> None:
+            progress.update(bar, completed=done, total=total, note=note)
+
+        yield callback
+
+
+def plain_lines(label: str) -> Progress:
+    """Make a progress callback that prints a line at most every `PLAIN_SECONDS`, and one at the end."""
+    started = shown = time.monotonic()
+    first: int | None = None
+
+    def callback(done: int, total: int, note: str = "") -> None:
+        nonlocal first, shown
+        now = time.monotonic()
+        # What a resumed run finds done already says nothing about its pace.
+        first = done if first is None else first
+        if now - shown < PLAIN_SECONDS and done < total:
+            return
+        shown = now
+        rate = (done - first) / max(now - started, 1e-9)
+        parts = [f"{label}: {done:,} of {total:,}"]
+        if rate > 0:
+            parts.append(_rate(rate))
+            if done < total:
+                parts.append(f"{duration((total - done) / rate)} left")
+        click.echo(", ".join([*parts, note] if note else parts), err=True)
+
+    return callback
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.2g}/s"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them, e.g. `2 min 5 s`."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def show_rows(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], as_json: bool) -> None:
+    """Print records as a table, each column a heading and what it shows of a record; or the whole records as JSON."""
+    if as_json:
+        click.echo(json.dumps([plain(row) for row in rows], indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(shown(row)) for shown in columns.values()))
+    # A pipe or a file has no width to wrap at.
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+
+
+def interval(mean: float, low: float, high: float, sign: str = "") -> str:
+    """Write a mean and the ends of its interval, e.g. `0.6312 [0.6251, 0.6373]`; `sign="+"` writes plus signs too."""
+    return f"{mean:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def cell(value: Any) -> str:
+    """Write a value as a table shows it: four digits after the point, nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def plain(value: Any) -> Any:
+    """Reduce to what JSON can hold: dataclasses as objects, and null for numbers it does not know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)

@@ -1,0 +1,132 @@
+"""Kronecker factors of one use of a layer: A from its input rows, G from the rows of its output gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from aqx.errors import UnsupportedError
+from aqx.fisher.rows import Rows
+
+Sharing = Literal["expand", "reduce"]
+
+
+class Factors(NamedTuple):
+    """Sums over examples (and, for "expand", positions) for one layer; plain sums, so uses of the layer add up.
+
+    As dummies of a tap they have these shapes; stacked modules put their axes in between (see `Layer`).
+    """
+
+    A: Float[Array, "*B d d"]  # [B, d, d], or [B, d, 1] for the diagonal of a one-hot layer
+    G: Float[Array, "*B p p"]
+    positions: Float[Array, "1 1 1"]  # how many gradient rows G sums, per group
+
+
+@runtime_checkable
+class Attach(Protocol):
+    """What to do at each layer: (path, rows, input, output, dummies of one slice) -> output."""
+
+    def __call__(self, path: str, rows: Rows, a: Array, out: Array, dummies: Mapping[str, Array]) -> Array:
+        """Return what takes the place of the layer's output."""
+        ...
+
+
+@dataclass(frozen=True)
+class TapSettings:
+    """What all taps of a model have in common; called, it attaches one."""
+
+    sharing: str
+    examples: int
+
+    def __call__(self, path: str, rows: Rows, a: Array, out: Array, dummies: Mapping[str, Array]) -> Array:
+        """Attach a tap."""
+        mine = Factors(**dummies)
+        return tap(Tap(path, rows, self, str(mine.A.dtype)), a, out, mine)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What a tap needs to know of its layer; static and hashable."""
+
+    path: str
+    rows: Rows
+    settings: TapSettings
+    dtype: str = "float32"  # of the factors: float32, or float64 where the layer computes in it
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of A, G and positions."""
+        groups, d, p = self.rows.dimensions
+        d += self.rows.bias
+        return (groups, d, 1 if self.rows.one_hot else d), (groups, p, p), (1, 1, 1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def tap(spec: Tap, a: Array, out: Array, dummies: Factors) -> Array:
+    """Identity on `out` whose backward pass returns the layer's factors as the cotangents of zero dummies."""
+    return out
+
+
+def _forward(spec: Tap, a: Array, out: Array, dummies: Factors) -> tuple[Array, Array]:
+    return out, a
+
+
+def _backward(spec: Tap, a: Array, g: Array) -> tuple[None, Array, Factors]:
+    return None, g, use_factors(spec, a, g)
+
+
+tap.defvjp(_forward, _backward)
+
+
+def use_factors(spec: Tap, a: Array, g: Array) -> Factors:
+    """Sums of one use of a layer.
+
+    expand: A = Σₙ Σₜ a aᵀ, G = Σₙ Σₜ g gᵀ, positions = N·T
+    reduce: A = Σₙ ā āᵀ with ā = meanₜ a, G = Σₙ g̃ g̃ᵀ with g̃ = Σₜ g, positions = N
+
+    Sources: Grosse & Martens 2016 (expand); Eschenhagen et al. 2023, eq. 22 (reduce).
+    """
+    rows = spec.rows
+    gradients = rows.gradients(g.astype(spec.dtype))
+    inputs = rows.inputs(a if rows.one_hot else _as_computed(a, g).astype(spec.dtype))
+    if spec.settings.sharing == "reduce":
+        if gradients.shape[0] != spec.settings.examples:
+            raise UnsupportedError(
+                f'sharing="reduce" needs the examples on the leading axis of every layer, but {spec.path} gets '
+                f'{gradients.shape[0]} there instead of {spec.settings.examples}; use sharing="expand"'
+            )
+        gradients = gradients.sum(axis=1, keepdims=True)
+        inputs = inputs if rows.one_hot else inputs.mean(axis=1, keepdims=True)
+    positions = jnp.full((1, 1, 1), gradients.shape[0] * gradients.shape[1], spec.dtype)
+    if rows.one_hot:
+        hits = jnp.zeros((rows.dimensions[1],), spec.dtype).at[inputs.reshape(-1)].add(1.0, mode="drop")
+        return Factors(hits[None, :, None], _gram(gradients), positions)
+    return Factors(_with_ones(inputs) if rows.bias else _gram(inputs), _gram(gradients), positions)
+
+
+def _as_computed(a: Array, g: Array) -> Array:
+    # A layer that computes in bfloat16 multiplies its kernel with the rounded input.
+    return a.astype(g.dtype) if jnp.finfo(g.dtype).bits < jnp.finfo(a.dtype).bits else a
+
+
+def _gram(rows: Float[Array, "N T B d"]) -> Float[Array, "B d d"]:
+    *_, groups, d = rows.shape
+    if groups == 1:
+        flat = rows.reshape(-1, d)
+        return jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST)[None]
+    flat = rows.reshape(-1, groups, d)
+    return jnp.einsum("mbd,mbe->bde", flat, flat, precision=lax.Precision.HIGHEST)
+
+
+def _with_ones(rows: Float[Array, "N T B d"]) -> Float[Array, "B e e"]:
+    # The row and column of the homogeneous 1 are sums: cheaper than copying all rows to append it.
+    sums = rows.sum(axis=(0, 1))[..., None]
+    corner = jnp.full((rows.shape[2], 1, 1), rows.shape[0] * rows.shape[1], rows.dtype)
+    return jnp.block([[_gram(rows), sums], [jnp.swapaxes(sums, 1, 2), corner]])

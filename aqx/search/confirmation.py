@@ -1,0 +1,210 @@
+"""Confirmation: do the winners of a noisy search really win? Fresh seeds, paired differences, corrected intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from aqx.errors import InputError
+from aqx.search.loop import train_all
+from aqx.search.trial import LEASE_SECONDS, Record, Trial
+from aqx.store import trials as store
+
+if TYPE_CHECKING:
+    from aqx.search.study import Study
+
+LEVEL = 0.95
+Verdict = Literal["better", "no evidence", "worse", "failed", "reference"]
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A function retrained on fresh seeds.
+
+    Attributes:
+        name: the function.
+        mean: of the metric over the seeds; nan if all trainings failed.
+        low: lower end of its 95 % interval (Student's t).
+        high: upper end.
+        difference: mean difference to the reference over the seeds that both finished.
+        difference_low: lower end of the difference's interval; all intervals hold together with 95 % confidence.
+        difference_high: upper end.
+        verdict: "better" or "worse" than the reference where that interval excludes 0, else "no evidence"; "failed"
+            where too few trainings gave a result.
+        seeds: trainings that gave a result.
+        failed: trainings that did not.
+        searched: the objective that the search saw: the best of many noisy results, so optimistic; None for a baseline
+            that the search did not train.
+    """
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    verdict: Verdict
+    seeds: int
+    failed: int
+    searched: float | None
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The verdict on a search: the winners, then the baselines, each compared with the first baseline.
+
+    Attributes:
+        metric: what is compared.
+        reference: the baseline that the others are compared with.
+        rows: one per function, the best first.
+    """
+
+    metric: str
+    reference: str
+    rows: list[Confirmed]
+
+
+def confirm(
+    study: Study,
+    top: int,
+    seeds: int,
+    executor: Executor | None,
+    workers: int | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> Confirmation:
+    """Retrain winners and baselines on the same fresh seeds and compare; see `Study.confirm`."""
+    if top < 1:
+        raise InputError(f"top={top} is too few; give 1 or more")
+    if seeds < 2:
+        raise InputError(f"seeds={seeds} is too few for an interval; give 2 or more")
+    if not study.task.baselines:
+        raise InputError(f"task {study.task.name!r} has no baselines to compare with; give Task(baselines=…)")
+    searched = study.top(10**9)
+    if not searched:
+        raise InputError("nothing has been trained yet; search first")
+    baselines = {study.class_id(name): name for name in study.task.baselines}
+    winners = [ranking for ranking in searched if ranking.class_id not in baselines][:top]
+    names = {ranking.class_id: ranking.name for ranking in winners} | baselines
+    jobs = [
+        (class_id, name, seed) for seed in confirmation_seeds(study.seed, seeds) for class_id, name in names.items()
+    ]
+
+    def claims() -> Iterator[Trial]:
+        for class_id, name, seed in jobs:
+            row = store.claim(
+                study.db,
+                study.task_id,
+                class_id=class_id,
+                name=name,
+                seed=seed,
+                purpose="confirm",
+                lease_seconds=LEASE_SECONDS,
+            )
+            if row is not None:  # else done in an earlier call, or another process is at it
+                yield Trial(row.trial_id, row.name, row.seed, study.task.objective, study.db)
+
+    def finish(record: Record) -> None:
+        if progress:
+            progress(len(_results(study, jobs)), len(jobs), record.name)
+
+    train_all(study, claims(), executor, workers, finish)
+    results = _results(study, jobs)
+    metric = _metric(study.task.objective, results)
+    values = {name: np.full(seeds, np.nan) for name in names.values()}
+    for position, (class_id, name, seed) in enumerate(jobs):
+        record = results.get((class_id, seed))
+        if record is not None and record.status == "done":
+            values[name][position // len(names)] = float(record.metrics[metric])
+    reference = study.task.baselines[0]
+    known = {ranking.name: ranking.objective for ranking in searched}
+    rows = compare(values, reference, study.sign, known)
+    return Confirmation(metric, reference, rows)
+
+
+def confirmation_seeds(study_seed: int, n: int) -> list[int]:
+    """Return the seeds of the first n confirmations of every function; no trial of a search has them."""
+    return [int(np.random.SeedSequence([study_seed, i, 0xC0F]).generate_state(1)[0] >> 1) for i in range(n)]
+
+
+def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: dict[str, float]) -> list[Confirmed]:
+    """Compare functions with a reference seed by seed.
+
+    With d the differences over n seeds, s their standard deviation and m comparisons, the interval is
+    mean(d) ± t(1 − 0.05/2m, n − 1)·s/√n: Student's paired interval with Bonferroni's correction, so that all m
+    intervals hold together with 95 % confidence.
+
+    Args:
+        values: metric of each function per seed [S], nan where the training failed.
+        reference: the name of the function that the others are compared with.
+        sign: 1 where higher is better, else -1.
+        searched: what the search saw, by name.
+
+    Returns:
+        one row per function, the best mean first, those without a result last.
+    """
+    comparisons = max(len(values) - 1, 1)
+    rows = []
+    for name, results in values.items():
+        finite = np.isfinite(results)
+        mean, low, high = _interval(results[finite], 1 - LEVEL)
+        paired = finite & np.isfinite(values[reference])
+        difference, difference_low, difference_high = _interval(
+            (results - values[reference])[paired], (1 - LEVEL) / comparisons
+        )
+        if name == reference:
+            verdict = "reference"
+        elif paired.sum() < 2 or not finite.all():
+            verdict = "failed"
+        elif sign * difference_low > 0 and sign * difference_high > 0:
+            verdict = "better"
+        elif sign * difference_low < 0 and sign * difference_high < 0:
+            verdict = "worse"
+        else:
+            verdict = "no evidence"
+        rows.append(
+            Confirmed(
+                name,
+                mean,
+                low,
+                high,
+                difference,
+                difference_low,
+                difference_high,
+                verdict,
+                int(finite.sum()),
+                int((~finite).sum()),
+                searched.get(name),
+            )
+        )
+    return sorted(rows, key=lambda row: (np.isnan(row.mean), -sign * row.mean))
+
+
+def _interval(values: np.ndarray, alpha: float) -> tuple[float, float, float]:
+    """Mean and the ends of Student's interval; nan where there are too few values."""
+    from scipy import stats  # slow to import, and needed here alone
+
+    if len(values) < 2:
+        return (float(values.mean()) if len(values) else float("nan")), float("nan"), float("nan")
+    half = stats.t.ppf(1 - alpha / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def _results(study: Study, jobs: list[tuple[str | None, str, int]]) -> dict[tuple[str | None, int], Record]:
+    wanted = {(class_id, seed) for class_id, _, seed in jobs}
+    return {
+        (record.class_id, record.seed): record
+        for record in study.records("confirm")
+        if record.status in ("done", "failed") and (record.class_id, record.seed) in wanted
+    }
+
+
+def _metric(objective: str, results: dict[tuple[str | None, int], Record]) -> str:
+    """The test metric that belongs to a validation objective, where every training returned one."""
+    test = objective.replace("val", "test", 1)
+    done = [record for record in results.values() if record.status == "done"]
+    return test if done and all(isinstance(record.metrics.get(test), (int, float)) for record in done) else objective

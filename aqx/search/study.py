@@ -1,0 +1,339 @@
+"""`Study`: one search on one task in one database: ask, tell, and all that follows from the answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+
+from aqx import surrogate as surrogates
+from aqx.errors import Exhausted, InputError
+from aqx.evaluation import class_id_of
+from aqx.search import candidates as candidate_room
+from aqx.search.candidates import Candidates
+from aqx.search.confirmation import Confirmation, confirm
+from aqx.search.loop import search
+from aqx.search.trial import (
+    ASKED_LEASE_SECONDS,
+    LEASE_SECONDS,
+    Ranking,
+    Record,
+    Suggestion,
+    Trial,
+    as_record,
+    number,
+)
+from aqx.store import Database, functions, trial_rows, trials
+from aqx.store.tasks import register_task
+from aqx.tasks import Task, load_task
+from aqx.tree import parse
+
+SEARCHED = ("baseline", "search", "added")  # what the search learns from; confirmations stay apart
+
+
+class Study:
+    """A search for activations on one task: any number of processes may hold the same study open.
+
+    Baselines are suggested first, then what the surrogate prefers. Whatever is random depends on the study's seed and
+    the trial's id alone.
+
+    Args:
+        db: the database's path (made if it does not exist) or a `Database`; `aqx enumerate` and `aqx eigs` fill it.
+        task: a `Task`, the name of a built-in one, or "path/to/file.py:task".
+        surrogate: a preset's name ("forest", "paper", "random") or a scikit-learn regressor.
+        seed: of the study.
+
+    Raises:
+        InputError: the task or the surrogate cannot be used.
+        StoreError: the database cannot be used, or holds another task of this name.
+
+    Example:
+        >>> import aqx, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> study = aqx.Study(folder.name + "/search.duckdb", "mnist1d")
+        >>> with study.trial() as trial:
+        ...     trial.report(val_acc=0.61)
+        >>> study.best().name, study.best().objective
+        ('relu(x)', 0.61)
+    """
+
+    def __init__(
+        self,
+        db: str | os.PathLike[str] | Database,
+        task: Task | str,
+        *,
+        surrogate: Any = surrogates.DEFAULT,
+        seed: int = 0,
+    ):
+        self.task = load_task(task) if isinstance(task, str) else task
+        if seed < 0:
+            raise InputError(f"seed={seed!r} cannot seed a study; give an integer from 0")
+        self.preset = surrogates.as_preset(surrogate)
+        self.seed = seed
+        self.db = db if isinstance(db, Database) else Database(db, create=True)
+        self.task_id = register_task(self.db, self.task.name, self.task.identity())
+        self._candidates: Candidates | None = None
+        self._embedding: tuple[Candidates, np.ndarray] | None = None
+        self._class_ids: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.db.path)!r}, {self.task.name!r}, surrogate={self.preset.name!r}, seed={self.seed})"
+
+    def ask(self) -> Trial:
+        """Claim the next function to train: a baseline that has not run, else what the surrogate prefers.
+
+        The claim lasts a day; `trial()` holds it just as long as the training runs.
+
+        Raises:
+            Exhausted: no candidate is left.
+        """
+        return self.claim_next(ASKED_LEASE_SECONDS)
+
+    def tell(self, trial: Trial | int, **metrics: Any) -> Record:
+        """Store the result of a trial; an objective of nan makes it a failed one.
+
+        Args:
+            trial: from `ask`, or its id.
+            **metrics: the task's objective, and whatever else is worth keeping.
+
+        Raises:
+            InputError: the objective is missing or not a number, or the trial has a result already.
+        """
+        trial_id = trial.id if isinstance(trial, Trial) else trial
+        reported = trial.metrics if isinstance(trial, Trial) else {}
+        metrics = {**reported, **metrics}
+        return as_record(trials.finish(self.db, trial_id, number(self.task.objective, metrics), metrics))
+
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[Trial]:
+        """Claim the next function for the length of a `with` block, in which it is trained and reported.
+
+        The claim's lease is renewed meanwhile. An exception marks the trial failed, with the reason, and goes on to
+        the caller; so is a block that ends without the objective. Being interrupted gives the claim back.
+
+        Raises:
+            Exhausted: no candidate is left.
+        """
+        with self.claim_next(LEASE_SECONDS).running() as trial:
+            yield trial
+
+    def search(
+        self,
+        budget: int = 100,
+        *,
+        executor: Executor | None = None,
+        workers: int | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> list[Record]:
+        """Train the baselines, then suggestions by the task's own `train`, until `budget` of them have a result.
+
+        Results of earlier calls count, so the same call resumes what was interrupted. A training that raises or gives
+        nan is a failed trial, and the search goes on.
+
+        Args:
+            budget: suggestions trained in all, baselines not counted.
+            executor: where trainings run: any `concurrent.futures.Executor`; this process alone opens the database.
+            workers: trainings at a time; without an executor, more than one are processes of their own.
+            progress: called as progress(done, total, note).
+
+        Returns:
+            The trials that this call finished, in order.
+
+        Raises:
+            TaskError: the task has no `train`, or every baseline fails.
+        """
+        return search(self, budget, executor, workers, progress)
+
+    def confirm(
+        self,
+        top: int = 5,
+        seeds: int = 5,
+        *,
+        executor: Executor | None = None,
+        workers: int | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Confirmation:
+        """Retrain the best functions and the baselines on the same fresh seeds, and say whether the winners really win.
+
+        What the search saw is the best of many noisy results, and so looks better than it is; these are fresh. The
+        metric is the test metric where the task returns one (`test_acc` beside `val_acc`), which the search never sees.
+
+        Args:
+            top: how many of the search's best functions.
+            seeds: trainings of each function, ≥ 2.
+            executor: as in `search`.
+            workers: as in `search`.
+            progress: called as progress(done, total, note).
+
+        Raises:
+            InputError: `top` or `seeds` cannot be used, or nothing has been trained yet.
+        """
+        return confirm(self, top, seeds, executor, workers, progress)
+
+    def add(self, name: str, seed: int = 0, **metrics: Any) -> Record:
+        """Record a result that was trained elsewhere, in any framework.
+
+        Args:
+            name: the function.
+            seed: of that training.
+            **metrics: the task's objective, and whatever else is worth keeping.
+
+        Raises:
+            InputError: the name does not parse, or the objective is missing or not a number.
+        """
+        tree = parse(name)
+        objective = number(self.task.objective, metrics)
+        row = trials.add_result(
+            self.db,
+            self.task_id,
+            class_id=self.class_id(str(tree)),
+            name=str(tree),
+            seed=seed,
+            objective=objective,
+            metrics=metrics,
+        )
+        return as_record(row)
+
+    def best(self) -> Record | None:
+        """Return the best trial of the search so far, or None; it is the best of many noisy results (see `confirm`)."""
+        return max(self._done(), key=lambda record: self.sign * (record.objective or 0), default=None)
+
+    def top(self, n: int = 10) -> list[Ranking]:
+        """Return the n best functions by the mean of their results in the search."""
+        results: dict[str, list[Record]] = {}
+        for record in self._done():
+            results.setdefault(record.class_id or record.name, []).append(record)
+        ranking = [
+            Ranking(group[0].name, group[0].class_id, statistics.fmean(r.objective or 0.0 for r in group), len(group))
+            for group in results.values()
+        ]
+        return sorted(ranking, key=lambda r: -self.sign * r.objective)[:n]
+
+    def suggest(self, n: int = 1) -> list[Suggestion]:
+        """Show the n candidates that would be suggested next, without claiming them.
+
+        Raises:
+            Exhausted: no candidate is left.
+        """
+        return self._suggest(n, trial_rows.list_trials(self.db, self.task_id))
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher objective is better, else -1."""
+        return 1 if self.task.direction == "maximize" else -1
+
+    def records(self, purpose: str | None = None) -> list[Record]:
+        """Return the study's trials in the order of their ids."""
+        return [as_record(row) for row in trial_rows.list_trials(self.db, self.task_id, purpose=purpose)]
+
+    def class_id(self, name: str) -> str:
+        """Return the class of a function, enumerated or not."""
+        if name not in self._class_ids:
+            stored = functions.find_class(self.db, name)
+            self._class_ids[name] = stored[0] if stored else class_id_of(parse(name))
+        return self._class_ids[name]
+
+    def claim_next(self, lease_seconds: float, suggestions: bool = True) -> Trial:
+        """Claim the next function to train for so many seconds.
+
+        Raises:
+            Exhausted: no candidate is left, or only suggestions are and none is wanted.
+        """
+        while True:
+            rows = trial_rows.list_trials(self.db, self.task_id)
+            for name, class_id, purpose in self._wanted(rows, suggestions):
+                row = trials.claim(
+                    self.db,
+                    self.task_id,
+                    class_id=class_id,
+                    name=name,
+                    seed=self.trial_seed,
+                    purpose=purpose,
+                    worker=worker_name(),
+                    lease_seconds=lease_seconds,
+                )
+                if row is not None:
+                    return Trial(row.trial_id, row.name, row.seed, self.task.objective, self.db)
+            if not suggestions:
+                raise Exhausted("nothing is left but suggestions")
+
+    def trial_seed(self, trial_id: int) -> int:
+        """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
+        return int(np.random.SeedSequence([self.seed, trial_id]).generate_state(1)[0] >> 1)
+
+    def _wanted(self, rows: list[trial_rows.TrialRow], suggestions: bool) -> Iterator[tuple[str, str, str]]:
+        """Yield what to claim, best first: (name, class id, purpose)."""
+        searched = [row for row in rows if row.purpose in SEARCHED and row.class_id]
+        taken = {row.class_id for row in searched if row.status in ("done", "failed", "running")} | _abandoned(rows)
+        for name in self.task.baselines:
+            if self.class_id(name) not in taken:
+                yield name, self.class_id(name), "baseline"
+        # What was given back comes first, so that a resumed search goes on where it was.
+        for row in searched:
+            if row.status in ("queued", "stale") and row.class_id not in taken:
+                yield row.name, str(row.class_id), row.purpose
+        if suggestions:
+            (suggestion,) = self._suggest(1, rows)
+            yield suggestion.name, suggestion.class_id, "search"
+
+    def _suggest(self, n: int, rows: list[trial_rows.TrialRow]) -> list[Suggestion]:
+        table = self._load_candidates()
+        if not len(table.names):
+            raise Exhausted(
+                f"{self.db.path} holds no candidates yet; fill it: aqx enumerate {self.db.path} --space act_bench"
+            )
+        observed, values, pending = [], [], []
+        abandoned = _abandoned(rows)
+        for row in rows:
+            at = table.row_of.get(row.class_id or "")
+            if at is None or row.purpose not in SEARCHED:
+                continue
+            if row.status in ("done", "failed") or row.class_id in abandoned:
+                observed.append(at)
+                values.append(np.nan if row.objective is None else self.sign * row.objective)
+            elif row.status == "running":
+                pending.append(at)
+        if self._embedding is None or self._embedding[0] is not table:
+            self._embedding = table, table.embedding(self.db, self.task_id, self.preset.name, self.seed)
+        next_id = max((row.trial_id for row in rows), default=0) + 1
+        chosen = surrogates.suggest(
+            self._embedding[1],
+            np.array(observed, np.int64),
+            np.array(values, np.float64),
+            np.array(pending, np.int64),
+            preset=self.preset,
+            seed=self.trial_seed(next_id),
+            candidates=table.usable,
+            n=n,
+        )
+        return [
+            Suggestion(str(table.names[row]), str(table.class_ids[row]), self.sign * float(mean), float(spread))
+            for row, mean, spread in zip(chosen.index, chosen.mean, chosen.spread, strict=True)
+        ]
+
+    def _load_candidates(self) -> Candidates:
+        if self._candidates is None or self._candidates.version != functions.features_version(self.db, self.task_id):
+            self._candidates = candidate_room.load(self.db, self.task_id)
+        return self._candidates
+
+    def _done(self) -> list[Record]:
+        return [record for record in self.records() if record.status == "done" and record.purpose in SEARCHED]
+
+
+def _abandoned(rows: list[trial_rows.TrialRow]) -> set[str | None]:
+    """The classes whose training was lost twice without a word: it may well be they that kill the process."""
+    lost = Counter(row.class_id for row in rows if row.status == "stale" and row.purpose in SEARCHED)
+    return {class_id for class_id, times in lost.items() if times > 1}
+
+
+def worker_name() -> str:
+    """Return who claims, for people to read: host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{os.path.basename(sys.argv[0] or 'python')}"

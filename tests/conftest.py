@@ -1,0 +1,36 @@
+"""What every test runs under: JAX on the CPU, aqx with its array shapes checked, hypothesis reproducible in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# Both before the first import of jax and aqx: the environment reaches worker processes too, and the hook has every
+# annotated shape in aqx checked at run time.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+install_import_hook("aqx", "beartype.beartype")
+
+settings.register_profile("aqx", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("aqx"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if "CI" in os.environ else "aqx")
+
+
+@pytest.fixture(autouse=True)
+def _restore_operators() -> Iterator[None]:
+    """A test may register operators of its own; the next test does not see them."""
+    from aqx import operators
+
+    before = operators._in_force
+    yield
+    operators._in_force = before
+
+
+@pytest.fixture
+def db_path(tmp_path: Path) -> Path:
+    """A path at which a test may make its database."""
+    return tmp_path / "test.duckdb"

@@ -1,0 +1,330 @@
+"""The command line: what it prints, and that every mistake of a user is one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pytest
+from click.testing import CliRunner, Result
+
+import aqx
+from aqx.cli import main
+from aqx.cli.screen import duration, plain, plain_lines
+
+ROOT = Path(aqx.__file__).parent.parent
+TASK = '''
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+import aqx
+from aqx import losses
+
+def build_model(act):
+    return nn.Sequential([nn.Dense(4), act, nn.Dense(3)])
+
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(16, 5)).astype("float32"), rng.integers(0, 3, 16)
+
+def train(act, seed):
+    """A stand-in for training: how near the function is to the softplus, and luck."""
+    x = np.linspace(-2, 2, 9, dtype="float32")
+    error = float(jnp.mean(jnp.abs(act(x) - np.log1p(np.exp(x)))))
+    return {"val_acc": 1 / (1 + error) + 0.001 * np.random.default_rng(seed).normal()}
+
+task = aqx.Task("toy", build_model, batch=batch, loss=losses.softmax_cross_entropy, train=train,
+                baselines=("relu(x)", "tanh(x)"))
+'''
+
+
+def aqx_command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def check_error(result: Result, *words: str, lines: int = 1) -> None:
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == lines, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.py"
+    path.write_text(TASK)
+    return path
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("filled") / "filled.duckdb"
+    result = aqx_command("enumerate", path, "--schema", "unary(x)", "--quiet")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("rellu(x)", "did you mean relu"),
+        ("add(x)", "add takes 2 arguments, found 1"),
+        ("relu(x,x)", "relu takes 1 argument, found 2"),
+        ("relu(x", "expected ',' or ')', found the end"),
+        ("relu(x))", "left over"),
+        ("", "expected x or an operator, found the end"),
+        ("relu(" * 10_000 + "x" + ")" * 10_000, "more than the 10,000 allowed"),
+        ("abs(" * 1_000 + "x" + ")" * 1_000, "nested deeper than the 64 levels allowed"),
+        ("relu(\N{SNOWMAN})", "unexpected character"),
+    ],
+    ids=["unknown", "few", "many", "open", "closed", "empty", "long", "deep", "strange"],
+)
+def test_names_that_do_not_parse(name: str, word: str):
+    check_error(aqx_command("show", name), word, lines=3)
+
+
+def test_schema_with_an_unknown_kind(db_path: Path):
+    check_error(aqx_command("enumerate", db_path, "--schema", "ternary(x)"), "ternary", lines=3)
+    assert not db_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["enumerate", "x.duckdb"], "one of --space, --schema and --fn"),
+        (["enumerate", "x.duckdb", "--space", "paper", "--fn", "relu(x)"], "one of --space, --schema and --fn"),
+        (["enumerate", "x.duckdb", "--space", "act_bench", "--operators", "paper"], "--operators goes with"),
+        (["enumerate", "x.duckdb", "--space", "papper"], "papper"),
+        (["enumerate", "x.duckdb", "--fn", "relu(x)", "--points", "many"], "--points"),
+        (["search", "x.duckdb"], "--task"),
+        (["enumarate"], "enumarate"),
+        (["eigs", "x.duckdb", "--task", "mnist1d", "--limits", "1"], "--limits"),
+    ],
+)
+def test_usage(arguments: list[str], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    check_error(aqx_command(*arguments), word, "--help")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "word"),
+    [
+        (None, "task", "does not exist"),
+        ("1 / 0", "task", "ZeroDivisionError"),
+        (TASK, "tusk", "tusk"),
+        (TASK + "\ntask = 3", "task", "int"),
+        (
+            TASK.replace("def batch():", "def batch():\n    return np.full((16, 5), np.nan), np.zeros(16, int)"),
+            "task",
+            "nan",
+        ),
+        (TASK.replace("losses.softmax_cross_entropy", "lambda o, y: o.sum()"), "task", "per example"),
+        (TASK.replace("nn.Dense(4)", "nn.Dense('four')"), "task", "build_model"),
+    ],
+    ids=["missing", "raises", "no name", "no task", "nan", "loss", "model"],
+)
+@pytest.mark.parametrize("command", ["check", "eigs"])
+def test_task_files_that_cannot_be_used(source, name, word, command, tmp_path: Path, filled: Path):
+    path = tmp_path / "broken.py"
+    if source:
+        path.write_text(source)
+    db = shutil.copy(filled, tmp_path / "copy.duckdb")
+    arguments = ["task", "check"] if command == "check" else ["eigs", db, "--limit", "2", "--quiet", "--task"]
+    check_error(aqx_command(*arguments, f"{path}:{name}"), word)
+
+
+def test_unknown_built_in_task():
+    check_error(aqx_command("task", "check", "mnist2d"), "mnist2d", "mnist1d")
+
+
+def _text(path: Path) -> None:
+    path.write_text("no database" * 1000)
+
+
+def _foreign(path: Path) -> None:
+    with duckdb.connect(str(path)) as con:
+        con.execute("CREATE TABLE mine (x INT)")
+
+
+def _newer(path: Path) -> None:
+    with duckdb.connect(str(path)) as con:
+        con.execute("UPDATE meta SET value = '999' WHERE key = 'schema_version'")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (_text, "not a database"),
+        (_foreign, "not one of aqx"),
+        (_newer, "newer"),
+        (lambda path: path.write_bytes(path.read_bytes()[:20_000]), "truncated"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
+        (lambda path: path.unlink(), "does not exist"),
+    ],
+    ids=["text", "foreign", "newer", "truncated", "folder", "missing"],
+)
+@pytest.mark.parametrize("command", ["summary", "enumerate"])
+def test_files_that_are_no_database(spoil, word, command, tmp_path: Path, filled: Path):
+    path = tmp_path / "spoiled.duckdb"
+    if spoil is not _foreign:
+        shutil.copy(filled, path)
+    spoil(path)
+    if command == "enumerate" and not path.exists():
+        return  # it makes one
+    before = path.read_bytes() if path.is_file() else None
+    arguments = ["summary", path] if command == "summary" else ["enumerate", path, "--schema", "unary(x)", "-q"]
+    check_error(aqx_command(*arguments), word)
+    assert before is None or path.read_bytes() == before
+
+
+def test_read_only_folder():
+    """As a user who may not write there; root may write anywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        # Everything is imported first, as the other user may not be able to read this Python.
+        code = (
+            "import os, sys, aqx.enumeration, aqx.store, aqx.space, rich.progress, click.testing\n"
+            "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+            f"from aqx.cli import main; main(['enumerate', {folder + '/new.duckdb'!r}, '--fn', 'relu(x)', '-q'])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert "may not be written" in done.stderr
+
+
+def test_no_room_on_disk(tmp_path: Path):
+    mount = f"mount -t tmpfs -o size=3m none {tmp_path}"
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode
+    ):
+        pytest.skip("no small file system can be made here")
+    again = f'{sys.executable} -m aqx summary "$DB" --json'
+    script = f'{mount}; {sys.executable} -m aqx enumerate "$DB" --space act_bench -q; echo "exit $?"; {again}'
+    environment = {**os.environ, "DB": str(tmp_path / "full.duckdb")}
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert done.stdout.startswith("exit 2\n"), done.stderr + done.stdout
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "no room left" in done.stderr
+    assert json.loads(done.stdout.removeprefix("exit 2\n"))[0]["functions"] >= 0
+
+
+def test_interrupt_is_one_line(db_path: Path):
+    code = (
+        "import os, signal, aqx.enumeration\n"
+        "def enumerate_space(*_, **__): os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)\n"
+        "aqx.enumeration.enumerate_space = enumerate_space\n"
+        f"from aqx.cli import main; main(['enumerate', {str(db_path)!r}, '--space', 'paper'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr.strip() == "interrupted; what is stored stays, and the same command goes on from there"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("aqx.search.describe", lambda *_: 1 / 0)
+    assert isinstance(aqx_command("show", "relu(x)").exception, ZeroDivisionError)
+
+
+# --- what it does
+
+
+def test_the_whole_way(task_file: Path, db_path: Path):
+    task = f"{task_file}:task"
+    result = aqx_command("enumerate", db_path, "--schema", "unary(x)", "--fn", "max(x,tanh(x))")
+    check_error(result, "one of")
+    result = aqx_command("enumerate", db_path, "--schema", "unary(x)")
+    assert result.exit_code == 0 and "27 functions" in result.stdout, result.output
+    assert "enumerate: 27 of 27" in result.stderr
+    again = aqx_command("enumerate", db_path, "--schema", "unary(x)", "--quiet")
+    assert "0 functions, 0 classes" in again.stdout and again.stderr == ""
+    assert aqx_command("eigs", db_path, "--task", task, "--quiet").exit_code == 0
+    assert aqx_command("eigs", db_path, "--task", task, "--check", "--names", "tanh(x)").exit_code == 0
+
+    suggested = aqx_command("suggest", db_path, "--task", task, "-n", "3", "--json")
+    assert len(json.loads(suggested.stdout)) == 3, suggested.output
+    result = aqx_command("search", db_path, "--task", task, "--budget", "6", "--quiet")
+    assert result.exit_code == 0, result.output
+    result = aqx_command("tell", db_path, "--task", task, "mul(x,sigmoid(x))", "val_acc=0.25")
+    assert result.exit_code == 0, result.output
+
+    (summary,) = json.loads(aqx_command("summary", db_path, "--json").stdout)
+    assert summary["task"] == "toy" and summary["functions"] == 27
+    assert summary["done"] + summary["failed"] == 6 + 2 + 1 and summary["running"] == 0
+    assert aqx_command("summary", db_path, "--task", "toy").exit_code == 0
+    check_error(aqx_command("summary", db_path, "--task", "other"), "other")
+
+    best = json.loads(aqx_command("top", db_path, "--task", task, "-n", "1", "--json").stdout)[0]
+    assert best["name"] == summary["best"]
+    shown = aqx_command("show", best["name"], db_path)
+    assert shown.exit_code == 0 and "toy" in shown.stdout and "flags  finite" in shown.stdout
+
+    confirmed = aqx_command("confirm", db_path, "--task", task, "--top", "1", "--seeds", "3", "--json", "--quiet")
+    rows = json.loads(confirmed.stdout)
+    assert {"relu(x)", "tanh(x)"} < {row["name"] for row in rows}
+    assert all(row["low"] <= row["mean"] <= row["high"] for row in rows)
+
+
+def test_show_without_a_database():
+    result = aqx_command("show", "max(relu(x), cosh(elu(x)))")
+    start = "max(relu(x),cosh(elu(x)))\n  size   4\n  shape  binary(unary(x),unary(unary(x)))\n  class  "
+    assert result.stdout.startswith(start) and result.stdout.count("\n") == 4
+
+
+def test_show_lists_equal_functions(db_path: Path):
+    aqx_command("enumerate", db_path, "--schema", "unary(unary(x))", "--quiet")
+    known = json.loads(aqx_command("show", "negative(negative(x))", db_path, "--json").stdout)
+    assert known["simplest"] == "arcsinh(sinh(x))"
+    assert "identity(identity(x))" in known["equal"] and known["flags"]["affine"]
+    assert "  equal  identity(identity(x))\n" in aqx_command("show", "max(x,x)", db_path).stdout
+    assert "  not in " in aqx_command("show", "max(x,mish(x))", db_path).stdout
+
+
+@pytest.mark.parametrize("metric", ["val_acc", "val_acc=", "val_acc=high"])
+def test_tell_wants_numbers(metric: str, filled: Path, task_file: Path):
+    result = aqx_command("tell", filled, "--task", f"{task_file}:task", "relu(x)", metric)
+    check_error(result, metric, "METRIC=NUMBER")
+
+
+def test_version_and_help():
+    assert aqx_command("--help").exit_code == 0
+    listed = aqx_command("--help").stdout
+    for command in "enumerate eigs suggest search confirm summary top show tell task".split():
+        assert f"\n  {command} " in listed
+        assert aqx_command(command, "--help").exit_code == 0
+
+
+# --- progress
+
+
+def test_plain_progress_is_no_flood(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    clock = iter([0.0] + [i * 0.1 for i in range(1, 201)])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = plain_lines("eigs")
+    for done in range(1, 201):
+        progress(1000 + done, 1200, "fitting")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("eigs: 1,05") and "left, fitting" in lines[0]
+    assert lines[-1] == "eigs: 1,200 of 1,200, 9.9/s, fitting"
+
+
+def test_durations_and_json():
+    assert duration(61.2) == "1 min 2 s" and duration(0.1) == "1 s"
+    assert plain({"a": (1, float("nan")), "b": Path("x")}) == {"a": [1, None], "b": "x"}
