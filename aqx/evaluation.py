@@ -110,8 +110,8 @@ def evaluate(
         >>> from aqx.evaluation import Family, evaluate
         >>> family = Family(aqx.tree.parse_schema("unary(x)"), ("square", "abs"))
         >>> evaluate(family, np.arange(2), np.array([-3.0, 2.0]))
-        array([[9., 4.],
-               [3., 2.]])
+        array([[3., 2.],
+               [9., 4.]])
     """
     with jax.enable_x64(points.dtype == np.float64), jax.default_device(jax.devices("cpu")[0]):
         return _evaluate(family, indices, points, _value)

@@ -149,8 +149,14 @@ def assert_all_same(got, forward, x, y, loss, sharing="expand"):
         assert_same(got[path], oracle.spectrum(module, uses, sharing))
 
 
-@pytest.mark.parametrize("flavour", ["linen", "nnx"])
-@pytest.mark.parametrize("name", LAYERS)
+# Both flavours share the code behind the layer, so a few cases show that NNX layers are read rightly.
+QUICK_NNX = ("dense_no_bias", "dense_sequence", "general", "conv1d_causal_dilated", "conv2d_groups", "transpose_same")
+CASES = [("linen", name) for name in LAYERS] + [
+    pytest.param("nnx", name, marks=() if name in QUICK_NNX else pytest.mark.slow) for name in LAYERS
+]
+
+
+@pytest.mark.parametrize(("flavour", "name"), CASES)
 def test_layer_equals_brute_force(flavour, name):
     model, variables, x, y, forward = build(flavour, name)
     got = fisher.eigenvalues(model, variables, x, y, loss=losses.softmax_cross_entropy)

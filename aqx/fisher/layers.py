@@ -25,7 +25,6 @@ class Layer:
         stack: lengths of the axes that nn.scan, nn.vmap and their like added, outermost first.
         axes: where in the stored array each of those axes lies, outermost first (negative: from the end).
         weights: number of parameters of all slices together.
-        uses: calls seen while tracing (a scanned body may be traced more than once).
     """
 
     path: str
@@ -33,7 +32,6 @@ class Layer:
     stack: tuple[int, ...]
     axes: tuple[int, ...]
     weights: int
-    uses: int = 1
 
     @property
     def keys(self) -> tuple[str, ...]:

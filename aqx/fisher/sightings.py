@@ -24,7 +24,6 @@ class Sighting:
     reason: str = ""
     kernel: tuple[int, ...] = ()  # shape of the kernel inside, one slice
     dtype: str = "float32"
-    uses: int = 0
 
 
 @dataclass
@@ -44,7 +43,6 @@ class Recorder:
             return
         wide = jnp.promote_types(jnp.promote_types(out.dtype, jnp.float32), a.dtype if not rows.one_hot else out.dtype)
         before = self.seen.setdefault(path, Sighting(kind, rows, kernel=shape, dtype=str(wide)))
-        before.uses += 1
         if before.reason:
             return
         before.dtype = str(jnp.promote_types(before.dtype, wide))
@@ -91,7 +89,7 @@ def sort_out(
         tap = Tap(path, sighting.rows, TapSettings(sharing, examples), sighting.dtype)
         weights = sum(math.prod(held[name]) for name in (weight, "bias") if name in held)
         layouts = dict.fromkeys(stack_axes(held[weight], sighting.kernel))
-        candidates = [Layer(path, tap, *layout, weights, sighting.uses) for layout in layouts]
+        candidates = [Layer(path, tap, *layout, weights) for layout in layouts]
         candidates = _distinct(candidates)
         fitting = candidates if len(candidates) == 1 else [c for c in candidates if verify(c)]
         if not fitting:
