@@ -271,7 +271,7 @@ def _fingerprint(
     slope = (values[:, 1:2] - values[:, :1]) / (points[1] - points[0])
     line = values[:, :1] + slope * (points - points[0])
     largest = jnp.max(jnp.abs(values), axis=1, keepdims=True)
-    affine = jnp.all(jnp.abs(values - line) <= 1e-9 * largest, axis=1)
+    affine = jnp.all(jnp.isfinite(values) & (jnp.abs(values - line) <= 1e-9 * largest), axis=1)
     return ids, constant, affine
 
 

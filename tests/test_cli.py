@@ -228,6 +228,7 @@ def test_no_room_on_disk(tmp_path: Path):
 def test_interrupt_is_one_line(db_path: Path):
     code = (
         "import os, signal, aqx.enumeration\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
         "def enumerate_space(*_, **__): os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)\n"
         "aqx.enumeration.enumerate_space = enumerate_space\n"
         f"from aqx.cli import main; main(['enumerate', {str(db_path)!r}, '--space', 'paper'])"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import pickle
 from collections.abc import Sequence
 from functools import cache
@@ -155,6 +156,21 @@ def test_second_derivatives_are_right_and_forward_is_reverse(name):
     true = [float(mp.diff(UNARY[name][1], mp.mpf(float(t)))) for t in x[:10]]
     np.testing.assert_allclose(second[:10], true, rtol=1e-3, atol=1e-6)
     assert not np.isnan(second).any()
+
+
+SMOOTH_AT_0 = {
+    "tanh": 0,
+    "sigmoid": 0,
+    "softplus": 0.25,
+    "swish": 0.5,
+    "mish": 0.64,
+    "gelu": 2 / math.sqrt(2 * math.pi),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH_AT_0)
+def test_second_derivatives_at_0(name):
+    assert float(jax.grad(jax.grad(fn(name)))(0.0)) == pytest.approx(SMOOTH_AT_0[name], abs=1e-6)
 
 
 KINKS = {

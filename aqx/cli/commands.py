@@ -119,8 +119,8 @@ def _space(preset: str | None, schemas: Sequence[str], functions: Sequence[str],
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N classes now.")
 @click.option("--batch", type=click.IntRange(1), metavar="K", help="Candidates computed at a time.")
 @click.option("--names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
-@click.option("--fisher", type=click.Choice(["empirical"]), default="empirical", show_default=True)
-@click.option("--sharing", type=click.Choice(["expand"]), default="expand", show_default=True)
+@click.option("--fisher", type=click.Choice(["empirical", "exact", "sampled"]), default="empirical", show_default=True)
+@click.option("--sharing", type=click.Choice(["expand", "reduce"]), default="expand", show_default=True)
 @click.option("--check", is_flag=True, help="Compare with the plain reference on this model instead; stores nothing.")
 @_quiet
 def eigs(

@@ -13,6 +13,11 @@ _FAR = 1e4  # beyond ±_FAR every exp here is 0 or inf; clipping there turns inf
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 
+def _magnitude(x):
+    # |x| with the slope −1 at 0, where the forms below take the branch of x ≤ 0: so second derivatives hold at 0 too.
+    return jnp.where(x > 0, x, -x)
+
+
 @with_derivative(jnp.exp)
 def expm1(x):
     """Return eˣ − 1."""
@@ -58,7 +63,7 @@ def cosh(x):
 
 
 def _tanh_derivative(x):
-    e = jnp.exp(-jnp.abs(x))
+    e = jnp.exp(-_magnitude(x))
     return (4 * e) * e / jnp.square(1 + e * e)
 
 
@@ -69,14 +74,14 @@ def tanh(x):
 
 
 def _sigmoid_derivative(x):
-    e = jnp.exp(-jnp.abs(x))
+    e = jnp.exp(-_magnitude(x))
     return e / jnp.square(1 + e)
 
 
 @with_derivative(_sigmoid_derivative)
 def sigmoid(x):
     """Return σ(x) = 1 / (1 + e⁻ˣ)."""
-    e = jnp.exp(-jnp.abs(x))
+    e = jnp.exp(-_magnitude(x))
     return jnp.where(x > 0, 1, e) / (1 + e)
 
 
@@ -93,7 +98,7 @@ def log_sigmoid(x):
 
 def _swish_derivative(x):
     # σ(x)(1 + x σ(−x)); with h = exp(−|x|/2) and s = 1/(1 + h²), σ(|x|) = s and σ(−|x|) = h² s.
-    h = jnp.exp(-jnp.abs(x) / 2)
+    h = jnp.exp(-_magnitude(x) / 2)
     s = 1 / (1 + h * h)
     x = jnp.clip(x, -_FAR, _FAR)
     return jnp.where(x > 0, s * (1 + x * (h * h) * s), (h * s * (1 + x * s)) * h)
@@ -102,7 +107,7 @@ def _swish_derivative(x):
 @with_derivative(_swish_derivative)
 def swish(x):
     """Return x σ(x)."""
-    h = jnp.exp(-jnp.abs(x) / 2)
+    h = jnp.exp(-_magnitude(x) / 2)
     return jnp.where(x > 0, x, (jnp.maximum(x, -_FAR) * h) * h) / (1 + h * h)
 
 
@@ -115,13 +120,13 @@ def _elish_derivative(x):
 @with_derivative(_elish_derivative)
 def elish(x):
     """Return (x if x > 0 else eˣ − 1) σ(x)."""
-    e = jnp.exp(-jnp.abs(x))
+    e = jnp.exp(-_magnitude(x))
     return jnp.where(x > 0, x, jnp.expm1(x) * e) / (1 + e)
 
 
 def _mish_derivative(x):
     # w + x w′ with w = tanh(softplus x), w′ = 4 e (1 + e) / (e² + 2e + 2)², e = eˣ; for x > 0 in powers of e⁻ˣ.
-    h = jnp.exp(-jnp.abs(x) / 2)
+    h = jnp.exp(-_magnitude(x) / 2)
     e = h * h
     x = jnp.clip(x, -_FAR, _FAR)
     positive, negative = 1 + 2 * e * (1 + e), 2 + e * (2 + e)
@@ -134,7 +139,7 @@ def _mish_derivative(x):
 def mish(x):
     """Return x tanh(log(1 + eˣ))."""
     # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2), e = eˣ: one exp instead of exp, log1p and tanh.
-    h = jnp.exp(-jnp.abs(x) / 2)
+    h = jnp.exp(-_magnitude(x) / 2)
     e = h * h
     right, left = 1 + 2 * e, ((jnp.maximum(x, -_FAR) * h) * (e + 2)) * h
     return jnp.where(x > 0, x * (right / (right + 2 * e * e)), left / (e * (e + 2) + 2))

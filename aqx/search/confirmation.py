@@ -34,7 +34,7 @@ class Confirmed:
         difference_low: lower end of the difference's interval; all intervals hold together with 95 % confidence.
         difference_high: upper end.
         verdict: "better" or "worse" than the reference where that interval excludes 0, else "no evidence"; "failed"
-            where too few trainings gave a result.
+            where a training gave no result.
         seeds: trainings that gave a result.
         failed: trainings that did not.
         searched: the objective that the search saw: the best of many noisy results, so optimistic; None for a baseline
@@ -132,11 +132,12 @@ def confirmation_seeds(study_seed: int, n: int) -> list[int]:
 
 
 def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: dict[str, float]) -> list[Confirmed]:
-    """Compare functions with a reference seed by seed.
+    """Compare functions with a reference over the same seeds.
 
-    With d the differences over n seeds, s their standard deviation and m comparisons, the interval is
-    mean(d) ± t(1 − 0.05/2m, n − 1)·s/√n: Student's paired interval with Bonferroni's correction, so that all m
-    intervals hold together with 95 % confidence.
+    The seeds are blocks: value = function's effect + seed's effect + error, with the error's variance s² pooled over all
+    functions that finished (K functions, S seeds, (K − 1)(S − 1) degrees of freedom). The interval of a difference is
+    its mean ± t(1 − 0.05/2m)·s·√(2/S), with Bonferroni's correction for m comparisons: all hold together with
+    95 % confidence. For two functions this is Student's paired test; more of them know s better.
 
     Args:
         values: metric of each function per seed [S], nan where the training failed.
@@ -147,35 +148,21 @@ def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: 
     Returns:
         one row per function, the best mean first, those without a result last.
     """
-    comparisons = max(len(values) - 1, 1)
+    half = _half_width(np.array([row for row in values.values() if np.isfinite(row).all()]), len(values) - 1)
     rows = []
     for name, results in values.items():
         finite = np.isfinite(results)
-        mean, low, high = _interval(results[finite], 1 - LEVEL)
         paired = finite & np.isfinite(values[reference])
-        difference, difference_low, difference_high = _interval(
-            (results - values[reference])[paired], (1 - LEVEL) / comparisons
-        )
-        if name == reference:
-            verdict = "reference"
-        elif paired.sum() < 2 or not finite.all():
-            verdict = "failed"
-        elif sign * difference_low > 0 and sign * difference_high > 0:
-            verdict = "better"
-        elif sign * difference_low < 0 and sign * difference_high < 0:
-            verdict = "worse"
-        else:
-            verdict = "no evidence"
+        difference = float(np.mean((results - values[reference])[paired])) if paired.any() else np.nan
+        # A function that failed now and then has no mean to compare, only some lucky runs.
+        ends = (difference - half, difference + half) if paired.all() else (np.nan, np.nan)
         rows.append(
             Confirmed(
                 name,
-                mean,
-                low,
-                high,
+                *_interval(results[finite]),
                 difference,
-                difference_low,
-                difference_high,
-                verdict,
+                *ends,
+                _verdict(name == reference, bool(finite.all()), sign, ends),
                 int(finite.sum()),
                 int((~finite).sum()),
                 searched.get(name),
@@ -184,13 +171,35 @@ def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: 
     return sorted(rows, key=lambda row: (np.isnan(row.mean), -sign * row.mean))
 
 
-def _interval(values: np.ndarray, alpha: float) -> tuple[float, float, float]:
-    """Mean and the ends of Student's interval; nan where there are too few values."""
+def _half_width(values: np.ndarray, comparisons: int) -> float:
+    """Half the width of a difference's interval, from the complete rows [K, S]."""
     from scipy import stats  # slow to import, and needed here alone
+
+    freedom = (values.shape[0] - 1) * (values.shape[-1] - 1)
+    if freedom < 1:
+        return float("nan")
+    errors = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    variance = np.sum(errors**2) / freedom
+    level = 1 - (1 - LEVEL) / (2 * max(comparisons, 1))
+    return float(stats.t.ppf(level, freedom) * np.sqrt(2 * variance / values.shape[1]))
+
+
+def _verdict(is_reference: bool, finished: bool, sign: int, ends: tuple[float, float]) -> Verdict:
+    if is_reference:
+        return "reference"
+    if not finished:
+        return "failed"
+    low, high = sorted((sign * ends[0], sign * ends[1]))
+    return "better" if low > 0 else "worse" if high < 0 else "no evidence"
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and the ends of Student's 95 % interval; nan where there are too few values."""
+    from scipy import stats
 
     if len(values) < 2:
         return (float(values.mean()) if len(values) else float("nan")), float("nan"), float("nan")
-    half = stats.t.ppf(1 - alpha / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf(1 - (1 - LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
