@@ -134,10 +134,10 @@ def confirmation_seeds(study_seed: int, n: int) -> list[int]:
 def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: dict[str, float]) -> list[Confirmed]:
     """Compare functions with a reference over the same seeds.
 
-    The seeds are blocks: value = function's effect + seed's effect + error, with the error's variance s² pooled over all
+    The seeds are blocks: value = function's effect + seed's effect + error, the error's variance s² pooled over all
     functions that finished (K functions, S seeds, (K − 1)(S − 1) degrees of freedom). The interval of a difference is
-    its mean ± t(1 − 0.05/2m)·s·√(2/S), with Bonferroni's correction for m comparisons: all hold together with
-    95 % confidence. For two functions this is Student's paired test; more of them know s better.
+    its mean ± t(1 − 0.05/2m)·s·√(2/S), with Bonferroni's correction for m comparisons: all hold together with 95 %
+    confidence. For two functions this is Student's paired test; more of them know s better.
 
     Args:
         values: metric of each function per seed [S], nan where the training failed.
