@@ -27,10 +27,8 @@ from aqx.store import (
     get_trial,
     heartbeat,
     list_trials,
-    observations,
     release,
     report,
-    taken_classes,
 )
 
 RELU, TANH = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
@@ -155,7 +153,6 @@ def test_a_claim_that_is_not_renewed_goes_stale_and_its_late_result_is_accepted(
     assert take(db) is None and counts(db) == {"running": 1}
     time.move(2)
     assert counts(db) == {"stale": 1} and [t.status for t in list_trials(db, 1, status="stale")] == ["stale"]
-    assert taken_classes(db, 1) == set()
     assert heartbeat(db, first.trial_id, 60), "nobody has taken over: the claim stands again"
     assert counts(db) == {"running": 1}
     time.move(61)
@@ -205,7 +202,6 @@ def test_a_result_that_is_no_number_is_a_failure(db: Database, objective: float)
     with db.read() as con:  # as a script would read it
         rows = con.execute("SELECT (metrics->>'val_acc')::DOUBLE FROM trials").fetchall()
     assert [str(value) for (value,) in rows] == [str(float(objective))] * 2
-    np.testing.assert_array_equal(observations(db, 1)[1], [np.nan, np.nan])
 
 
 def test_reports_merge(db: Database):
@@ -245,46 +241,6 @@ def test_what_cannot_be_stored_is_refused_before_anything_is(db: Database):
     with pytest.raises(InputError, match="status must be one of"):
         list_trials(db, 1, status="lost")
     assert counts(db) == {"running": 1}
-
-
-def test_observations_are_the_finished_classes_in_order(db: Database, time: Clock):
-    classes = [str(uuid.UUID(int=n)) for n in range(6)]
-    for class_id in classes:
-        taken(db, class_id)
-    finish(db, 2, 0.2, {})
-    fail(db, 1, "boom")
-    release(db, 3)
-    taken(db, classes[1], purpose="confirm", seed=9)
-    finish(db, 7, 0.9, {})
-    add_result(db, 1, class_id=None, name="mine(x)", seed=0, objective=0.8, metrics={})
-    added = add_result(db, 1, class_id=classes[1], name="b", seed=3, objective=0.3, metrics={"val_acc": 0.3})
-    assert (added.purpose, added.status, added.seed) == ("added", "done", 3)
-    found, objectives = observations(db, 1)
-    assert found.tolist() == [classes[0], classes[1], classes[1]]
-    np.testing.assert_array_equal(objectives, [np.nan, 0.2, 0.3])
-    assert taken_classes(db, 1) == {classes[i] for i in (0, 1, 3, 4, 5)}
-    assert counts(db) == {"done": 4, "failed": 1, "running": 3, "queued": 1}
-    assert [t.trial_id for t in list_trials(db, 1, status="done", purpose="confirm")] == [7]
-    time.move(61)
-    assert taken_classes(db, 1) == set(classes[:2])
-    assert [part.shape for part in observations(db, 2)] == [(0,), (0,)]
-
-
-WORK = """
-import sys, uuid, random
-from aqx.store import Database, claim, fail, finish, heartbeat, report
-db, worker, order = Database(sys.argv[1]), sys.argv[2], list(range(24))
-random.Random(worker).shuffle(order)
-for number in order:
-    trial = claim(
-        db, 1, class_id=str(uuid.UUID(int=number)), name=f"f{number}", seed=0, lease_seconds=600.0, worker=worker
-    )
-    if trial:
-        print(trial.trial_id, flush=True)
-        report(db, trial.trial_id, {"worker": worker})
-        heartbeat(db, trial.trial_id, 600.0)
-        fail(db, trial.trial_id, "boom") if number % 5 == 0 else finish(db, trial.trial_id, float(number), {})
-"""
 
 
 def test_processes_share_the_work_and_lose_none(db: Database):

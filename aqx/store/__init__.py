@@ -4,7 +4,7 @@ from aqx.store.connection import Database
 from aqx.store.embeddings import load_embedding, save_embedding
 from aqx.store.spectra import add_spectra, classes_without_spectra, count_spectra, invalid_spectra, load_spectra
 from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
-from aqx.store.trial_rows import TrialRow, count_trials, get_trial, list_trials, observations, taken_classes
+from aqx.store.trial_rows import TrialRow, count_trials, get_trial, list_trials
 from aqx.store.trials import add_result, claim, fail, finish, heartbeat, release, report
 
 __all__ = [
@@ -27,12 +27,10 @@ __all__ = [
     "list_trials",
     "load_embedding",
     "load_spectra",
-    "observations",
     "register_task",
     "release",
     "report",
     "save_embedding",
     "set_spectra_form",
     "spectra_form",
-    "taken_classes",
 ]

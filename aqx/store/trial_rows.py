@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 import duckdb
-import numpy as np
-from jaxtyping import Float64
 
 from aqx.errors import InputError
 from aqx.store import clock
@@ -100,38 +97,6 @@ def count_trials(db: Database, task_id: int) -> dict[str, int]:
             {"now": clock.now(), "task": task_id},
         ).fetchall()
     return dict.fromkeys(STATUSES, 0) | dict(rows)
-
-
-def observations(db: Database, task_id: int) -> tuple[np.ndarray, Float64[np.ndarray, " n"]]:
-    """What the trials of a task have shown about classes: class ids [n] as text and objectives, nan for a failure.
-
-    In the order of the trials; trials that confirm and functions without a class are left out.
-    """
-    with db.read() as con:
-        rows = con.execute(
-            """
-            SELECT class_id::VARCHAR, objective FROM trials
-            WHERE task_id = ? AND class_id IS NOT NULL AND purpose <> 'confirm' AND status IN ('done', 'failed')
-            ORDER BY trial_id
-            """,
-            [task_id],
-        ).fetchall()
-    objectives = np.array([math.nan if value is None else value for _, value in rows], np.float64)
-    return np.array([class_id for class_id, _ in rows], dtype=object), objectives
-
-
-def taken_classes(db: Database, task_id: int) -> set[str]:
-    """The classes that `claim` would refuse for a search: running within their lease, done or failed."""
-    with db.read() as con:
-        rows = con.execute(
-            """
-            SELECT DISTINCT class_id::VARCHAR FROM trials
-            WHERE task_id = ? AND class_id IS NOT NULL AND purpose <> 'confirm'
-              AND (status IN ('done', 'failed') OR (status = 'running' AND expires_at >= ?))
-            """,
-            [task_id, clock.now()],
-        ).fetchall()
-    return {class_id for (class_id,) in rows}
 
 
 def select(con: duckdb.DuckDBPyConnection, condition: str, now: datetime, **parameters: Any) -> list[TrialRow]:
