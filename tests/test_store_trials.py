@@ -243,6 +243,23 @@ def test_what_cannot_be_stored_is_refused_before_anything_is(db: Database):
     assert counts(db) == {"running": 1}
 
 
+WORK = """
+import sys, uuid, random
+from aqx.store import Database, claim, fail, finish, heartbeat, report
+db, worker, order = Database(sys.argv[1]), sys.argv[2], list(range(24))
+random.Random(worker).shuffle(order)
+for number in order:
+    trial = claim(
+        db, 1, class_id=str(uuid.UUID(int=number)), name=f"f{number}", seed=0, lease_seconds=600.0, worker=worker
+    )
+    if trial:
+        print(trial.trial_id, flush=True)
+        report(db, trial.trial_id, {"worker": worker})
+        heartbeat(db, trial.trial_id, 600.0)
+        fail(db, trial.trial_id, "boom") if number % 5 == 0 else finish(db, trial.trial_id, float(number), {})
+"""
+
+
 def test_processes_share_the_work_and_lose_none(db: Database):
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(start_python(WORK, str(db.path), str(n))) for n in range(4)]
