@@ -203,7 +203,6 @@ def bench_spectra(task: aqx.Task, folder: Path, repeat: int, count: int) -> tupl
         report = aqx.fisher.compute_spectra(Database(copy), task, limit=count)
         assert report.computed + sum(report.invalid.values()) == count and report.shapes == 1
 
-    compute()
     plain = seconds(lambda: spectra_plainly(task, name), 2 * repeat)
     return count / seconds(compute, repeat), 1 / plain
 
@@ -273,8 +272,8 @@ def main() -> None:
             "1000 Fisher spectra, MLP 64-64-64-10, N = 256", *bench_spectra(mlp, folder, args.repeat, 1000), "spectra/s"
         )
         row(
-            "150 Fisher spectra, CNN 32, 64/2, 64 on 8×8, N = 256",
-            *bench_spectra(cnn, folder, args.repeat, 150),
+            "500 Fisher spectra, CNN 32, 64/2, 64 on 8×8, N = 256",
+            *bench_spectra(cnn, folder, args.repeat, 500),
             "spectra/s",
         )
         row(f"train on {task.name}", *bench_training(task, args.repeat), "trainings/s")

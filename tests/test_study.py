@@ -284,9 +284,21 @@ def test_confirm_finds_the_planted_winner_and_resumes(path):
     assert len(rows) == 4 and rows["relu(x)"].verdict == "reference"
     assert confirmation.rows[0].verdict == "better"
     assert study.confirm(top=2, seeds=5) == confirmation
-    assert sum(record.purpose == "confirm" for record in study.records()) == 20
+    # Six are retrained and fresh validation results keep two; where there is no test metric, two are retrained.
+    assert sum(record.purpose == "confirm" for record in study.records()) == 5 * (6 + 2)
     seeds = {record.seed for record in study.records("confirm")}
     assert seeds == set(confirmation_seeds(0, 5)) and seeds.isdisjoint(r.seed for r in study.records("search"))
+
+
+def test_without_a_test_metric_the_best_alone_are_retrained(path):
+    def train(act, seed):
+        return {"val_acc": toy.train(act, seed)["val_acc"]}
+
+    study = Study(path, toy.make_task(name="val alone", train=train))
+    study.search(budget=8)
+    confirmation = study.confirm(top=2, seeds=3)
+    assert confirmation.metric == "val_acc" and len(confirmation.rows) == 4
+    assert sum(record.purpose == "confirm" for record in study.records()) == 3 * 4
 
 
 def test_with_two_functions_it_is_students_paired_test():

@@ -163,11 +163,12 @@ class Study:
     ) -> Confirmation:
         """Retrain the best functions and the baselines on the same fresh seeds, and say whether the winners really win.
 
-        What the search saw is the best of many noisy results, and so looks better than it is; these are fresh. The
-        metric is the test metric where the task returns one (`test_acc` beside `val_acc`), which the search never sees.
+        What the search saw is the best of many noisy results, and so looks better than it is; these are fresh. Where
+        the task returns a test metric (`test_acc` beside `val_acc`), which the search never sees, that is reported:
+        then three times `top` functions are retrained, and fresh validation results choose the `top` best of them.
 
         Args:
-            top: how many of the search's best functions.
+            top: how many of the search's best functions are reported.
             seeds: trainings of each function, ≥ 2.
             executor: as in `search`.
             workers: as in `search`.
