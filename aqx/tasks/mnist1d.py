@@ -89,8 +89,8 @@ def _all_rows() -> Split:
 def train(act: Activation, seed: int) -> dict[str, float]:
     """Train the MLP for 800 steps; return its accuracies and losses.
 
-    Validation is of a network that has seen 3000 rows. As is usual once a choice is made, the test rows are for a second
-    network, of the same seed, which has seen all 4000.
+    Validation is of a network that has seen 3000 rows. As is usual once a choice is made, the test rows are for a
+    second network, of the same seed, which has seen all 4000.
     """
     held_out = train_classifier(build_model, act, load_data(), seed, RECIPE)
     final = train_classifier(build_model, act, _all_rows(), seed, RECIPE)
