@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Float32, UInt64
 
 from aqx.errors import StoreError
 from aqx.store.connection import Database
+from aqx.store.values import insert_rows, matrix_column
 
 FLAGS = ("finite", "finite_at_0", "finite_at_20", "finite_gradient_at_0", "constant", "affine")
 
@@ -21,17 +23,28 @@ _CLASS_ID = "((hi::UHUGEINT << 64) | lo::UHUGEINT)::UUID"
 
 @dataclass(frozen=True)
 class Representatives:
-    """Functions of a piece, R of them, that are the simplest known so far of their classes.
+    """R functions that are the simplest known so far of their classes.
 
     Attributes:
-        rows: their positions in the piece [R].
-        flags: one column per name in `FLAGS` [R, 6].
-        outputs: values at the database's points [F, n] of those whose flag `finite` is set, in their order.
+        rows: their positions among the functions stored with them [R].
+        flags: for each of `FLAGS` whether it holds [R].
+        with_outputs: which of these functions are finite, in any order [F].
+        outputs: the values of those at the database's points [F, n].
     """
 
     rows: np.ndarray
-    flags: Bool[np.ndarray, "R flags"]
+    flags: Mapping[str, Bool[np.ndarray, " R"]]
+    with_outputs: np.ndarray
     outputs: Float32[np.ndarray, "F n"]
+
+
+@dataclass(frozen=True)
+class Added:
+    """What one transaction added, and how many functions of each of its families are stored now."""
+
+    functions: int
+    classes: int
+    done: dict[tuple[str, str], int]
 
 
 @dataclass(frozen=True)
@@ -78,15 +91,20 @@ def set_points(db: Database, sampling: str, points: Float[np.ndarray, " n"]) -> 
             )
 
 
-def check_operators(db: Database, behaviours: dict[str, str]) -> None:
-    """Record what each operator does (a digest of its values), or refuse if the database knows it to do otherwise.
+def check_operators(db: Database, method: str, behaviours: dict[str, str]) -> None:
+    """Record how classes are told apart and what each operator does (a digest of its values).
 
     Raises:
-        StoreError: an operator of this name computed something else when the database was filled.
+        StoreError: the database tells classes apart by another method, or an operator of this name computed something
+            else when the database was filled.
     """
     with db.transaction() as con:
-        row = con.execute("SELECT value FROM meta WHERE key = 'operators'").fetchone()
-        known = json.loads(row[0]) if row else {}
+        known = _meta(con, "operators")
+        if (stored := _meta(con, "method").get("name", "1" if known else method)) != method:
+            raise StoreError(
+                f"{db.path} was filled by another version of aqx, which told functions apart differently (method "
+                f"{stored}, now {method}); use that version with it, or start another database"
+            )
         changed = sorted(name for name, digest in behaviours.items() if known.get(name, digest) != digest)
         if changed:
             raise StoreError(
@@ -94,102 +112,132 @@ def check_operators(db: Database, behaviours: dict[str, str]) -> None:
                 f"register yours under another name, or start another database"
             )
         if not behaviours.keys() <= known.keys():
-            con.execute("INSERT OR REPLACE INTO meta VALUES ('operators', ?)", [json.dumps(known | behaviours)])
+            for key, value in (("method", {"name": method}), ("operators", known | behaviours)):
+                con.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, json.dumps(value)])
 
 
-def enumerated(db: Database, schema: str, operators: str) -> int:
-    """Return how many functions of a family are stored already, counted in enumeration order."""
+def _meta(con: duckdb.DuckDBPyConnection, key: str) -> dict[str, Any]:
+    row = con.execute("SELECT value FROM meta WHERE key = ?", [key]).fetchone()
+    return json.loads(row[0]) if row else {}
+
+
+def enumerated(db: Database) -> dict[tuple[str, str], int]:
+    """Return how many functions of each family, a schema and its operators, are stored, in the order of their names."""
     with db.read() as con:
-        row = con.execute(
-            "SELECT done FROM families WHERE schema = ? AND operators = ?", [schema, operators]
-        ).fetchone()
-    return row[0] if row else 0
+        return _families(con)
 
 
-def add_piece(
+def add_functions(
     db: Database,
-    family: tuple[str, str],
-    done: int,
     names: Sequence[str],
     ids: UInt64[np.ndarray, "K 2"],
     size: int,
     simplest: Representatives,
-) -> tuple[int, int]:
-    """Store one piece of a family in one transaction: functions not yet there, their classes, and the progress.
+    progress: Mapping[tuple[str, str], tuple[int, int]],
+    disjoint: Collection[tuple[str, str]],
+) -> Added:
+    """Store functions that are not there yet, their classes, and how far their families have come; all or nothing.
 
     Args:
         db: the database.
-        family: its schema and its operators, as text.
-        done: how many of the family's functions are stored after this piece.
-        names: the piece's functions [K], all different.
+        names: the functions [K].
         ids: halves of their class ids [K, 2].
         size: number of operators in each of them.
-        simplest: the functions that represent classes that are new, or that a less simple function has represented.
+        simplest: those that represent classes which are new, or which a less simple function has represented.
+        progress: for each family, how many of its functions come before these, and how many there are with these. A
+            family of which only some functions are stored, in no order, is given as (0, 0).
+        disjoint: families that can't have stored one of these functions, except as `progress` says.
 
     Returns:
-        how many functions and how many classes were added.
+        how many functions and classes were added, and how far the families in `progress` are now.
     """
-    incoming = pa.table({"name": pa.array(names, pa.string()), "hi": ids[:, 0], "lo": ids[:, 1]})
-    flags = {flag: pa.array(simplest.flags[:, column]) for column, flag in enumerate(FLAGS)}
-    representatives = incoming.take(pa.array(simplest.rows))
-    for flag, column in flags.items():
-        representatives = representatives.append_column(flag, column)
-    finite = simplest.rows[simplest.flags[:, FLAGS.index("finite")]]
-    values = pa.FixedSizeListArray.from_arrays(pa.array(simplest.outputs.reshape(-1)), simplest.outputs.shape[1])
-    outputs = pa.table({"hi": ids[finite, 0], "lo": ids[finite, 1], "outputs": values})
-    columns = ", ".join(FLAGS)
-    with db.transaction() as con:
-        con.register("incoming", incoming)
-        con.register("incoming_outputs", outputs)
-        con.register("incoming_representatives", representatives)
-        added_functions = _changed(
-            con,
-            f"INSERT INTO functions SELECT name, {_CLASS_ID}, ? FROM incoming ANTI JOIN functions USING (name)",
-            [size],
-        )
-        con.execute(
-            f"CREATE TEMP TABLE simplest AS SELECT {_CLASS_ID} AS class_id, name, ?::USMALLINT AS size, {columns} "
-            "FROM incoming_representatives",
-            [size],
-        )
-        con.execute(
-            f"UPDATE class_info SET (name, size, {columns}) = (s.name, s.size, {', '.join(f's.{f}' for f in FLAGS)}) "
-            "FROM simplest s WHERE s.class_id = class_info.class_id "
-            "AND (s.size, s.name) < (class_info.size, class_info.name)"
-        )
-        added_classes = _changed(
-            con,
-            f"INSERT INTO class_info (class_id, name, size, {columns}) SELECT class_id, name, size, {columns} "
-            "FROM simplest ANTI JOIN class_info USING (class_id)",
-        )
-        con.execute("DROP TABLE simplest")
-        con.execute(
-            f"INSERT INTO class_outputs SELECT class_id, outputs FROM (SELECT {_CLASS_ID} AS class_id, outputs "
-            f"FROM incoming_outputs) ANTI JOIN class_outputs USING (class_id)"
-        )
-        con.execute(
-            "INSERT INTO families VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET done = greatest(done, excluded.done)",
-            [*family, done],
-        )
-        for view in ("incoming", "incoming_outputs", "incoming_representatives"):
-            con.unregister(view)
-    return added_functions, added_classes
+    with db.transaction(bulk=True) as con:
+        families = _families(con)
+        added = 0, 0
+        # Another process may have been here meanwhile: even with all of it, or part of the way.
+        if any(families.get(key, 0) < stop or not stop for key, (_, stop) in progress.items()):
+            alone = all(families.get(key, start) == start for key, (start, _) in progress.items())
+            new = alone and {*families, *progress} <= {*disjoint}
+            added = _insert_functions(con, names, ids, size, new), _insert_classes(con, names, ids, size, simplest)
+            for (schema, operators), (_, stop) in progress.items():
+                con.execute(
+                    "INSERT INTO families VALUES (?, ?, ?) "
+                    "ON CONFLICT DO UPDATE SET done = greatest(done, excluded.done)",
+                    [schema, operators, stop],
+                )
+        return Added(*added, {key: max(families.get(key, 0), stop) for key, (_, stop) in progress.items()})
 
 
-def known_classes(db: Database) -> dict[bytes, tuple[int, str]]:
-    """Return (size, simplest name) of all stored classes, by their ids as `class_keys` writes them."""
+def _families(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], int]:
+    rows = con.execute("SELECT schema, operators, done FROM families").fetchall()
+    return {(schema, operators): done for schema, operators, done in rows}
+
+
+def _insert_functions(
+    con: duckdb.DuckDBPyConnection, names: Sequence[str], ids: UInt64[np.ndarray, "K 2"], size: int, new: bool
+) -> int:
+    columns = {"name": pa.array(names, pa.string()), "hi": ids[:, 0], "lo": ids[:, 1]}
+    # Looking for a million names costs more than inserting them.
+    select = "" if new else "DISTINCT"
+    where = "" if new else "ANTI JOIN functions USING (name)"
+    return insert_rows(
+        con, f"INSERT INTO functions SELECT {select} name, {_CLASS_ID}, ? FROM incoming {where}", [size], columns
+    )
+
+
+def _insert_classes(
+    con: duckdb.DuckDBPyConnection,
+    names: Sequence[str],
+    ids: UInt64[np.ndarray, "K 2"],
+    size: int,
+    simplest: Representatives,
+) -> int:
+    flags = ", ".join(FLAGS)
+    halves = ids[simplest.rows]
+    columns = {"name": pa.array([names[row] for row in simplest.rows.tolist()], pa.string())}
+    columns |= {"hi": halves[:, 0], "lo": halves[:, 1]}
+    columns |= {flag: pa.array(simplest.flags[flag]) for flag in FLAGS}
+    selected = f"(SELECT {_CLASS_ID} AS class_id, name, ?::USMALLINT AS size, {flags} FROM incoming)"
+    added = insert_rows(
+        con, f"INSERT INTO class_info SELECT * FROM {selected} ANTI JOIN class_info USING (class_id)", [size], columns
+    )
+    if added < len(simplest.rows):
+        insert_rows(
+            con,
+            f"UPDATE class_info SET (name, size, {flags}) = (s.name, s.size, {', '.join(f's.{f}' for f in FLAGS)}) "
+            f"FROM {selected} s WHERE s.class_id = class_info.class_id "
+            "AND (s.size, s.name) < (class_info.size, class_info.name)",
+            [size],
+            columns,
+        )
+    _insert_outputs(con, halves[simplest.with_outputs], simplest.outputs)
+    return added
+
+
+def _insert_outputs(
+    con: duckdb.DuckDBPyConnection, ids: UInt64[np.ndarray, "F 2"], outputs: Float32[np.ndarray, "F n"]
+) -> None:
+    # Joined without the long column, which each step of a query would copy.
+    con.register("incoming", pa.table({"hi": ids[:, 0], "lo": ids[:, 1], "row": np.arange(len(ids))}))
+    stored = con.execute(
+        f"SELECT row FROM (SELECT {_CLASS_ID} AS class_id, row FROM incoming) SEMI JOIN class_outputs USING (class_id)"
+    ).fetchnumpy()["row"]
+    con.unregister("incoming")
+    if len(stored):
+        ids, outputs = np.delete(ids, stored, axis=0), np.delete(outputs, stored, axis=0)
+    columns = {"hi": ids[:, 0], "lo": ids[:, 1], "outputs": matrix_column(outputs)}
+    insert_rows(con, f"INSERT INTO class_outputs SELECT {_CLASS_ID}, outputs FROM incoming", [], columns)
+
+
+def known_classes(db: Database) -> tuple[UInt64[np.ndarray, "C 2"], np.ndarray, list[str]]:
+    """Return the halves of the ids, the sizes and the simplest names of all stored classes."""
     with db.read() as con:
         found = con.sql(
             "SELECT (class_id::UHUGEINT >> 64)::UBIGINT AS hi, "
             "(class_id::UHUGEINT & 18446744073709551615)::UBIGINT AS lo, size, name FROM class_info"
         ).to_arrow_table()
-    keys = class_keys(np.stack([found["hi"].to_numpy(), found["lo"].to_numpy()], axis=1))
-    return dict(zip(keys, zip(found["size"].to_pylist(), found["name"].to_pylist(), strict=True), strict=True))
-
-
-def class_keys(ids: UInt64[np.ndarray, "K 2"]) -> list[bytes]:
-    """Return hashable forms of class ids given as halves."""
-    return np.ascontiguousarray(ids).view("V16").ravel().tolist()
+    ids = np.stack([found["hi"].to_numpy(), found["lo"].to_numpy()], axis=1)
+    return ids, found["size"].to_numpy(), found["name"].to_pylist()
 
 
 def find_class(db: Database, name: str) -> tuple[str, str] | None:
@@ -254,8 +302,3 @@ def _points(con: duckdb.DuckDBPyConnection) -> tuple[str, Float[np.ndarray, " n"
         return None
     value = json.loads(row[0])
     return value["sampling"], np.asarray(value["points"], np.float32)
-
-
-def _changed(con: duckdb.DuckDBPyConnection, statement: str, parameters: Sequence[int] = ()) -> int:
-    ((count,),) = con.execute(statement, parameters).fetchall()
-    return count

@@ -1,0 +1,26 @@
+"""Many functions evaluated at once, and the fingerprints that tell equal functions."""
+
+from aqx.evaluation.family import Batch, Family
+from aqx.evaluation.fingerprint import (
+    METHOD,
+    Fingerprints,
+    class_id_of,
+    fingerprints,
+    operator_behaviours,
+    probe_points,
+)
+from aqx.evaluation.values import FiniteAt, evaluate, finite_at
+
+__all__ = [
+    "METHOD",
+    "Batch",
+    "Family",
+    "Fingerprints",
+    "FiniteAt",
+    "class_id_of",
+    "evaluate",
+    "fingerprints",
+    "finite_at",
+    "operator_behaviours",
+    "probe_points",
+]

@@ -1,0 +1,169 @@
+"""Functions in bulk: families numbered by index, and batches whose arguments are shared."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from aqx.operators import KINDS, operator_table
+from aqx.tree import Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """K functions of one shape; every distinct argument stands once, however many functions take it.
+
+    Attributes:
+        operators: the names that opcodes stand for; none for the leaf `x`.
+        opcodes: the root operator of each function [K].
+        args: for each argument, the batch of distinct functions, and which of them each function takes [K].
+    """
+
+    operators: tuple[str, ...]
+    opcodes: Int[np.ndarray, " K"]
+    args: tuple[tuple[Batch, Int[np.ndarray, " K"]], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.opcodes)
+
+    @classmethod
+    def of_trees(cls, trees: Sequence[Tree]) -> Batch:
+        """Make the batch of trees that have one shape.
+
+        Example:
+            >>> import aqx
+            >>> from aqx.evaluation import Batch
+            >>> batch = Batch.of_trees([aqx.parse("add(exp(x),x)"), aqx.parse("mul(exp(x),x)")])
+            >>> batch.operators, batch.opcodes.tolist(), len(batch.args[0][0])
+            (('add', 'mul'), [0, 1], 1)
+        """
+        operators = tuple(sorted({tree.name for tree in trees if tree.args}))
+        opcode_of = {name: opcode for opcode, name in enumerate(operators)}
+        args = []
+        for at in range(len(trees[0].args)):
+            distinct = list(dict.fromkeys(tree.args[at] for tree in trees))
+            row_of = {tree: row for row, tree in enumerate(distinct)}
+            args.append((cls.of_trees(distinct), np.array([row_of[tree.args[at]] for tree in trees], np.int64)))
+        return cls(operators, np.array([opcode_of.get(tree.name, 0) for tree in trees], np.int64), tuple(args))
+
+    def take(self, rows: Int[np.ndarray, " R"]) -> Batch:
+        """Return the batch of some of these functions, without the arguments that none of them takes."""
+        args = []
+        for arg, taken in self.args:
+            needed, renumbered = np.unique(taken[rows], return_inverse=True)
+            args.append((arg.take(needed), renumbered))
+        return Batch(self.operators, self.opcodes[rows], tuple(args))
+
+
+@dataclass(frozen=True)
+class Family:
+    """All functions of one schema over a list of operators, numbered with the root operator as the first digit.
+
+    The index of a function is ((root · n₁) + i₁) · n₂ + i₂ …, where iₖ < nₖ is the index of its k-th argument. The
+    operators at a node are numbered alphabetically, so that the order of indices is the order of names.
+
+    Attributes:
+        schema: a tree in which kinds may stand for operators.
+        operators: the names that kinds stand for.
+
+    Example:
+        >>> from aqx.evaluation import Family
+        >>> from aqx.tree import parse_schema
+        >>> family = Family(parse_schema("unary(unary(x))"), ("tanh", "abs"))
+        >>> family.size, family.names(range(1, 3))
+        (4, ['abs(tanh(x))', 'tanh(abs(x))'])
+    """
+
+    schema: Tree
+    operators: tuple[str, ...]
+
+    @functools.cached_property
+    def choices(self) -> tuple[str, ...]:
+        """The operators that may stand at the root; empty for the leaf `x`."""
+        if not self.schema.args:
+            return ()
+        if self.schema.name not in KINDS:
+            return (self.schema.name,)
+        table = operator_table().by_name
+        return tuple(sorted(name for name in self.operators if table[name].kind == self.schema.name))
+
+    @functools.cached_property
+    def args(self) -> tuple[Family, ...]:
+        """The families of the root's arguments."""
+        return tuple(Family(arg, self.operators) for arg in self.schema.args)
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The radices of the index: the number of root operators, then the size of each argument's family."""
+        return (len(self.choices), *(arg.size for arg in self.args)) if self.schema.args else ()
+
+    @functools.cached_property
+    def size(self) -> int:
+        """The number of functions."""
+        return math.prod(self.shape)
+
+    @functools.cached_property
+    def operators_used(self) -> tuple[str, ...]:
+        """The operators that occur in some function of the family, alphabetically."""
+        return tuple(sorted(set(self.choices).union(*(arg.operators_used for arg in self.args))))
+
+    @functools.cached_property
+    def key(self) -> tuple[str, str]:
+        """The schema and the operators as text: what a database calls this family."""
+        return str(self.schema), ",".join(self.operators_used)
+
+    def overlaps(self, other: Family) -> bool:
+        """Whether some function belongs to both families."""
+        if not self.schema.args or not other.schema.args:
+            return self.schema == other.schema
+        return (
+            len(self.args) == len(other.args)
+            and not set(self.choices).isdisjoint(other.choices)
+            and all(mine.overlaps(theirs) for mine, theirs in zip(self.args, other.args, strict=True))
+        )
+
+    def batch(self, indices: Int[np.ndarray, " K"]) -> Batch:
+        """Return the functions with these indices."""
+        if not self.schema.args:
+            return Batch((), np.zeros(len(indices), np.int64))
+        root, *digits = np.unravel_index(indices, self.shape)
+        args = []
+        for arg, digit in zip(self.args, digits, strict=True):
+            needed, rows = np.unique(digit, return_inverse=True)
+            args.append((arg.batch(needed), rows))
+        return Batch(self.choices, root, tuple(args))
+
+    def names(self, indices: Sequence[int] | Int[np.ndarray, " K"]) -> list[str]:
+        """Return the names of the functions with these indices."""
+        if not self.schema.args:
+            return ["x"] * len(indices)
+        root, *digits = np.unravel_index(np.asarray(indices, np.int64), self.shape)
+        columns = []
+        for arg, digit in zip(self.args, digits, strict=True):
+            needed, rows = np.unique(digit, return_inverse=True)
+            known = arg.names(needed)
+            columns.append([known[row] for row in rows.tolist()])
+        heads = [f"{name}(" for name in self.choices]
+        if len(columns) == 1:
+            return [f"{heads[op]}{arg})" for op, arg in zip(root.tolist(), columns[0], strict=True)]
+        return [f"{heads[op]}{','.join(args)})" for op, *args in zip(root.tolist(), *columns, strict=True)]
+
+    def name(self, index: int) -> str:
+        """Return the name of the function with this index."""
+        if not self.schema.args:
+            return "x"
+        names = []
+        for arg in reversed(self.args):
+            index, digit = divmod(index, arg.size)
+            names.append(arg.name(digit))
+        return f"{self.choices[index]}({','.join(reversed(names))})"
+
+    def first_at_least(self, name: str, low: int, high: int) -> int:
+        """Return the first index in [low, high] whose name is not before `name` in the alphabet; `high` if none is."""
+        return bisect.bisect_left(range(high), name, lo=low, key=self.name)

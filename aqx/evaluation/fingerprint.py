@@ -1,0 +1,235 @@
+"""Fingerprints: what tells equal functions, and different ones, apart."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt64
+
+from aqx.evaluation.family import Batch, Family
+from aqx.evaluation.values import blocks, on_host, value
+from aqx.tree import Tree, parse_schema
+
+# Written into databases: classes found by other points or another rounding than these are other classes.
+METHOD = "2"
+_COMMUTATIVE = {"add", "mul", "max", "min", "sum_n", "prod_n", "max_n", "min_n"}
+
+# The rounding of `_rounded`, as powers of two.
+_NEAR, _FAR = 5.0, 10.0  # |x| up to here, and beyond here
+_BITS, _FAR_BITS = 20, 10  # of mantissa
+_FLOOR, _FAR_FLOOR = -30, -16  # the finest step, relative to the function's scale
+_NOISE = -64  # nothing so small is left over by a cancellation of values at this scale
+_TINY_BITS = -4  # so of what is smaller only the sign and the exponent count, in steps of 16
+_LEAST_SCALE = -14
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What 36 probe points tell of K functions.
+
+    Attributes:
+        ids: the two halves of a 128-bit hash of the rounded values; equal for equal functions.
+        constant: the values are all equal.
+        affine: the values lie on a straight line (a constant is affine too).
+    """
+
+    ids: UInt64[np.ndarray, "K 2"]
+    constant: Bool[np.ndarray, " K"]
+    affine: Bool[np.ndarray, " K"]
+
+
+def fingerprints(batch: Batch) -> Fingerprints:
+    """Return what tells functions apart: hashes of their values at fixed probe points.
+
+    The values are computed in float64 and rounded to 20 bits of mantissa, about 1e-6 relative: far above the rounding
+    noise of 1e-16 and far below any difference that matters. Below 1e-9 of the function's largest value the rounding is
+    absolute, because what a cancellation leaves there is noise: 1 − tanh(3x) and 2 σ(−6x) are one function. The four
+    points beyond ±5, which only tell functions that differ grossly out there, count less the farther they are. −0
+    counts as 0, and everything not finite as one value.
+
+    Where arguments commute they are taken in an order of their values, so that a sum's rounding does not depend on how
+    its terms are written. Arguments of equal values (bit by bit) are one argument, so each combination is computed once.
+
+    Args:
+        batch: the functions.
+
+    Example:
+        >>> import aqx
+        >>> from aqx.evaluation import Batch, fingerprints
+        >>> trees = map(aqx.parse, ["mul(abs(x),abs(x))", "mul(x,abs(x))", "mul(abs(x),x)", "mul(x,x)"])
+        >>> ids = fingerprints(Batch.of_trees([*trees])).ids
+        >>> [bool((ids[i] == ids[3]).all()) for i in range(3)]
+        [True, False, False]
+    """
+    points = probe_points()
+    with on_host(float64=True):
+        if not batch.args:
+            found = _fingerprint(np.broadcast_to(points, (16, len(points))), points)
+            ids, constant, affine = (np.asarray(part)[:1].repeat(len(batch), axis=0) for part in found)
+            return Fingerprints(ids, constant, affine)
+        opcodes, args, which = _distinct_applications(batch, points)
+        ids = np.empty((len(opcodes), 2), np.uint64)
+        constant, affine = np.empty((2, len(opcodes)), bool)
+        for rows, block in blocks(batch.operators, opcodes, args, value):
+            for column, found in zip((ids, constant, affine), _fingerprint(block, points), strict=True):
+                column[rows] = np.asarray(found)[: len(rows)]
+    return Fingerprints(ids[which], constant[which], affine[which])
+
+
+def _distinct_applications(
+    batch: Batch, points: Float[np.ndarray, " P"]
+) -> tuple[Int[np.ndarray, " A"], list[tuple[Float[np.ndarray, "U P"], Int[np.ndarray, " A"]]], Int[np.ndarray, " K"]]:
+    """Return opcodes [A] and arguments of the distinct applications among a batch, and which each function is [K]."""
+    # One numbering of values for all arguments, in the order of their hashes: the same in every run.
+    tables, numbers = zip(*(_distinct_values(arg, points) for arg, _ in batch.args), strict=True)
+    values, renumbered = _unique_rows(np.concatenate(tables))
+    starts = np.cumsum([0, *map(len, tables)])
+    taken = np.stack(
+        [
+            renumbered[start + number][rows]
+            for start, number, (_, rows) in zip(starts, numbers, batch.args, strict=False)
+        ]
+    )
+    commutes = np.array([name in _COMMUTATIVE for name in batch.operators])[batch.opcodes]
+    taken[:, commutes] = np.sort(taken[:, commutes], axis=0)
+    keys = np.concatenate([batch.opcodes[None], taken])
+    sizes = (len(batch.operators), *[len(values)] * len(taken))
+    if math.prod(sizes) < 2**63:
+        _, first, which = np.unique(np.ravel_multi_index(tuple(keys), sizes), return_index=True, return_inverse=True)
+        keys = keys[:, first]
+    else:
+        which = np.arange(len(batch))
+    return keys[0], [(values, column) for column in keys[1:]], which
+
+
+def _distinct_values(
+    batch: Batch, points: Float[np.ndarray, " P"]
+) -> tuple[Float[np.ndarray, "U P"], Int[np.ndarray, " K"]]:
+    """Return the distinct rows of values [U, P] among a batch's functions, and which each function has [K]."""
+    if not batch.args:
+        return points[None], np.zeros(len(batch), np.int64)
+    opcodes, args, which = _distinct_applications(batch, points)
+    values = np.empty((len(opcodes), len(points)))
+    for rows, block in blocks(batch.operators, opcodes, args, value):
+        values[rows] = np.asarray(block)[: len(rows)]
+    distinct, number = _unique_rows(values)
+    return distinct, number[which]
+
+
+def _unique_rows(values: Float[np.ndarray, "K P"]) -> tuple[Float[np.ndarray, "U P"], Int[np.ndarray, " K"]]:
+    """Return the rows that differ bit by bit, in the order of their hashes, and which each row is; every nan is one."""
+    values[np.isnan(values)] = np.nan
+    lanes = _hash(values.view(np.uint32).astype(np.uint64), 2)
+    _, first, number = np.unique((lanes[0] >> 32 << 32) | (lanes[1] >> 32), return_index=True, return_inverse=True)
+    return values[first], number
+
+
+@functools.cache
+def probe_points() -> Float[np.ndarray, "P"]:
+    """Return the 36 points at which functions are compared.
+
+    They are 0 (trainers hit it), 31 points of [-5, 5], denser around 0, and 4 beyond: s·|s|·5 with s = 2·frac(i·φ) − 1,
+    φ the golden ratio. They have 17 bits of mantissa, so that every backend computes at exactly these points, and that
+    x itself is nowhere on the border between two rounded values.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    s = 2 * np.modf(golden * np.arange(1, 32))[0] - 1
+    mantissas, exponents = np.frexp(np.concatenate([[0.0], 5 * s * np.abs(s), [-13.1, -6.9, 7.3, 12.7]]))
+    return np.ldexp(np.round(np.ldexp(mantissas, 17)), exponents - 17)
+
+
+@functools.cache
+def _hash_keys(n_points: int) -> UInt64[np.ndarray, "4 P"]:
+    stream = b"".join(hashlib.sha256(f"aqx fingerprint {i}".encode()).digest() for i in range(n_points))
+    return np.ascontiguousarray(np.frombuffer(stream, "<u8").reshape(n_points, 4).T)
+
+
+def _hash(words: UInt64[np.ndarray | Array, "rows P"], n_lanes: int) -> list[UInt64[np.ndarray | Array, " rows"]]:
+    """Hash rows of an even number of 32-bit words to 64-bit lanes whose upper halves are good.
+
+    Multilinear hashing modulo 2^64: two rows collide in the upper half of a lane with probability 2^-32 (Lemire & Kaser
+    2014, "Strongly universal string hashing is fast", theorem 2).
+    """
+    keys = _hash_keys(words.shape[1])[:n_lanes]
+    even, odd = words[:, 0::2], words[:, 1::2]
+    return [((even + key[0::2]) * (odd + key[1::2])).sum(axis=1) for key in keys]
+
+
+@jax.jit
+def _fingerprint(
+    values: Float[Array, "rows P"], points: Float[Array, " P"]
+) -> tuple[UInt64[Array, "rows 2"], Bool[Array, " rows"], Bool[Array, " rows"]]:
+    rounded, tolerance = _rounded(values, points)
+    finite = jnp.isfinite(values)
+    # Sign, exponent and 20 bits of mantissa are the upper half of a float64.
+    words = jax.lax.bitcast_convert_type(rounded, jnp.uint64) >> 32
+    words = jnp.where(finite, jnp.where(rounded == 0, jnp.uint64(0), words), jnp.uint64(0x7FF80000))
+    lanes = _hash(words, 4)
+    ids = jnp.stack([(lanes[i] >> 32 << 32) | (lanes[i + 1] >> 32) for i in (0, 2)], axis=1)
+    same = jnp.abs(values - values[:, :1]) <= tolerance + 2.0**-_BITS * jnp.abs(values[:, :1])
+    constant = jnp.all(same & finite, axis=1) | ~jnp.any(finite, axis=1)
+    slope = (values[:, 1:2] - values[:, :1]) / (points[1] - points[0])
+    line = values[:, :1] + slope * (points - points[0])
+    largest = jnp.max(jnp.abs(values), axis=1, keepdims=True)
+    affine = jnp.all(finite & (jnp.abs(values - line) <= 1e-9 * largest + tolerance), axis=1)
+    return ids, constant, affine
+
+
+def _rounded(
+    values: Float[Array, "rows P"], points: Float[Array, " P"]
+) -> tuple[Float[Array, "rows P"], Float[Array, "rows P"]]:
+    """Round values so that rounding noise disappears and differences stay; return them and the absolute steps."""
+    distance = jnp.abs(points)
+    near, far = distance <= _NEAR, distance > _FAR
+    # The power of two at the function's largest value near 0. Borders between powers lie at 0.646 · 2ᵏ, where functions
+    # do not have their largest value by nature, as they have it at 1 or 1/2.
+    size = jnp.max(jnp.where(near & jnp.isfinite(values), jnp.abs(values), 0), axis=1, keepdims=True) / 0.646
+    scale = jnp.clip(_truncated(size, 0), 2.0**_LEAST_SCALE, 1)
+    step = scale * jnp.where(far, 2.0**_FAR_FLOOR, 2.0**_FLOOR)
+    absolute = jnp.round(values / step) * step  # exact but for the rounding, as steps are powers of two
+    # To nearest, so that short binary fractions, the likeliest exact values, lie in the middle and not on a border.
+    relative = jnp.where(far, _truncated(values, _FAR_BITS, nearest=True), _truncated(values, _BITS, nearest=True))
+    n_bits = jnp.where(far, 2.0**_FAR_BITS, 2.0**_BITS)
+    large = jnp.abs(values) >= n_bits * step
+    # Values too small to be left over by a cancellation of large ones are what they seem: e^−50 is not 0.
+    tiny = near & (jnp.abs(values) < 2.0**_NOISE * scale) & (jnp.abs(values) > 1e-300)
+    return jnp.where(large, relative, jnp.where(tiny, _truncated(values, _TINY_BITS), absolute)), step
+
+
+def _truncated(values: Float[Array, "rows P"], bits: int, nearest: bool = False) -> Float[Array, "rows P"]:
+    """Keep sign, exponent and some bits of mantissa."""
+    dropped = 52 - bits
+    words = jax.lax.bitcast_convert_type(values, jnp.uint64) + jnp.uint64(nearest << (dropped - 1))
+    return jax.lax.bitcast_convert_type(words >> dropped << dropped, jnp.float64)
+
+
+def class_id_of(tree: Tree) -> str:
+    """Return the id of the class of equal functions that a tree belongs to, as UUID text.
+
+    Example:
+        >>> import aqx
+        >>> from aqx.evaluation import class_id_of
+        >>> class_id_of(aqx.parse("max(x,zero(x))")) == class_id_of(aqx.parse("relu(x)"))
+        True
+    """
+    high, low = fingerprints(Batch.of_trees([tree])).ids[0].tolist()
+    return str(uuid.UUID(int=high << 64 | low))
+
+
+def operator_behaviours(operators: Iterable[str]) -> dict[str, str]:
+    """Return a digest of what each operator computes, so that two operators of one name can be told apart."""
+    behaviours = {}
+    for schema in ("unary(x)", "binary(sinh(x),cosh(x))", "n-ary(sinh(x),x,cosh(x))"):
+        family = Family(parse_schema(schema), tuple(operators))
+        if family.size:
+            ids = fingerprints(family.batch(np.arange(family.size))).ids
+            behaviours |= {name: row.tobytes().hex() for name, row in zip(family.choices, ids, strict=True)}
+    return behaviours

@@ -1,0 +1,151 @@
+"""Batches evaluated at once, in blocks of one fixed size and by one program per kind of operator.
+
+Every distinct argument is evaluated once; the functions that share a root operator are gathered into blocks, and a
+program that holds all operators of the kind (`lax.switch`) is applied to each block. So a new schema compiles nothing,
+and a value never depends on how a space was cut into pieces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from aqx.evaluation.family import Batch
+from aqx.operators import SETS, Operator, operator_table
+
+_BLOCK_VALUES = 1 << 15  # values in one block, 256 KiB of float64: larger ones are padded more, smaller ones dispatched more
+_BLOCK_ROWS = 1 << 13  # and rows at most, as a block is filled up with padding
+_VECTOR = 16  # rows are a multiple of this: a loop's last odd values could be computed by other instructions
+
+Rule = Callable[..., Array]
+
+
+def evaluate(
+    batch: Batch, points: Float[np.ndarray, " P"], out: Float[np.ndarray, "K P"] | None = None
+) -> Float[np.ndarray, "K P"]:
+    """Evaluate functions at the same points, in the points' own dtype.
+
+    Args:
+        batch: the functions.
+        points: where [P]; float32 or float64.
+        out: an array to write to [K, P]; the pages of a new one cost as much as the values in it.
+
+    Returns:
+        values [K, P] of the points' dtype, on the host.
+
+    Example:
+        >>> import aqx, numpy as np
+        >>> from aqx.evaluation import Batch, evaluate
+        >>> evaluate(Batch.of_trees([aqx.parse("square(x)"), aqx.parse("abs(x)")]), np.array([-3.0, 2.0]))
+        array([[9., 4.],
+               [3., 2.]])
+    """
+    with on_host(float64=points.dtype == np.float64):
+        return _evaluate(batch, points, value, out)
+
+
+@dataclass(frozen=True)
+class FiniteAt:
+    """Where K functions are finite in float32 [K]: at 0, at both of ±20, and whether their derivative at 0 is."""
+
+    zero: Bool[np.ndarray, " K"]
+    twenty: Bool[np.ndarray, " K"]
+    gradient_at_0: Bool[np.ndarray, " K"]
+
+
+def finite_at(batch: Batch) -> FiniteAt:
+    """Tell where functions are finite; the derivative is that of the chain rule, which training uses.
+
+    So |x|^½ has no finite derivative at 0, and neither has relu(1/x), although it has a limit: 0·∞ is nan in a
+    backward pass.
+    """
+    values_and_derivatives = np.array([0, -20, 20, 1, 1, 1], np.float32)
+    with on_host(float64=False):
+        finite = np.isfinite(_evaluate(batch, values_and_derivatives, _value_and_derivative))
+    return FiniteAt(finite[:, 0], finite[:, 1] & finite[:, 2], finite[:, 3])
+
+
+@contextlib.contextmanager
+def on_host(float64: bool) -> Iterator[None]:
+    """Compute on the CPU whatever else there is, so that no class depends on the accelerator at hand."""
+    with jax.enable_x64(float64), jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
+def _evaluate(
+    batch: Batch, leaf: Float[np.ndarray, " P"], rule: Rule, out: Float[np.ndarray, "K P"] | None = None
+) -> Float[np.ndarray, "K P"]:
+    values = np.empty((len(batch), len(leaf)), leaf.dtype) if out is None else out
+    if not batch.args:
+        values[:] = leaf
+        return values
+    args = [(_evaluate(arg, leaf, rule), taken) for arg, taken in batch.args]
+    for rows, block in blocks(batch.operators, batch.opcodes, args, rule):
+        values[rows] = np.asarray(block)[: len(rows)]
+    return values
+
+
+def blocks(
+    operators: tuple[str, ...],
+    opcodes: Int[np.ndarray, " K"],
+    args: Sequence[tuple[Float[np.ndarray, "_ P"], Int[np.ndarray, " K"]]],
+    rule: Rule,
+) -> Iterator[tuple[Int[np.ndarray, " rows"], Array]]:
+    """Apply operators to arguments, block by block.
+
+    Args:
+        operators: names of one kind.
+        opcodes: which of them each function has [K].
+        args: for each argument, values [U, P] and which row of them each function takes [K].
+        rule: `value`, or another meaning of an operator.
+
+    Yields:
+        which functions a block holds, and their values on the device; rows beyond those are padding.
+    """
+    program, branches = _program_of(operators, rule)
+    n_rows = min(max(_BLOCK_VALUES // args[0][0].shape[1], 1), _BLOCK_ROWS)
+    n_rows = -(-n_rows // _VECTOR) * _VECTOR
+    order = np.argsort(opcodes, kind="stable")
+    ends = np.searchsorted(opcodes[order], np.arange(len(operators) + 1))
+    for branch, (first, last) in zip(branches, pairwise(ends.tolist()), strict=True):
+        for start in range(first, last, n_rows):
+            rows = order[start : min(start + n_rows, last)]
+            padded = np.concatenate([rows, np.broadcast_to(rows[-1:], n_rows - len(rows))])
+            yield rows, program(branch, *(values.take(taken[padded], axis=0) for values, taken in args))
+
+
+def _program_of(names: tuple[str, ...], rule: Rule) -> tuple[Callable[..., Array], list[np.int32]]:
+    """The program of the smallest set that has these operators of one kind, and their numbers in it."""
+    table = operator_table().by_name
+    kind = table[names[0]].kind
+    for members in (*SETS.values(), tuple(table)):
+        branches = tuple(name for name in members if table[name].kind == kind)
+        if set(names) <= set(branches):
+            break
+    program = _program(tuple(table[name] for name in branches), rule)
+    return program, [np.int32(branches.index(name)) for name in names]
+
+
+@functools.lru_cache(maxsize=64)
+def _program(operators: tuple[Operator, ...], rule: Rule) -> Callable[..., Array]:
+    """One compiled program for many operators; compiling one for each would cost ten times the evaluation."""
+    branches = [functools.partial(rule, operator) for operator in operators]
+    return jax.jit(lambda branch, *args: jax.lax.switch(branch, branches, *args))
+
+
+def value(operator: Operator, *args: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The operator's value in the dtype of its arguments; a user's own operator may mean float32 throughout."""
+    return operator.fn(*args).astype(args[0].dtype)
+
+
+def _value_and_derivative(operator: Operator, *args: Float[Array, "rows _"]) -> Float[Array, "rows _"]:
+    values, derivatives = zip(*(jnp.split(arg, 2, axis=1) for arg in args), strict=True)
+    return jnp.concatenate(jax.jvp(functools.partial(value, operator), values, derivatives), axis=1)
