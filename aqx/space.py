@@ -16,6 +16,8 @@ from aqx.errors import IndexOutOfRange, InputError
 from aqx.operators import KINDS, SETS, Kind, operator_names, operator_table
 from aqx.tree import Tree, parse, parse_schema
 
+_KEPT = 20_000  # functions of a schema whose trees are kept
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class Space:
@@ -190,13 +192,24 @@ class Space:
             self._counts[str(schema)] = len(self._names(schema)) * math.prod(map(self._count, schema.args))
         return self._counts[str(schema)]
 
+    @cached_property
+    def _made(self) -> dict[tuple[str, int], Tree]:
+        """Trees of small schemas, which stand in many functions: by the schema's text and the index."""
+        return {}
+
     def _tree(self, schema: Tree, index: int) -> Tree:
         """Decode an index; the last argument's digits are the least significant."""
+        key = str(schema), index
+        if key in self._made:
+            return self._made[key]
         args = []
         for arg in reversed(schema.args):
             index, digit = divmod(index, self._count(arg))
             args.append(self._tree(arg, digit))
-        return Tree(self._names(schema)[index], tuple(reversed(args)))
+        tree = Tree(self._names(schema)[index], tuple(reversed(args)))
+        if self._count(schema) <= _KEPT:
+            self._made[key] = tree
+        return tree
 
     def _trees(self, schema: Tree) -> Iterator[Tree]:
         """All trees of a schema in the order of their indices, neighbours sharing their first arguments."""

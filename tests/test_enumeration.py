@@ -145,11 +145,11 @@ def test_an_operator_that_changed_is_refused(tmp_path):
 
 KILLED = """
 import sys
-from aqx import enumeration
+from aqx.enumeration import run
 from aqx.space import Space
 from aqx.store import Database
-enumeration.PIECE = 500
-enumeration.enumerate_space(Database(sys.argv[1], create=True), Space.act_bench())
+run.PIECE = 500
+run.enumerate_space(Database(sys.argv[1], create=True), Space.act_bench())
 """
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from aqx.evaluation import (
+    Batch,
     Family,
     class_id_of,
     evaluate,
     fingerprints,
-    finite_gradient_at_0,
+    finite_at,
     operator_behaviours,
     probe_points,
 )
@@ -42,7 +43,7 @@ def test_values_are_those_of_one_function_at_a_time(schema):
     rng = np.random.default_rng(0)
     indices = np.unique(rng.integers(family.size, size=40))
     points = np.linspace(-4, 4, 33, dtype=np.float32)
-    values = evaluate(family, indices, points)
+    values = evaluate(family.batch(indices), points)
     for row, name in enumerate(family.names(indices)):
         expected = np.asarray(one_at_a_time(parse(name), jnp.asarray(points)))
         np.testing.assert_allclose(values[row], expected, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -51,9 +52,9 @@ def test_values_are_those_of_one_function_at_a_time(schema):
 def test_every_piece_of_a_family_gives_the_same_values():
     family = Family(parse_schema("binary(unary(x),unary(x))"), SETS["paper"])
     points = np.linspace(-3, 3, 8, dtype=np.float32)
-    whole = evaluate(family, np.arange(family.size), points)
+    whole = evaluate(family.batch(np.arange(family.size)), points)
     shuffled = np.random.default_rng(0).permutation(family.size)
-    np.testing.assert_array_equal(evaluate(family, shuffled, points), whole[shuffled])
+    np.testing.assert_array_equal(evaluate(family.batch(shuffled), points), whole[shuffled])
 
 
 def test_indices_ascend_with_names():
@@ -97,7 +98,7 @@ def test_different_functions_do_not(left, right):
 
 def test_symmetries_hold_in_the_whole_of_act_bench():
     family = Family(parse_schema("binary(unary(x),unary(x))"), SETS["paper"])
-    ids = fingerprints(family, np.arange(family.size)).ids
+    ids = fingerprints(family.batch(np.arange(family.size))).ids
     name_to_id = dict(zip(family.names(np.arange(family.size)), map(tuple, ids.tolist()), strict=True))
     for name, class_id in name_to_id.items():
         tree = parse(name)
@@ -107,7 +108,7 @@ def test_symmetries_hold_in_the_whole_of_act_bench():
 
 def test_flags_of_constants_and_lines():
     names = ("zero", "one", "identity", "negative", "relu", "square")
-    prints = fingerprints(Family(parse_schema("unary(x)"), names), np.arange(6))
+    prints = fingerprints(Family(parse_schema("unary(x)"), names).batch(np.arange(6)))
     flags = dict(zip(sorted(names), zip(prints.constant, prints.affine, strict=True), strict=True))
     assert {name for name, (constant, _) in flags.items() if constant} == {"zero", "one"}
     assert {name for name, (_, affine) in flags.items() if affine} == {"zero", "one", "identity", "negative"}
@@ -117,7 +118,7 @@ def test_gradient_at_0_is_that_of_the_chain_rule():
     names = ("relu(reciprocal(x))", "sqrt_abs(x)", "relu(x)", "tanh(x)", "reciprocal(exp(x))")
     for name in names:
         tree = parse(name)
-        found = finite_gradient_at_0(Family(tree, ()), np.zeros(1, np.int64))[0]
+        found = finite_at(Batch.of_trees([tree])).gradient_at_0[0]
         assert found == np.isfinite(jax.grad(lambda x, tree=tree: one_at_a_time(tree, x))(0.0)), name
 
 

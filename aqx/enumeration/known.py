@@ -33,7 +33,7 @@ class KnownClasses:
         keys = class_keys(ids)
         named, at = _lookup(self._keys, keys)
         worth = ~named & ~_lookup(self._settled, keys)[0]
-        for row in np.flatnonzero(named):
+        for row in np.flatnonzero(named).tolist():
             worth[row] = (size, names[row]) < (self._sizes[at[row]], self._names[at[row]])
         return worth
 
@@ -41,14 +41,14 @@ class KnownClasses:
         """Note which functions were found worth storing; settled if nothing simpler can come later."""
         keys = class_keys(ids)
         named, at = _lookup(self._keys, keys)
-        for row in np.flatnonzero(named):
+        for row in np.flatnonzero(named).tolist():
             self._sizes[at[row]], self._names[at[row]] = size, names[row]
         if settled:
             keys = np.sort(keys[~named])
             self._settled = np.insert(self._settled, np.searchsorted(self._settled, keys), keys)
         else:
             rows = np.flatnonzero(~named)
-            self._insert(keys[rows], np.full(len(rows), size, self._sizes.dtype), [names[row] for row in rows])
+            self._insert(keys[rows], np.full(len(rows), size, self._sizes.dtype), [names[row] for row in rows.tolist()])
 
     def _insert(self, keys: np.ndarray, sizes: np.ndarray, names: Sequence[str]) -> None:
         keys = np.concatenate([self._keys, keys])

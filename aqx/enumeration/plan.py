@@ -40,9 +40,7 @@ class Piece:
         return any(stop for _, stop in self.spans.values())
 
 
-def plan(
-    families: Sequence[Family], trees: Iterable[Tree], done: Mapping[Family, int], most: int
-) -> Iterator[Piece]:
+def plan(families: Sequence[Family], trees: Iterable[Tree], done: Mapping[Family, int], most: int) -> Iterator[Piece]:
     """Yield the functions of families and single trees, piece by piece.
 
     Args:
@@ -68,8 +66,8 @@ def _tree_pieces(size: int, trees: Sequence[Tree], most: int) -> Iterator[Piece]
             by_shape.setdefault(tree.shape, []).append(tree)
         parts = tuple((Batch.of_trees(some), list(map(str, some))) for some in by_shape.values())
         families = (
-            Family(parse_schema(shape), tuple(sorted({node.name for tree in some for node in tree.nodes})))
-            for shape, some in by_shape.items()
+            Family(parse_schema(shape), tuple(sorted(batch.operators_used)))
+            for shape, (batch, _) in zip(by_shape, parts, strict=True)
         )
         yield Piece(size, parts, dict.fromkeys(families, (0, 0)))
 

@@ -25,7 +25,7 @@ from aqx.store.connection import Database
 from aqx.tree import Tree, parse_schema
 
 PIECE = 1 << 17  # functions stored in one transaction, at most
-PIECE_VALUES = 1 << 25  # and outputs, at most: 128 MiB
+PIECE_VALUES = 1 << 27  # and outputs, at most: 512 MiB
 _SOME = "some of "  # before the operators of a family of which single functions are stored
 
 
@@ -75,13 +75,12 @@ def enumerate_space(
         ...     db = aqx.store.Database(folder + "/found.duckdb", create=True)
         ...     report = enumerate_space(db, aqx.Space(["unary(x)", "binary(x,unary(x))"]))
         >>> report.functions, report.added_classes
-        (216, 138)
+        (216, 176)
     """
     started = time.perf_counter()
     x = points_of(db, points, sampling)
     families, trees = _functions_of(space, sample, seed)
-    used = {name for family in families for name in family.operators_used}
-    used.update(node.name for tree in trees for node in tree.nodes)
+    used = {name for schema in space.schemas for name in Family(schema, space.operators).operators_used}
     store.check_operators(db, METHOD, operator_behaviours(sorted(used)))
     run = _Run(db, x)
     total = sum(family.size for family in families) + len(trees)
@@ -181,7 +180,7 @@ class _Run:
 
 
 def _move_finite_up(values: Float32[np.ndarray, "R n"]) -> Int[np.ndarray, " F"]:
-    """Move the finite rows of a matrix to its beginning, few as those are which must move, and return which they are."""
+    """Move the finite rows of a matrix to its beginning, as few as must, and return which they are."""
     # A row's extremes are nan where one of its values is.
     finite = np.isfinite(values.max(axis=1)) & np.isfinite(values.min(axis=1))
     rows = np.arange(len(values))

@@ -9,7 +9,7 @@ from aqx.evaluation.fingerprint import (
     operator_behaviours,
     probe_points,
 )
-from aqx.evaluation.values import FiniteAt, evaluate, finite_at
+from aqx.evaluation.values import FiniteAt, evaluate, evaluate_family, finite_at
 
 __all__ = [
     "METHOD",
@@ -19,6 +19,7 @@ __all__ = [
     "FiniteAt",
     "class_id_of",
     "evaluate",
+    "evaluate_family",
     "fingerprints",
     "finite_at",
     "operator_behaviours",

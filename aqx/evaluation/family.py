@@ -47,10 +47,16 @@ class Batch:
         opcode_of = {name: opcode for opcode, name in enumerate(operators)}
         args = []
         for at in range(len(trees[0].args)):
-            distinct = list(dict.fromkeys(tree.args[at] for tree in trees))
-            row_of = {tree: row for row, tree in enumerate(distinct)}
-            args.append((cls.of_trees(distinct), np.array([row_of[tree.args[at]] for tree in trees], np.int64)))
+            distinct = {str(tree.args[at]): tree.args[at] for tree in trees}
+            row_of = {name: row for row, name in enumerate(distinct)}
+            rows = np.array([row_of[str(tree.args[at])] for tree in trees], np.int64)
+            args.append((cls.of_trees(list(distinct.values())), rows))
         return cls(operators, np.array([opcode_of.get(tree.name, 0) for tree in trees], np.int64), tuple(args))
+
+    @property
+    def operators_used(self) -> set[str]:
+        """The operators that occur in some function."""
+        return set(self.operators).union(*(arg.operators_used for arg, _ in self.args))
 
     def take(self, rows: Int[np.ndarray, " R"]) -> Batch:
         """Return the batch of some of these functions, without the arguments that none of them takes."""

@@ -16,12 +16,12 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from aqx.evaluation.family import Batch
+from aqx.evaluation.family import Batch, Family
 from aqx.operators import SETS, Operator, operator_table
 
-_BLOCK_VALUES = 1 << 15  # values in one block, 256 KiB of float64: larger ones are padded more, smaller ones dispatched more
+_BLOCK_BYTES = 1 << 18  # of values in one block: larger ones are padded more, smaller ones dispatched more
 _BLOCK_ROWS = 1 << 13  # and rows at most, as a block is filled up with padding
 _VECTOR = 16  # rows are a multiple of this: a loop's last odd values could be computed by other instructions
 
@@ -50,6 +50,49 @@ def evaluate(
     """
     with on_host(float64=points.dtype == np.float64):
         return _evaluate(batch, points, value, out)
+
+
+def evaluate_family(
+    family: Family, points: Float[ArrayLike, " P"], out: Float[Array, "size P"]
+) -> Float[Array, "size P"]:
+    """Evaluate all functions of one family by a program of their own; for evaluating them many times.
+
+    It compiles for half a second, where `evaluate` compiles nothing for a new family; then it is ten times faster where
+    the arguments are few, and it runs on whatever device JAX uses.
+
+    Args:
+        family: the schema and its operators.
+        points: where [P].
+        out: an array of the result's shape and dtype, such as the result of the last call; it is used up.
+
+    Returns:
+        values [size, P], in the order of the family's indices.
+
+    Example:
+        >>> import aqx, jax.numpy as jnp
+        >>> from aqx.evaluation import Family, evaluate_family
+        >>> family = Family(aqx.tree.parse_schema("unary(x)"), ("square", "abs"))
+        >>> evaluate_family(family, jnp.array([-3.0, 2.0]), jnp.zeros((2, 2))).tolist()
+        [[3.0, 2.0], [9.0, 4.0]]
+    """
+    table = operator_table()
+    return _family_program(family, tuple(table.by_name[name] for name in family.operators_used))(points, out)
+
+
+@functools.lru_cache(maxsize=16)
+def _family_program(family: Family, operators: tuple[Operator, ...]) -> Callable[..., Array]:
+    by_name = {operator.name: operator for operator in operators}
+
+    def values(family: Family, points: Float[Array, " P"]) -> Float[Array, "size P"]:
+        if not family.schema.args:
+            return points[None]
+        # The barrier has each argument computed once: without it XLA would repeat it in every loop that takes it.
+        args = [jax.lax.optimization_barrier(values(arg, points)) for arg in family.args]
+        spread = [jnp.expand_dims(arg, [j for j in range(len(args)) if j != i]) for i, arg in enumerate(args)]
+        applied = [value(by_name[name], *jnp.broadcast_arrays(*spread)) for name in family.choices]
+        return jnp.concatenate([block.reshape(-1, len(points)) for block in applied])
+
+    return jax.jit(lambda points, out: values(family, points), donate_argnums=1, keep_unused=True)
 
 
 @dataclass(frozen=True)
@@ -84,7 +127,7 @@ def _evaluate(
     batch: Batch, leaf: Float[np.ndarray, " P"], rule: Rule, out: Float[np.ndarray, "K P"] | None = None
 ) -> Float[np.ndarray, "K P"]:
     values = np.empty((len(batch), len(leaf)), leaf.dtype) if out is None else out
-    if not batch.args:
+    if not batch.args or not len(batch):
         values[:] = leaf
         return values
     args = [(_evaluate(arg, leaf, rule), taken) for arg, taken in batch.args]
@@ -111,7 +154,7 @@ def blocks(
         which functions a block holds, and their values on the device; rows beyond those are padding.
     """
     program, branches = _program_of(operators, rule)
-    n_rows = min(max(_BLOCK_VALUES // args[0][0].shape[1], 1), _BLOCK_ROWS)
+    n_rows = min(max(_BLOCK_BYTES // (args[0][0].itemsize * args[0][0].shape[1]), 1), _BLOCK_ROWS)
     n_rows = -(-n_rows // _VECTOR) * _VECTOR
     order = np.argsort(opcodes, kind="stable")
     ends = np.searchsorted(opcodes[order], np.arange(len(operators) + 1))
@@ -126,10 +169,8 @@ def _program_of(names: tuple[str, ...], rule: Rule) -> tuple[Callable[..., Array
     """The program of the smallest set that has these operators of one kind, and their numbers in it."""
     table = operator_table().by_name
     kind = table[names[0]].kind
-    for members in (*SETS.values(), tuple(table)):
-        branches = tuple(name for name in members if table[name].kind == kind)
-        if set(names) <= set(branches):
-            break
+    of_kind = [tuple(name for name in members if table[name].kind == kind) for members in (*SETS.values(), table)]
+    branches = next(some for some in of_kind if set(names) <= set(some))
     program = _program(tuple(table[name] for name in branches), rule)
     return program, [np.int32(branches.index(name)) for name in names]
 

@@ -199,7 +199,11 @@ def _insert_classes(
     columns |= {flag: pa.array(simplest.flags[flag]) for flag in FLAGS}
     selected = f"(SELECT {_CLASS_ID} AS class_id, name, ?::USMALLINT AS size, {flags} FROM incoming)"
     added = insert_rows(
-        con, f"INSERT INTO class_info SELECT * FROM {selected} ANTI JOIN class_info USING (class_id)", [size], columns
+        con,
+        f"INSERT INTO class_info (class_id, name, size, {flags}) "
+        f"SELECT * FROM {selected} ANTI JOIN class_info USING (class_id)",
+        [size],
+        columns,
     )
     if added < len(simplest.rows):
         insert_rows(
