@@ -1,17 +1,10 @@
 """Enumeration into a real database file: counts, classes, outputs, resumption after a kill, refusals."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqx.enumeration import enumerate_space, sample_points
+from aqx.enumeration import enumerate_space, run, sample_points
 from aqx.errors import InputError, StoreError
 from aqx.evaluation import class_id_of
 from aqx.operators import operator_table, register
@@ -143,47 +136,74 @@ def test_an_operator_that_changed_is_refused(tmp_path):
     assert len(table(db, "FROM functions")) == 2
 
 
-KILLED = """
-import sys
-from aqx.enumeration import run
-from aqx.space import Space
-from aqx.store import Database
-run.PIECE = 500
-run.enumerate_space(Database(sys.argv[1], create=True), Space.act_bench())
-"""
+def test_a_database_of_another_method_is_refused(tmp_path):
+    db = Database(tmp_path / "old.duckdb", create=True)
+    enumerate_space(db, Space(["unary(x)"]))
+    with db.transaction() as con:
+        con.execute("DELETE FROM meta WHERE key = 'method'")  # as the first version left it
+    with pytest.raises(StoreError, match="told functions apart differently"):
+        enumerate_space(db, Space(["unary(x)"]))
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_rows(tmp_path):
-    whole = Database(tmp_path / "whole.duckdb", create=True)
-    enumerate_space(whole, Space.act_bench())
-    path = tmp_path / "killed.duckdb"
-    delays = np.random.default_rng(0).uniform(0.02, 0.5, size=3)
-    for delay in delays:
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], cwd=Path(__file__).parents[1])
-        wait_until_something_is_stored(path, process)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=True, cwd=Path(__file__).parents[1])
-    killed = Database(path)
-    for query in (
+def rows_of(db: Database) -> list[list[tuple]]:
+    """Everything enumeration stores but outputs, whose last digits are those of the member seen first."""
+    queries = (
         "FROM functions ORDER BY name",
-        "SELECT * EXCLUDE outputs FROM classes ORDER BY class_id",
-    ):
-        assert table(killed, query) == table(whole, query)
-    ours, theirs = (
-        np.array([row for (row,) in table(db, "SELECT outputs FROM class_outputs ORDER BY class_id")])
-        for db in (killed, whole)
+        "FROM class_info ORDER BY class_id",
+        "SELECT class_id FROM class_outputs ORDER BY class_id",
     )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    return [table(db, query) for query in queries]
 
 
-def wait_until_something_is_stored(path: Path, process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        if path.exists() and os.path.getsize(path) > 0:
-            try:
-                if table(Database(path), "SELECT count(*) FROM functions")[0][0]:
-                    return
-            except StoreError:
-                pass
-        time.sleep(0.05)
+@pytest.mark.parametrize("most", [1, 700, 5000])
+def test_rows_do_not_depend_on_pieces(small, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(run, "PIECE", most)
+    db = Database(tmp_path / "pieces.duckdb", create=True)
+    space = Space(SMALL, FEW) if most > 1 else Space(SMALL[:1], FEW)
+    enumerate_space(db, space, points=16)
+    if most > 1:
+        assert rows_of(db) == rows_of(small)
+    else:
+        assert len(table(db, "FROM functions")) == space.size
+
+
+def test_rows_do_not_depend_on_runs_and_their_order(small, tmp_path):
+    db = Database(tmp_path / "runs.duckdb", create=True)
+    enumerate_space(db, Space(["mul(abs(x),exp(x))", "unary(x)"], FEW), points=16)
+    enumerate_space(db, Space(SMALL, FEW), sample=50, seed=1)
+    for schema in reversed(SMALL):
+        enumerate_space(db, Space([schema, "add(abs(x),unary(x))"], FEW))
+    enumerate_space(db, Space(SMALL, FEW), sample=50, seed=2)
+    assert rows_of(db) == rows_of(small)
+
+
+def test_families_that_share_functions_store_them_once(tmp_path):
+    db = Database(tmp_path / "overlap.duckdb", create=True)
+    space = Space(["unary(unary(x))", "relu(unary(x))", "unary(exp(x))", "abs(exp(x))", "unary(x)", "x"])
+    report = enumerate_space(db, space)
+    assert (report.functions, report.added_functions) == (space.size, 27 * 27 + 27 + 1)
+    assert len(table(db, "SELECT DISTINCT name FROM functions")) == report.added_functions
+    again = enumerate_space(db, space)
+    assert (again.added_functions, again.added_classes) == (0, 0)
+
+
+HUGE = "binary(unary(unary(unary(unary(x)))),unary(unary(unary(unary(x)))))"
+
+
+def test_a_sample_of_a_huge_space(tmp_path):
+    db = Database(tmp_path / "sample.duckdb", create=True)
+    space = Space(HUGE)
+    report = enumerate_space(db, space, sample=500, seed=3)
+    assert report.functions == report.added_functions == 500
+    drawn = {str(tree): tree for tree in space.sample(500, 3)}
+    stored = table(db, "SELECT name, class_id::VARCHAR FROM functions")
+    assert {name for name, _ in stored} == drawn.keys()
+    assert all(class_id == class_id_of(drawn[name]) for name, class_id in stored[::50])
+    assert enumerate_space(db, space, sample=500, seed=3).added_functions == 0
+    with pytest.raises(InputError, match="sample=0"):
+        enumerate_space(db, space, sample=0)
+
+
+def test_of_functions_that_collide_in_no_class_each_is_new():
+    ids = np.array([[1, 1], [1, 2], [1, 1], [2, 1]], np.uint64)
+    assert run._simplest(ids, [["b", "d"], ["a", "c"]]).tolist() == [1, 2, 3]

@@ -74,6 +74,8 @@ _seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=T
 @click.option("--schema", "schemas", multiple=True, metavar="S", help="A schema, e.g. 'unary(unary(x))'; repeatable.")
 @click.option("--fn", "functions", multiple=True, metavar="NAME", help="A single function; repeatable.")
 @click.option("--operators", type=click.Choice(["paper", "aquasurf", "extended"]), help="Operators of --schema.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="Only N functions, drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sample.")
 @click.option("--points", type=click.IntRange(2), metavar="N", help="Points of N(0,1) at which outputs are stored.")
 @click.option("--sampling", type=click.Choice(["stratified", "normal"]), help="How those points are drawn.")
 @_quiet
@@ -83,6 +85,8 @@ def enumerate_(
     schemas: tuple[str, ...],
     functions: tuple[str, ...],
     operators: str | None,
+    sample: int | None,
+    seed: int,
     points: int | None,
     sampling: str | None,
     quiet: bool,
@@ -93,7 +97,15 @@ def enumerate_(
 
     chosen = _space(space, schemas, functions, operators)
     with progress_shown("enumerate", quiet) as progress:
-        report = enumerate_space(Database(db, create=True), chosen, points=points, sampling=sampling, progress=progress)
+        report = enumerate_space(
+            Database(db, create=True),
+            chosen,
+            sample=sample,
+            seed=seed,
+            points=points,
+            sampling=sampling,
+            progress=progress,
+        )
     click.echo(
         f"{report.functions:,} functions enumerated in {report.seconds:.1f} s; new in {db}: "
         f"{report.added_functions:,} functions, {report.added_classes:,} classes"
@@ -187,6 +199,9 @@ def search(db: str, task: str, budget: int, workers: int, surrogate: str | None,
     failed = sum(record.status == "failed" for record in finished)
     best = study.best()
     found = f"; best so far {best.name}: {cell(best.objective)}" if best else ""
+    left_out = [f"{count:,} {reason}" for reason, count in study.left_out().items() if count]
+    if left_out:
+        click.echo(f"classes left out of the search: {', '.join(left_out)}")
     click.echo(f"{len(finished)} trainings finished now, {failed} of them failed{found}")
 
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
 
@@ -115,10 +116,14 @@ class _Run:
 
     def __init__(self, db: Database, x: Float32[np.ndarray, " n"]):
         self._db, self._x = db, x
-        self.known = KnownClasses(db)
         self._disjoint = _Disjoint(store.enumerated(db))
         # New memory costs as much as what is computed in it, so these are used by turns.
         self._outputs, self._spare = np.empty((2, 0, len(x)), np.float32)
+
+    @cached_property
+    def known(self) -> KnownClasses:
+        """The classes stored already; read when there is something to enumerate."""
+        return KnownClasses(self._db)
 
     def pieces(
         self, families: Sequence[Family], trees: Iterable[Tree], done: dict[Family, int]

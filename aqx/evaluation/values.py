@@ -182,9 +182,9 @@ def _program(operators: tuple[Operator, ...], rule: Rule) -> Callable[..., Array
     return jax.jit(lambda branch, *args: jax.lax.switch(branch, branches, *args))
 
 
-def value(operator: Operator, *args: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def value(operator: Operator, *args: Float[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
     """The operator's value in the dtype of its arguments; a user's own operator may mean float32 throughout."""
-    return operator.fn(*args).astype(args[0].dtype)
+    return operator.fn(*map(jnp.asarray, args)).astype(args[0].dtype)
 
 
 def _value_and_derivative(operator: Operator, *args: Float[Array, "rows _"]) -> Float[Array, "rows _"]:

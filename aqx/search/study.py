@@ -32,6 +32,7 @@ from aqx.search.trial import (
     number,
 )
 from aqx.store import Database, functions, trial_rows, trials
+from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import register_task
 from aqx.tasks import Task, load_task
 from aqx.tree import parse
@@ -319,6 +320,16 @@ class Study:
             Suggestion(str(table.names[row]), str(table.class_ids[row]), self.sign * float(mean), float(spread))
             for row, mean, spread in zip(chosen.index, chosen.mean, chosen.spread, strict=True)
         ]
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many classes the search does not consider, by the reason.
+
+        They are not finite in float32 at some point of the stored outputs, or constant, or the task's model broke with
+        them when its Fisher spectra were computed. `add` records a result of any function all the same.
+        """
+        counts = functions.count_functions(self.db)
+        broken = len(invalid_spectra(self.db, self.task_id))
+        return {"not finite": counts["not finite"], "constant": counts["constant"], "break the model": broken}
 
     def _load_candidates(self) -> Candidates:
         if self._candidates is None or self._candidates.version != functions.features_version(self.db, self.task_id):

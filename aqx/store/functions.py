@@ -291,13 +291,13 @@ def features_version(db: Database, task_id: int) -> tuple[int, int]:
 
 
 def count_functions(db: Database) -> dict[str, int]:
-    """Return how many functions, classes and usable classes are stored (usable: finite, not constant)."""
+    """Count what is stored: functions, classes, and of these the usable ones and the others by what they are."""
     with db.read() as con:
         (counts,) = con.execute(
-            "SELECT (SELECT count(*) FROM functions), count(*), count(*) FILTER (finite AND NOT constant) "
-            "FROM class_info"
+            "SELECT (SELECT count(*) FROM functions), count(*), count(*) FILTER (finite AND NOT constant), "
+            "count(*) FILTER (NOT finite), count(*) FILTER (finite AND constant) FROM class_info"
         ).fetchall()
-    return dict(zip(("functions", "classes", "usable"), counts, strict=True))
+    return dict(zip(("functions", "classes", "usable", "not finite", "constant"), counts, strict=True))
 
 
 def _points(con: duckdb.DuckDBPyConnection) -> tuple[str, Float[np.ndarray, " n"]] | None:
