@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
 from aqx.operators import KINDS, operator_table
 from aqx.tree import Tree
+
+_KEPT = 1 << 15  # functions of a family whose values are kept while others take them as arguments
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +29,13 @@ class Batch:
         operators: the names that opcodes stand for; none for the leaf `x`.
         opcodes: the root operator of each function [K].
         args: for each argument, the batch of distinct functions, and which of them each function takes [K].
+        memo: what was computed of a batch that is an argument in many others; None where nothing is kept.
     """
 
     operators: tuple[str, ...]
     opcodes: Int[np.ndarray, " K"]
     args: tuple[tuple[Batch, Int[np.ndarray, " K"]], ...] = ()
+    memo: dict[Hashable, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.opcodes)
@@ -59,12 +67,24 @@ class Batch:
         return set(self.operators).union(*(arg.operators_used for arg, _ in self.args))
 
     def take(self, rows: Int[np.ndarray, " R"]) -> Batch:
-        """Return the batch of some of these functions, without the arguments that none of them takes."""
+        """Return the batch of some of these functions, without arguments that none of them takes and nothing keeps."""
         args = []
         for arg, taken in self.args:
-            needed, renumbered = np.unique(taken[rows], return_inverse=True)
-            args.append((arg.take(needed), renumbered))
+            if arg.memo is not None:
+                args.append((arg, taken[rows]))
+            else:
+                needed, renumbered = np.unique(taken[rows], return_inverse=True)
+                args.append((arg.take(needed), renumbered))
         return Batch(self.operators, self.opcodes[rows], tuple(args))
+
+    def kept(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what the memo has under a key, after computing it where it must be."""
+        if self.memo is None:
+            return compute()
+        key = key, operator_table()
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
 
 
 @dataclass(frozen=True)
@@ -141,9 +161,17 @@ class Family:
         root, *digits = np.unravel_index(indices, self.shape)
         args = []
         for arg, digit in zip(self.args, digits, strict=True):
-            needed, rows = np.unique(digit, return_inverse=True)
-            args.append((arg.batch(needed), rows))
+            if arg.size <= min(len(indices), _KEPT):
+                args.append((arg._whole, digit))
+            else:
+                needed, rows = np.unique(digit, return_inverse=True)
+                args.append((arg.batch(needed), rows))
         return Batch(self.choices, root, tuple(args))
+
+    @functools.cached_property
+    def _whole(self) -> Batch:
+        """All functions, as an argument of many others."""
+        return dataclasses.replace(self.batch(np.arange(self.size)), memo={})
 
     def names(self, indices: Sequence[int] | Int[np.ndarray, " K"]) -> list[str]:
         """Return the names of the functions with these indices."""

@@ -97,7 +97,8 @@ def _distinct_applications(
 ) -> tuple[Int[np.ndarray, " A"], list[tuple[Float[np.ndarray, "U P"], Int[np.ndarray, " A"]]], Int[np.ndarray, " K"]]:
     """Return opcodes [A] and arguments of the distinct applications among a batch, and which each function is [K]."""
     # One numbering of values for all arguments, in the order of their hashes: the same in every run.
-    tables, numbers = zip(*(_distinct_values(arg, points) for arg, _ in batch.args), strict=True)
+    distinct = (arg.kept("distinct", functools.partial(_distinct_values, arg, points)) for arg, _ in batch.args)
+    tables, numbers = zip(*distinct, strict=True)
     values, renumbered = _unique_rows(np.concatenate(tables))
     starts = np.cumsum([0, *map(len, tables)])
     taken = np.stack(

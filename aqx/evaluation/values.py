@@ -130,7 +130,8 @@ def _evaluate(
     if not batch.args or not len(batch):
         values[:] = leaf
         return values
-    args = [(_evaluate(arg, leaf, rule), taken) for arg, taken in batch.args]
+    what = rule, leaf.dtype, leaf.tobytes()
+    args = [(arg.kept(what, functools.partial(_evaluate, arg, leaf, rule)), taken) for arg, taken in batch.args]
     for rows, block in blocks(batch.operators, batch.opcodes, args, rule):
         values[rows] = np.asarray(block)[: len(rows)]
     return values
