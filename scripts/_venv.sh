@@ -33,11 +33,13 @@ ensure_venv() {
 
 # Runs where `set -e` is off (left of ||), so every step says itself what happens when it fails.
 _install() {
-    local base="$1" venv="$2" extra="$3" started=$SECONDS made wanted
+    local base="$1" venv="$2" extra="$3" started=$SECONDS made wanted mark
     made="$("$base" -c 'import sys; print(sys.version)') in $root"
     wanted="$made $(cksum <"$root/pyproject.toml")"
     # The test extra holds all that a plain installation does.
-    case "$wanted" in "$(cat "$venv/.aqx-test" 2>/dev/null)" | "$(cat "$venv/.aqx-$extra" 2>/dev/null)") return ;; esac
+    for mark in "$extra" "${extra:-test}"; do
+        if [ "$wanted" = "$(cat "$venv/.aqx-$mark" 2>/dev/null)" ]; then return; fi
+    done
 
     echo "Installing aqx${extra:+ and its $extra extra} into ${venv##*/} (once; takes a minute or two)"
     if [ "$made" != "$(cat "$venv/.aqx-made" 2>/dev/null)" ]; then
@@ -50,7 +52,7 @@ _install() {
     local pip=("$venv/bin/python" -m pip)
     "${pip[@]}" --version >/dev/null 2>&1 || pip=("$base" -m pip --python "$venv/bin/python")
     "${pip[@]}" --disable-pip-version-check install -qq --editable "$root${extra:+[$extra]}" || return
-    rm -f "$venv"/.aqx-test "$venv"/.aqx-
+    rm -f "$venv"/.aqx-test "$venv"/.aqx-bench "$venv"/.aqx-
     echo "$wanted" >"$venv/.aqx-$extra"
     echo "Installed in $((SECONDS - started)) s"
 }

@@ -11,6 +11,7 @@ pyoperon's EvaluateTrees, on functions that both know.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -46,11 +47,6 @@ BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow"}
 BINARY |= {"max": "Fmin", "min": "Fmax"}  # version 0.6.2 has these two swapped, as the check of its values shows
 
 
-def median(times: list[float]) -> float:
-    """Return the median, for printing."""
-    return statistics.median(times)
-
-
 def timed(work: Callable[[], object], repeat: int) -> float:
     """Return the median seconds of some work after one run to warm up."""
     work()
@@ -59,37 +55,34 @@ def timed(work: Callable[[], object], repeat: int) -> float:
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return median(times)
+    return statistics.median(times)
 
 
 def repeatedly(repeat: int, check: Callable[[EnumerationReport], bool], **options: Any) -> dict[str, Any]:
     """Enumerate into fresh databases, and once again into the last."""
     with tempfile.TemporaryDirectory() as name:
-        seconds, path = [], Path(name) / "bench.duckdb"
+        path = Path(name) / "bench.duckdb"
+        reports = []
         for _ in range(1 + repeat):
             path.unlink(missing_ok=True)
-            db = Database(path, create=True)
-            report = enumerate_space(db, **options)
-            if not check(report):
-                raise SystemExit(f"wrong: {report}")
-            seconds.append(report.seconds)
+            reports.append(enumerate_space(Database(path, create=True), **options))
+            if not check(reports[-1]):
+                raise SystemExit(f"wrong: {reports[-1]}")
         size = path.stat().st_size
-        again = enumerate_space(db, **options)
-        with db.read() as con:
-            ((outputs,),) = con.execute("SELECT count(*) FROM class_outputs").fetchall()
+        again = enumerate_space(Database(path), **options)
         if again.added_functions or again.added_classes:
             raise SystemExit(f"wrong the second time: {again}")
-    warm = median(seconds[1:]) if repeat else seconds[0]
+    cold, *warm = [report.seconds for report in reports]
+    seconds, functions = statistics.median(warm or [cold]), reports[0].added_functions
     return {
-        "functions": report.functions,
-        "classes": report.added_classes,
-        "outputs": outputs,
-        "seconds": warm,
-        "cold": seconds[0],
-        "per_second": report.added_functions / warm,
+        "functions": functions,
+        "classes": reports[0].added_classes,
+        "seconds": seconds,
+        "cold": cold,
+        "per_second": functions / seconds,
         "again": again.seconds,
         "bytes": size,
-        "bytes_per_function": size / report.added_functions,
+        "bytes_per_function": size / functions,
     }
 
 
@@ -183,13 +176,12 @@ def agree(name: str, values: np.ndarray, others: np.ndarray, tolerance: float = 
 
 def pyoperon_rate(family: Family, x: np.ndarray, repeat: int) -> float:
     """Check and time pyoperon's EvaluateTrees on two threads, its result array used again each time."""
-    import pyoperon
-
+    pyoperon: Any = importlib.import_module("pyoperon")
     columns = np.asfortranarray(np.stack([x, x], axis=1))  # must outlive the data set, which looks into it
     data = pyoperon.Dataset(columns)
     known = {**UNARY, **BINARY}
 
-    def nodes(tree: Tree) -> list[pyoperon.Node]:
+    def nodes(tree: Tree) -> list[Any]:
         """In postfix order, the first argument last."""
         if not tree.args:
             node = pyoperon.Node.Variable(1.0)

@@ -1,9 +1,9 @@
-"""Measure every step of aqx against the plain way, in the same run.
+"""Measure the steps after enumeration against the plain way, in the same run.
 
 scripts/bench_pipeline [--task mnist1d] [--repeat 3]
 
-The plain ways: one function at a time through eager JAX and one INSERT each; a fresh jit and full float64
-eigendecompositions per candidate; a fresh jit per training; the published surrogate refitted for every suggestion.
+The plain ways: a fresh jit and full float64 eigendecompositions per candidate; a fresh jit per training; the published
+surrogate refitted for every suggestion.
 Prints one table in Markdown. Each step checks its answer first, warms up, and reports the median of its repeats.
 """
 
@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import duckdb
 import jax
 import numpy as np
 import scipy.linalg
@@ -29,11 +28,9 @@ from sklearn.datasets import load_digits
 
 import aqx
 from aqx import surrogate
-from aqx.enumeration import enumerate_space, sample_points
-from aqx.operators import operator_table
+from aqx.enumeration import enumerate_space
 from aqx.search import candidates
 from aqx.store import Database
-from aqx.tree import Tree
 
 FUNCTIONS = ("tanh", "swish", "erf", "softsign", "sigmoid", "elu", "arctan", "cosh")
 
@@ -46,45 +43,6 @@ def seconds(work: Callable[[], object], repeat: int) -> float:
         work()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
-
-
-# Enumeration
-
-
-def plain_value(tree: Tree, x: jax.Array) -> jax.Array:
-    """Evaluate one function operator by operator."""
-    if not tree.args:
-        return x
-    return operator_table().by_name[tree.name].fn(*(plain_value(arg, x) for arg in tree.args))
-
-
-def enumerate_plainly(names: list[str], path: Path) -> int:
-    """Evaluate one function at a time, group by equal outputs, insert a row each."""
-    points = jax.numpy.asarray(sample_points(256, "stratified"))
-    classes: dict[bytes, int] = {}
-    with duckdb.connect(str(path)) as con:
-        con.execute("CREATE OR REPLACE TABLE functions (name VARCHAR, class INTEGER, outputs FLOAT[256])")
-        for name in names:
-            values = np.asarray(plain_value(aqx.parse(name), points))
-            number = classes.setdefault(values.tobytes(), len(classes))
-            con.execute("INSERT INTO functions VALUES (?, ?, ?)", [name, number, values.tolist()])
-    return len(classes)
-
-
-def bench_enumeration(folder: Path, repeat: int) -> tuple[float, float]:
-    """Return functions per second, aqx and plain."""
-    space = aqx.Space.paper()
-    fresh = iter(range(10**6))
-
-    def enumerate_all() -> None:
-        report = enumerate_space(Database(folder / f"paper{next(fresh)}.duckdb", create=True), space)
-        assert report.added_functions == 1_023_516 and 385_000 < report.added_classes < 400_000
-
-    names = [str(tree) for tree in space.sample(300, seed=0)]
-    enumerate_plainly(names, folder / "plain.duckdb")
-    plain = len(names) / seconds(lambda: enumerate_plainly(names, folder / "plain.duckdb"), repeat)
-    enumerate_all()
-    return space.size / seconds(enumerate_all, repeat), plain
 
 
 # Spectra
@@ -116,7 +74,7 @@ class CNN(nn.Module):
 
 def digits(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return 256 handwritten digits."""
-    x, y = load_digits(return_X_y=True)
+    x, y = map(np.asarray, load_digits(return_X_y=True))
     return np.float32(x[:256] / 16).reshape(256, *shape), y[:256]
 
 
@@ -267,7 +225,6 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        row("enumerate and store the paper's space", *bench_enumeration(folder, args.repeat), "functions/s")
         row(
             "1000 Fisher spectra, MLP 64-64-64-10, N = 256", *bench_spectra(mlp, folder, args.repeat, 1000), "spectra/s"
         )

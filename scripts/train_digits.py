@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 import aqx
 
-images, labels = load_digits(return_X_y=True)
+images, labels = map(np.asarray, load_digits(return_X_y=True))
 order = np.random.default_rng(0).permutation(len(labels))
 x, y = np.float32(images[order] / 16).reshape(-1, 8, 8, 1), labels[order]
 train_x, train_y, val_x, val_y = x[:300], y[:300], x[300:], y[300:]

@@ -12,9 +12,12 @@ import mpmath as mp
 import numpy as np
 import operator_oracles as oracles
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import schemas, trees
 
 import aqx
-from aqx.evaluation import Batch, Family, fingerprints, probe_points
+from aqx.evaluation import Batch, Family, class_id_of, evaluate, fingerprints, probe_points
 from aqx.evaluation.fingerprint import _distinct_values
 from aqx.evaluation.values import on_host
 from aqx.operators import SETS
@@ -60,6 +63,34 @@ def test_arguments_of_nary_operators_permute():
     two = ids_of("n-ary(unary(x),unary(x))").reshape(4, 27, 27, 2)
     binary = ids_of(BASE).reshape(7, 27, 27, 2)  # add div max min mul pow sub; max_n min_n prod_n sum_n
     np.testing.assert_array_equal(two, binary[[2, 3, 4, 0]])
+
+
+COMMUTE = {"add", "mul", "max", "min", "sum_n", "prod_n", "max_n", "min_n"}
+
+
+def mirrored(tree: Tree) -> Tree:
+    """The tree with the arguments of every operator that allows it in the opposite order, and some no-ops inside."""
+    args = tuple(Tree("identity", (mirrored(arg),)) for arg in tree.args)
+    return Tree(tree.name, args[::-1] if tree.name in COMMUTE else args) if args else tree
+
+
+@given(st.lists(trees(), min_size=1, max_size=4))
+@settings(max_examples=40)
+def test_symmetries_hold_inside_any_tree(some: list[Tree]):
+    assert [class_id_of(tree) for tree in some] == [class_id_of(mirrored(tree)) for tree in some]
+
+
+@given(schemas(["abs", "exp", "tanh", "sub", "max", "sum_n"], max_leaves=4), st.integers(0, 2**32))
+@settings(max_examples=40)
+def test_a_family_and_its_trees_have_the_same_names_values_and_classes(schema: Tree, seed: int):
+    family = Family(schema, ("abs", "exp", "tanh", "sub", "max", "sum_n"))
+    some = np.random.default_rng(seed).integers(min(family.size, 2**62), size=min(family.size, 20))
+    batch, names = family.batch(some), family.names(some)
+    single = Batch.of_trees([parse(name) for name in names])
+    assert names == [family.name(int(index)) for index in some]
+    points = np.array([-2.5, 0, 0.75])
+    np.testing.assert_array_equal(evaluate(batch, points), evaluate(single, points))
+    np.testing.assert_array_equal(fingerprints(batch).ids, fingerprints(single).ids)
 
 
 # However they are computed.

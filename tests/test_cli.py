@@ -246,6 +246,13 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
 # --- what it does
 
 
+def test_a_sample(db_path: Path):
+    schema = "binary(unary(unary(unary(x))),unary(unary(unary(x))))"
+    for seed, added in ((5, 30), (5, 0), (6, 30)):
+        result = aqx_command("enumerate", db_path, "--schema", schema, "--sample", "30", "--seed", str(seed), "-q")
+        assert "30 functions enumerated" in result.stdout and f"{added} functions," in result.stdout, result.output
+
+
 def test_the_whole_way(task_file: Path, db_path: Path):
     task = f"{task_file}:task"
     result = aqx_command("enumerate", db_path, "--schema", "unary(x)", "--fn", "max(x,tanh(x))")
@@ -262,6 +269,7 @@ def test_the_whole_way(task_file: Path, db_path: Path):
     assert len(json.loads(suggested.stdout)) == 3, suggested.output
     result = aqx_command("search", db_path, "--task", task, "--budget", "6", "--quiet")
     assert result.exit_code == 0, result.output
+    assert "classes left out of the search: 2 constant" in result.stdout
     result = aqx_command("tell", db_path, "--task", task, "mul(x,sigmoid(x))", "val_acc=0.25")
     assert result.exit_code == 0, result.output
 

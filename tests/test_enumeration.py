@@ -202,6 +202,10 @@ def test_a_sample_of_a_huge_space(tmp_path):
     assert enumerate_space(db, space, sample=500, seed=3).added_functions == 0
     with pytest.raises(InputError, match="sample=0"):
         enumerate_space(db, space, sample=0)
+    deep = Space("unary(" * 30 + "x" + ")" * 30)
+    with pytest.raises(InputError, match="give sample=N"):
+        enumerate_space(db, deep)
+    assert enumerate_space(db, deep, sample=20).added_functions == 20
 
 
 def test_of_functions_that_collide_in_no_class_each_is_new():

@@ -10,6 +10,7 @@ from aqx.evaluation import (
     Family,
     class_id_of,
     evaluate,
+    evaluate_family,
     fingerprints,
     finite_at,
     operator_behaviours,
@@ -55,6 +56,26 @@ def test_every_piece_of_a_family_gives_the_same_values():
     whole = evaluate(family.batch(np.arange(family.size)), points)
     shuffled = np.random.default_rng(0).permutation(family.size)
     np.testing.assert_array_equal(evaluate(family.batch(shuffled), points), whole[shuffled])
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_familys_own_program_gives_the_same_values(schema):
+    family = Family(parse_schema(schema), FEW)
+    points = np.linspace(-4, 4, 16, dtype=np.float32)
+    values = evaluate(family.batch(np.arange(family.size)), points)
+    for _ in range(2):
+        out = evaluate_family(family, points, jnp.full((family.size, 16), 7, jnp.float32))
+        np.testing.assert_allclose(np.asarray(out), values, rtol=1e-5, atol=1e-6)
+
+
+def test_kept_values_follow_the_operators():
+    register("own_operator", lambda x: x + 1, "unary")
+    family = Family(parse_schema("unary(unary(x))"), ("own_operator", "tanh"))
+    batch, points = family.batch(np.arange(family.size)), np.array([1.0])
+    first, ids = evaluate(batch, points), fingerprints(batch).ids
+    register("own_operator", lambda x: x + 2, "unary")
+    np.testing.assert_array_equal(evaluate(batch, points) != first, [[True], [True], [True], [False]])
+    np.testing.assert_array_equal((fingerprints(batch).ids != ids).any(axis=1), [True, True, True, False])
 
 
 def test_indices_ascend_with_names():
@@ -127,10 +148,10 @@ def test_fingerprints_ignore_signs_of_zero_and_kinds_of_non_finite():
     assert class_id_of(parse("reciprocal(zero(x))")) == class_id_of(parse("negative(reciprocal(zero(x)))"))
 
 
-def test_probe_points_are_float32_numbers_with_0():
+def test_probe_points_are_distinct_and_hold_0():
     points = probe_points()
-    assert points.dtype == np.float64 and 0.0 in points and len(set(points.tolist())) == 36
-    np.testing.assert_array_equal(points, points.astype(np.float32))
+    assert points.dtype == np.float64 and 0.0 in points and len(set(points.tolist())) == 64
+    assert (np.abs(points) <= 5).sum() == 60 and np.abs(points).max() < 20
 
 
 def test_behaviour_tells_operators_of_one_name_apart():

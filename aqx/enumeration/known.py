@@ -34,7 +34,7 @@ class KnownClasses:
         named, at = _lookup(self._keys, keys)
         worth = ~named & ~_lookup(self._settled, keys)[0]
         for row in np.flatnonzero(named).tolist():
-            worth[row] = (size, names[row]) < (self._sizes[at[row]], self._names[at[row]])
+            worth[row] = (size, names[row]) < (int(self._sizes[at[row]]), str(self._names[at[row]]))
         return worth
 
     def add(self, ids: UInt64[np.ndarray, "K 2"], size: int, names: Sequence[str], settled: bool) -> None:

@@ -66,7 +66,7 @@ def enumerate_space(
         progress: called as progress(done, total, note).
 
     Raises:
-        InputError: points, sampling or sample cannot be used.
+        InputError: points, sampling or sample cannot be used, or the space has 2⁶³ functions or more.
         StoreError: the database has other points, or knows an operator of the same name that computes something else.
 
     Example:
@@ -100,6 +100,8 @@ def _functions_of(space: Space, sample: int | None, seed: int) -> tuple[list[Fam
         if sample < 1:
             raise InputError(f"sample={sample} is not a number of functions; give at least 1, or leave it out")
         return [], space.sample(sample, seed)
+    if space.size >= 2**63:
+        raise InputError(f"space has {space.size:,} functions, more than can be enumerated; give sample=N to draw some")
     schemas = dict.fromkeys(space.schemas)
     return (
         [Family(schema, space.operators) for schema in schemas if not _is_function(schema)],

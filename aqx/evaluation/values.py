@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from aqx.evaluation.family import Batch, Family
 from aqx.operators import SETS, Operator, operator_table
 
-_BLOCK_BYTES = 1 << 18  # of values in one block: larger ones are padded more, smaller ones dispatched more
+_BLOCK_BYTES = 1 << 19  # of values in one block: larger ones are padded more, smaller ones dispatched more
 _BLOCK_ROWS = 1 << 13  # and rows at most, as a block is filled up with padding
 _VECTOR = 16  # rows are a multiple of this: a loop's last odd values could be computed by other instructions
 

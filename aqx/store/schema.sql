@@ -17,7 +17,7 @@ CREATE TABLE class_info (
     class_id UUID NOT NULL,
     name VARCHAR NOT NULL,
     size USMALLINT NOT NULL,
-    finite BOOLEAN,                -- at all probe and output points
+    finite BOOLEAN,                -- in float32, at all output points
     finite_at_0 BOOLEAN,
     finite_at_20 BOOLEAN,          -- at both +20 and -20
     constant BOOLEAN,
