@@ -110,7 +110,7 @@ def test_the_papers_space_has_its_size_and_classes(tmp_path):
     db = Database(tmp_path / "paper.duckdb", create=True)
     report = enumerate_space(db, Space.paper())
     assert report.added_functions == 1_023_516
-    assert 385_000 <= report.added_classes <= 400_000
+    assert abs(report.added_classes - 388_087) <= 10  # jax 0.10.2; another version rounds a handful differently
 
 
 def test_points_are_normal_and_kept():
