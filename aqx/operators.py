@@ -129,6 +129,8 @@ _NARY: dict[str, Callable[..., jax.Array]] = {  # from left to right
     "max_n": lambda *xs: reduce(jnp.maximum, xs),
     "min_n": lambda *xs: reduce(jnp.minimum, xs),
 }
+# Their arguments may be given in any order.
+COMMUTATIVE = frozenset(("add", "mul", "max", "min", *_NARY))
 
 _PAPER = (*_UNARY["paper"], *_BINARY, *_NARY)
 _AQUASURF = (*_PAPER, *_UNARY["aquasurf"])

@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import duckdb
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _timing import seconds
 
 import aqx
 from aqx.enumeration import EnumerationReport, enumerate_space, sample_points
@@ -50,12 +50,7 @@ BINARY |= {"max": "Fmin", "min": "Fmax"}  # version 0.6.2 has these two swapped,
 def timed(work: Callable[[], object], repeat: int) -> float:
     """Return the median seconds of some work after one run to warm up."""
     work()
-    times = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return seconds(work, repeat)
 
 
 def repeatedly(repeat: int, check: Callable[[EnumerationReport], bool], **options: Any) -> dict[str, Any]:
@@ -73,13 +68,13 @@ def repeatedly(repeat: int, check: Callable[[EnumerationReport], bool], **option
         if again.added_functions or again.added_classes:
             raise SystemExit(f"wrong the second time: {again}")
     cold, *warm = [report.seconds for report in reports]
-    seconds, functions = statistics.median(warm or [cold]), reports[0].added_functions
+    median, functions = statistics.median(warm or [cold]), reports[0].added_functions
     return {
         "functions": functions,
         "classes": reports[0].added_classes,
-        "seconds": seconds,
+        "seconds": median,
         "cold": cold,
-        "per_second": functions / seconds,
+        "per_second": functions / median,
         "again": again.seconds,
         "bytes": size,
         "bytes_per_function": size / functions,

@@ -14,15 +14,13 @@ import functools
 import os
 import resource
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import scipy.linalg
+from _timing import seconds
 from flax import linen as nn
 from sklearn.datasets import load_digits
 
@@ -33,16 +31,6 @@ from aqx.search import candidates
 from aqx.store import Database
 
 FUNCTIONS = ("tanh", "swish", "erf", "softsign", "sigmoid", "elu", "arctan", "cosh")
-
-
-def seconds(work: Callable[[], object], repeat: int) -> float:
-    """Return the median time of a piece of work that blocks until it is done."""
-    times = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 # Spectra

@@ -83,9 +83,9 @@ def enumerate_space(
     families, trees = _functions_of(space, sample, seed)
     used = {name for schema in space.schemas for name in Family(schema, space.operators).operators_used}
     store.check_operators(db, METHOD, operator_behaviours(sorted(used)))
-    run = _Run(db, x)
-    total = sum(family.size for family in families) + len(trees)
     stored = store.enumerated(db)
+    run = _Run(db, x, _Disjoint(stored))
+    total = sum(family.size for family in families) + len(trees)
     done = {family: stored.get(family.key, 0) for family in families}
     finished, functions, classes = sum(done.values()), 0, 0
     for count, added in run.pieces(families, trees, done):
@@ -116,9 +116,8 @@ def _is_function(schema: Tree) -> bool:
 class _Run:
     """One enumeration: this thread evaluates a piece while another stores the one before."""
 
-    def __init__(self, db: Database, x: Float32[np.ndarray, " n"]):
-        self._db, self._x = db, x
-        self._disjoint = _Disjoint(store.enumerated(db))
+    def __init__(self, db: Database, x: Float32[np.ndarray, " n"], disjoint: _Disjoint):
+        self._db, self._x, self._disjoint = db, x, disjoint
         # New memory costs as much as what is computed in it, so these are used by turns.
         self._outputs, self._spare = np.empty((2, 0, len(x)), np.float32)
 

@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt64
 
 from aqx.evaluation.family import Batch, Family
-from aqx.evaluation.values import blocks, on_host, value
+from aqx.evaluation.values import apply, blocks, on_host, value
+from aqx.operators import COMMUTATIVE
 from aqx.tree import Tree, parse_schema
 
 # Written into databases: classes found by other points or another rounding than these are other classes.
 METHOD = "2"
-_COMMUTATIVE = {"add", "mul", "max", "min", "sum_n", "prod_n", "max_n", "min_n"}
 
 # Numbers of the probe points, i in s = 2·frac(i·φ) − 1. The first 31 tell nearly all functions apart, less 8 and 17,
 # where erfc(x) − sinh(erfc(x)) or 1/(arctan x − tanh x) are nothing but rounding noise. But max(f, g) and min(f, g) are
@@ -107,7 +107,7 @@ def _distinct_applications(
             for start, number, (_, rows) in zip(starts, numbers, batch.args, strict=False)
         ]
     )
-    commutes = np.array([name in _COMMUTATIVE for name in batch.operators])[batch.opcodes]
+    commutes = np.array([name in COMMUTATIVE for name in batch.operators])[batch.opcodes]
     taken[:, commutes] = np.sort(taken[:, commutes], axis=0)
     keys = np.concatenate([batch.opcodes[None], taken])
     sizes = (len(batch.operators), *[len(values)] * len(taken))
@@ -127,8 +127,7 @@ def _distinct_values(
         return points[None], np.zeros(len(batch), np.int64)
     opcodes, args, which = _distinct_applications(batch, points)
     values = np.empty((len(opcodes), len(points)))
-    for rows, block in blocks(batch.operators, opcodes, args, value):
-        values[rows] = np.asarray(block)[: len(rows)]
+    apply(batch.operators, opcodes, args, value, values)
     distinct, number = _unique_rows(values)
     return distinct, number[which]
 

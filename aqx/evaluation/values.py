@@ -132,9 +132,20 @@ def _evaluate(
         return values
     what = rule, leaf.dtype, leaf.tobytes()
     args = [(arg.kept(what, functools.partial(_evaluate, arg, leaf, rule)), taken) for arg, taken in batch.args]
-    for rows, block in blocks(batch.operators, batch.opcodes, args, rule):
-        values[rows] = np.asarray(block)[: len(rows)]
+    apply(batch.operators, batch.opcodes, args, rule, values)
     return values
+
+
+def apply(
+    operators: tuple[str, ...],
+    opcodes: Int[np.ndarray, " K"],
+    args: Sequence[tuple[Float[np.ndarray, "_ P"], Int[np.ndarray, " K"]]],
+    rule: Rule,
+    out: Float[np.ndarray, "K P"],
+) -> None:
+    """Apply operators to arguments as `blocks` does, and write the values to an array on the host."""
+    for rows, block in blocks(operators, opcodes, args, rule):
+        out[rows] = np.asarray(block)[: len(rows)]
 
 
 def blocks(
