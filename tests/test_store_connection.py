@@ -14,7 +14,7 @@ import pytest
 from store_helpers import number, one_line, put, value_of
 
 from aqx.errors import StoreError
-from aqx.store import Database, schema
+from aqx.store import Database, claim_spectra, schema
 
 
 def test_a_block_is_committed_when_it_ends_and_leaves_nothing_open(db_path: Path):
@@ -190,23 +190,38 @@ def test_an_older_version_is_brought_forward(db_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         schema,
         "MIGRATIONS",
-        ("ALTER TABLE trials ADD COLUMN device VARCHAR; CREATE TABLE b (i INTEGER);", "INSERT INTO b VALUES (7)"),
+        (
+            *schema.MIGRATIONS,
+            "ALTER TABLE trials ADD COLUMN device VARCHAR; CREATE TABLE b (i INTEGER);",
+            "INSERT INTO b VALUES (7)",
+        ),
     )
     newer = Database(db_path)
     with newer.read() as con:
         assert con.execute("SELECT i FROM b").fetchall() == [(7,)]
         assert con.execute("SELECT device FROM trials").fetchall() == []
-    assert (value_of(newer, "schema_version"), value_of(newer, "a")) == ("3", "1")
+    assert (value_of(newer, "schema_version"), value_of(newer, "a")) == (str(1 + len(schema.MIGRATIONS)), "1")
     Database(db_path)  # a second time there is nothing to do
     monkeypatch.undo()
     with pytest.raises(StoreError) as error:  # the older aqx, still running, stops rather than misread
         put(db, "a", "2")
-    one_line(error, "newer aqx (schema version 3")
+    one_line(error, f"newer aqx (schema version {schema.current_version() + 2}")
+
+
+def test_a_database_of_the_first_version_gets_what_came_since(db_path: Path):
+    old = Database(db_path, create=True)
+    put(old, "a", "1")
+    with old.transaction() as con:
+        con.execute("DROP TABLE spectra_claims; UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+    newer = Database(db_path)
+    assert claim_spectra(newer, 1, "worker", limit=1, lease_seconds=60).missing == 0
+    assert (value_of(newer, "schema_version"), value_of(newer, "a")) == (str(schema.current_version()), "1")
 
 
 def test_a_migration_that_fails_leaves_the_older_version(db_path: Path, monkeypatch: pytest.MonkeyPatch):
     Database(db_path, create=True)
-    monkeypatch.setattr(schema, "MIGRATIONS", ("CREATE TABLE b (i INTEGER); SELECT * FROM nowhere",))
+    broken = (*schema.MIGRATIONS, "CREATE TABLE b (i INTEGER); SELECT * FROM nowhere")
+    monkeypatch.setattr(schema, "MIGRATIONS", broken)
     with pytest.raises(duckdb.CatalogException):
         Database(db_path)
     monkeypatch.undo()

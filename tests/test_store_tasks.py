@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from aqx.errors import InputError, StoreError
 from aqx.store import (
     Database,
     add_spectra,
-    classes_without_spectra,
+    claim_spectra,
+    clock,
     count_spectra,
     find_task,
     invalid_spectra,
@@ -21,6 +23,8 @@ from aqx.store import (
     load_embedding,
     load_spectra,
     register_task,
+    release_spectra_claims,
+    renew_spectra_claims,
     save_embedding,
     set_spectra_form,
     spectra_form,
@@ -76,7 +80,7 @@ def test_any_name_is_data(db: Database, name: str):
     kept = load_embedding(db, task_id, name)
     assert kept is not None and kept[0] == name
     add_classes(db, [(ids(1)[0], name, 1, True, True, False)])
-    assert classes_without_spectra(db, task_id, names=[name]) == [(ids(1)[0], name)]
+    assert claimed(db, task_id, names=[name]) == [(ids(1)[0], name)]
 
 
 def test_the_form_of_spectra_is_set_once(db: Database):
@@ -138,7 +142,14 @@ def test_spectra_that_do_not_fit_are_refused(db: Database):
     assert count_spectra(db, 1) == {"valid": 2, "invalid": 1}
 
 
-def test_classes_without_spectra_are_the_usable_ones_simplest_first(db: Database):
+def claimed(db: Database, task_id: int, worker: str = "one", limit: int = 9, **options) -> list[tuple[str, str]]:
+    """What a claim of at most nine classes gives."""
+    return claim_spectra(db, task_id, worker, limit=limit, lease_seconds=60, **options).classes
+
+
+@pytest.fixture
+def classes(db: Database) -> list[tuple[str, str]]:
+    """The four classes that can be trained, simplest first; two others cannot."""
     a, b, c, d, e, f = ids(6)
     add_classes(
         db,
@@ -151,15 +162,42 @@ def test_classes_without_spectra_are_the_usable_ones_simplest_first(db: Database
             (f, "reciprocal(x)", 1, True, False, False),
         ],
     )
-    usable = [(b, "abs(x)"), (f, "reciprocal(x)"), (c, "relu(x)"), (a, "mul(x,x)")]
-    assert classes_without_spectra(db, 1) == usable
-    assert classes_without_spectra(db, 1, limit=1) == [(b, "abs(x)")]
-    assert len(classes_without_spectra(db, 1, usable=False)) == 6
-    assert classes_without_spectra(db, 1, names=["twin relu(x)", "one(x)", "nobody"]) == [(c, "relu(x)")]
-    assert classes_without_spectra(db, 1, names=[]) == []
-    add_spectra(db, 1, [b, c], np.ones((2, 3), np.float32), ["nan", None])
-    assert classes_without_spectra(db, 1) == [usable[1], usable[3]]
-    assert classes_without_spectra(db, 2) == usable
+    return [(b, "abs(x)"), (f, "reciprocal(x)"), (c, "relu(x)"), (a, "mul(x,x)")]
+
+
+def test_classes_are_claimed_simplest_first_and_by_one_worker_each(db: Database, classes):
+    assert claim_spectra(db, 1, "one", limit=0, lease_seconds=60).missing == 4
+    assert claimed(db, 1, limit=1) == classes[:1]
+    assert claimed(db, 1, "two", limit=2) == classes[1:3]
+    assert claimed(db, 1, "one") == classes[3:]
+    assert claimed(db, 1, "two") == []
+    assert claimed(db, 2, "two") == classes  # another task's
+    add_spectra(db, 1, [classes[1][0], classes[2][0]], np.ones((2, 3), np.float32), ["nan", None])
+    rest = claim_spectra(db, 1, "three", limit=9, lease_seconds=60)
+    assert (rest.classes, rest.missing) == ([], 2)
+    release_spectra_claims(db, "one")
+    assert claimed(db, 1, "three") == [classes[0], classes[3]]
+
+
+def test_claims_take_the_wanted_classes_in_the_wanted_order(db: Database, classes):
+    names = ["twin relu(x)", "one(x)", "nobody"]
+    assert claim_spectra(db, 1, "one", limit=9, lease_seconds=60, names=names).missing == 1
+    release_spectra_claims(db, "one")
+    assert claimed(db, 1, names=[]) == []
+    assert claimed(db, 1, limit=3, first=[classes[3][0], classes[1][0]]) == [classes[3], classes[1], classes[0]]
+
+
+def test_a_claim_lapses_unless_it_is_renewed(db: Database, classes, monkeypatch: pytest.MonkeyPatch):
+    now = clock.now()
+    claimed(db, 1, "one", limit=1)
+    claimed(db, 1, "two", limit=1)
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=50))
+    renew_spectra_claims(db, "two", 60)
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=70))
+    assert claimed(db, 1, "three") == [classes[0], *classes[2:]]
+    # The late result is welcome, and nobody's claim is left.
+    assert add_spectra(db, 1, [classes[0][0]], np.ones((1, 3), np.float32)) == 1
+    assert claim_spectra(db, 1, "one", limit=0, lease_seconds=60).missing == 3
 
 
 def test_the_view_of_classes_joins_outputs_where_there_are_some(db: Database):

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
-from aqx.activation import Activation, activation
+from aqx.activation import activation
 from aqx.errors import InputError
+from aqx.fisher.devices import announce, leads
+from aqx.fisher.engine import Engine, Spectra, one_blas_thread
 from aqx.fisher.features import QUANTILES, spectrum_features
-from aqx.fisher.program import Program, Spectra, Subject, prepare
+from aqx.fisher.program import Subject, prepare
 from aqx.fisher.reference import reference
-from aqx.store import Database, add_spectra, classes_without_spectra, register_task, set_spectra_form
+from aqx.fisher.workload import LEASE_SECONDS, Workload
+from aqx.store import Database
 from aqx.tasks import Task, build_model
-from aqx.tree import parse
 
-BATCH = 64
+# A batch is what is lost when a process dies, and what one process has more to do than another at the end.
+_SECONDS = 3.0
+_LARGEST = 1024
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,79 +53,130 @@ class SpectraReport:
 
 
 def compute_spectra(
-    db: Database,
+    db: Database | str | os.PathLike[str],
     task: Task,
     *,
     limit: int | None = None,
     batch: int | None = None,
     names: Sequence[str] | None = None,
+    first: Sequence[str] = (),
     fisher: str = "empirical",
     sharing: str = "expand",
+    lease_seconds: float = LEASE_SECONDS,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> SpectraReport:
     """Compute and store the Fisher features of the classes that have none yet for this task.
 
     All candidates share the task's initial parameters (its seed) and its batch; candidates of one shape share one
-    compiled program. A batch is committed when it is done, so that an interrupted call loses only what is in flight.
+    compiled program. Any number of calls, in as many processes, share the classes of one database: each claims a batch,
+    commits it when it is done, and takes over what a dead process has claimed when that lease lapses. In a run of
+    several JAX processes all make this call, and process 0 alone opens the database.
 
     Args:
-        db: the database, with enumerated functions.
+        db: the database's path (or a `Database`), with enumerated functions.
         task: whose model, batch and loss.
         limit: at most so many classes.
-        batch: K, candidates per transaction; default 64.
+        batch: K, candidates per claim and transaction; by default as many as take a few seconds. All devices and cores
+            take part, as far as the memory allows.
         names: only the classes of these functions.
+        first: ids of the classes to compute before the others, in their order; the others follow, simplest first.
         fisher: as in `aqx.fisher.eigenvalues`.
         sharing: as in `aqx.fisher.eigenvalues`.
+        lease_seconds: how long a claim outlives its process.
         progress: called as progress(done, total, note).
 
     Returns:
         What was computed.
 
     Raises:
-        TaskError: the task does not keep its contract.
+        TaskError: the task does not keep its contract, or not even one candidate fits into memory.
         StoreError: the task has spectra of another form, or the database cannot be written.
     """
-    size = BATCH if batch is None else batch
-    if size < 1:
+    if batch is not None and batch < 1:
         raise InputError(f"batch={batch} must be at least 1")
     subject = prepare(task, fisher, sharing)
-    task_id = register_task(db, task.name, task.identity())
-    set_spectra_form(db, task_id, _form(subject, fisher, sharing))
-    wanted = None if names is None else [str(parse(name)) for name in names]
-    missing = classes_without_spectra(db, task_id, limit=limit, names=wanted)
-    total, done, computed, invalid = len(missing), 0, 0, {}
-    groups: dict[str, list[tuple[str, Activation]]] = {}
-    for class_id, name in missing:
-        act = activation(name)
-        groups.setdefault(act.shape, []).append((class_id, act))
+    engine = Engine(subject)
+    with one_blas_thread():
+        if not leads():
+            return _follow(engine)
+        try:
+            database = db if isinstance(db, Database) else Database(db)
+            form = _form(subject, fisher, sharing)
+            with Workload(database, task, form, names, limit, first, lease_seconds) as workload:
+                return _lead(engine, workload, batch, progress or _silent)
+        finally:
+            announce([])
 
-    def commit(ids: Sequence[str], spectra: Spectra) -> None:
-        nonlocal done, computed
-        reasons = [spectra.reason(i) for i in range(len(ids))]
-        features = _features(subject, spectra)
-        add_spectra(db, task_id, ids, features, [reason or None for reason in reasons])
-        for reason in filter(None, reasons):
-            invalid[reason] = invalid.get(reason, 0) + 1
-        computed += sum(reason is None for reason in reasons)
-        done += len(ids)
-        if progress:
-            progress(done, total, "spectra")
 
-    if progress:
-        progress(0, total, "spectra")
-    waiting: tuple[Sequence[str], Callable[[], Spectra]] | None = None
-    for members in groups.values():
-        program = Program(subject)
-        for start in range(0, len(members), size):
-            ids, acts = zip(*members[start : start + size], strict=True)
-            started = (ids, program(acts))
-            # While the device computes this batch, the last one is sorted and written.
-            if waiting:
-                commit(waiting[0], waiting[1]())
-            waiting = started
-    if waiting:
-        commit(waiting[0], waiting[1]())
-    return SpectraReport(computed, invalid, len(groups), str(subject.probe.coverage))
+def _lead(
+    engine: Engine, workload: Workload, batch: int | None, progress: Callable[[int, int, str], None]
+) -> SpectraReport:
+    invalid = Counter[str]()
+    progress(0, workload.total, "spectra")
+
+    def commit(classes: list[tuple[str, str]], total: int, pending: Callable[[], Spectra]) -> None:
+        spectra = _finished(engine, [name for _, name in classes], pending)
+        reasons = [spectra.reason(i) for i in range(len(classes))]
+        workload.store([class_id for class_id, _ in classes], _features(engine.subject, spectra), reasons)
+        invalid.update(filter(None, reasons))
+        progress(workload.stored, total, "spectra")
+
+    size = batch or engine.at_once
+    waiting: tuple[list[tuple[str, str]], int, Callable[[], Spectra]] | None = None
+    while True:
+        started = time.monotonic()
+        # Only with nothing in flight here is there time to wait for other processes.
+        classes = workload.take(size, wait=waiting is None)
+        now = None
+        if classes:
+            names = announce([name for _, name in classes])
+            now = (classes, workload.total, engine.start([activation(name) for name in names]))
+        # While the devices compute this batch, the last one is sorted and written.
+        if waiting:
+            commit(*waiting)
+        elif not classes:
+            computed = workload.stored - invalid.total()
+            return SpectraReport(computed, dict(invalid), engine.shapes, str(engine.subject.probe.coverage))
+        waiting = now
+        if not batch:
+            size = _next_size(size, time.monotonic() - started, engine.at_once)
+
+
+def _follow(engine: Engine) -> SpectraReport:
+    """Compute what process 0 announces, until it announces nothing."""
+    computed, pending = 0, None
+    names: list[str] = []
+    while announced := announce([]):
+        started = engine.start([activation(name) for name in announced])
+        if pending:
+            _finished(engine, names, pending)
+        names, pending = announced, started
+        computed += len(announced)
+    return SpectraReport(computed, {}, engine.shapes, str(engine.subject.probe.coverage))
+
+
+def _finished(engine: Engine, names: Sequence[str], pending: Callable[[], Spectra]) -> Spectra:
+    """The result of a batch; where memory did not suffice, of the batch computed again with half as many at once."""
+    while True:
+        try:
+            return pending()
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            engine.halve()
+            _log.warning("aqx: out of memory; from now on %d candidates are computed at once", engine.at_once)
+        pending = engine.start([activation(name) for name in names])
+
+
+def _next_size(size: int, seconds: float, at_once: int) -> int:
+    """Candidates of the next batch, so that one takes about `_SECONDS`: half to twice as many as before."""
+    goal = size * _SECONDS / max(seconds, 1e-3)
+    bounded = min(max(goal, size / 2), size * 2, _LARGEST)
+    return max(at_once, int(bounded) // at_once * at_once)
+
+
+def _silent(done: int, total: int, note: str) -> None:
+    pass
 
 
 def _features(subject: Subject, spectra: Spectra) -> np.ndarray:
@@ -157,11 +218,11 @@ def check(task: Task, names: Sequence[str] | None = None) -> float:
         TaskError: the task does not keep its contract.
     """
     subject = prepare(task)
-    worst = 0.0
+    engine, worst = Engine(subject), 0.0
     for name in task.baselines if names is None else names:
         model, variables = build_model(task, activation(name), subject.x)
         slow = reference(model, variables, subject.x, subject.y, loss=task.loss, apply=task.apply)
-        spectra = Program(subject)([activation(name)])()
+        spectra = engine.start([activation(name)])()
         if reason := spectra.reason(0):
             raise InputError(f"names: {name!r} cannot be compared: {reason}")
         for key, (of_A, of_G) in spectra.pairs.items():

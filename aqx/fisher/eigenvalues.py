@@ -19,7 +19,7 @@ from aqx.fisher import nnx as nnx_layers
 from aqx.fisher.factors import Factors, Sharing, TapSettings
 from aqx.fisher.layers import Apply, Coverage, Layer, LeftOut
 from aqx.fisher.outputs import Fisher, Loss, output_gradients
-from aqx.fisher.spectrum import factor_eigenvalues, products
+from aqx.fisher.spectrum import eigenvalues_of_A, eigenvalues_of_G, products
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ def eigenvalues(
         _, factors = probe.factors(*pair, x, y, jax.random.key(seed))
         spectra = {}
         for layer in probe.layers:
-            pairs = factor_eigenvalues(factors[layer.path], probe.examples, layer.tap.rows.one_hot)
+            sums = factors[layer.path]
+            pairs = eigenvalues_of_A(layer.tap, sums, probe.examples), eigenvalues_of_G(layer.tap, sums)
             spectra |= zip(layer.keys, jax.vmap(products)(*pairs), strict=True)
         return spectra
 

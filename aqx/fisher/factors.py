@@ -13,7 +13,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from aqx.errors import UnsupportedError
-from aqx.fisher.rows import Rows
+from aqx.fisher import patches
+from aqx.fisher.rows import ConvRows, Rows
 
 Sharing = Literal["expand", "reduce"]
 
@@ -95,7 +96,7 @@ def use_factors(spec: Tap, a: Array, g: Array) -> Factors:
     """
     rows = spec.rows
     gradients = rows.gradients(g.astype(spec.dtype))
-    inputs = rows.inputs(a if rows.one_hot else _as_computed(a, g).astype(spec.dtype))
+    a = a if rows.one_hot else _as_computed(a, g).astype(spec.dtype)
     if spec.settings.sharing == "reduce":
         if gradients.shape[0] != spec.settings.examples:
             raise UnsupportedError(
@@ -103,12 +104,26 @@ def use_factors(spec: Tap, a: Array, g: Array) -> Factors:
                 f'{gradients.shape[0]} there instead of {spec.settings.examples}; use sharing="expand"'
             )
         gradients = gradients.sum(axis=1, keepdims=True)
-        inputs = inputs if rows.one_hot else inputs.mean(axis=1, keepdims=True)
-    positions = jnp.full((1, 1, 1), gradients.shape[0] * gradients.shape[1], spec.dtype)
+    count = gradients.shape[0] * gradients.shape[1]
+    positions = jnp.full((1, 1, 1), count, spec.dtype)
+    return Factors(_input_moment(spec, a, count), _gram(gradients), positions)
+
+
+def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
+    rows = spec.rows
+    if spec.settings.sharing == "expand" and isinstance(rows, ConvRows) and patches.is_quicker(rows):
+        maps = a.reshape(-1, *a.shape[-len(rows.kernel) - 1 :])
+        moment = patches.patch_moment(rows, maps)[None]
+        return _with_ones(moment, patches.patch_sum(rows, maps)[None], count) if rows.bias else moment
+    inputs = rows.inputs(a)
     if rows.one_hot:
         hits = jnp.zeros((rows.dimensions[1],), spec.dtype).at[inputs.reshape(-1)].add(1.0, mode="drop")
-        return Factors(hits[None, :, None], _gram(gradients), positions)
-    return Factors(_with_ones(inputs) if rows.bias else _gram(inputs), _gram(gradients), positions)
+        return hits[None, :, None]
+    if spec.settings.sharing == "reduce":
+        inputs = inputs.mean(axis=1, keepdims=True)
+    if not rows.bias:
+        return _gram(inputs)
+    return _with_ones(_gram(inputs), inputs.sum(axis=(0, 1)), count)
 
 
 def _as_computed(a: Array, g: Array) -> Array:
@@ -125,8 +140,8 @@ def _gram(rows: Float[Array, "N T B d"]) -> Float[Array, "B d d"]:
     return jnp.einsum("mbd,mbe->bde", flat, flat, precision=lax.Precision.HIGHEST)
 
 
-def _with_ones(rows: Float[Array, "N T B d"]) -> Float[Array, "B e e"]:
+def _with_ones(moment: Float[Array, "B d d"], sums: Float[Array, "B d"], count: int) -> Float[Array, "B e e"]:
     # The row and column of the homogeneous 1 are sums: cheaper than copying all rows to append it.
-    sums = rows.sum(axis=(0, 1))[..., None]
-    corner = jnp.full((rows.shape[2], 1, 1), rows.shape[0] * rows.shape[1], rows.dtype)
-    return jnp.block([[_gram(rows), sums], [jnp.swapaxes(sums, 1, 2), corner]])
+    edge = sums[..., None]
+    corner = jnp.full((len(moment), 1, 1), count, moment.dtype)
+    return jnp.block([[moment, edge], [jnp.swapaxes(edge, 1, 2), corner]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,13 @@ class Layer:
         """Zero dummies in the stored layout."""
         shapes = (insert_axes(shape, self.stack, self.axes) for shape in self.tap.shapes)
         return Factors(*(jnp.zeros(shape, self.tap.dtype) for shape in shapes))
+
+    @property
+    def eigenvalue_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Shapes of the eigenvalues of A [S, B, d] and of G [S, B, p]."""
+        groups, d, p = self.tap.rows.dimensions
+        slices = math.prod(self.stack)
+        return (slices, groups, d + self.tap.rows.bias), (slices, groups, p)
 
     def slices(self, stored: Factors) -> Factors:
         """Factors with the stacked axes in front, flattened into one: A [S, B, d, d], G [S, B, p, p], positions [S]."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -17,7 +15,7 @@ from aqx.activation import Activation, activation
 from aqx.errors import InputError, TaskError
 from aqx.fisher.eigenvalues import Probe, probe_model
 from aqx.fisher.factors import Factors
-from aqx.fisher.spectrum import eigvalsh, normalised
+from aqx.fisher.spectrum import eigenvalues_of_A, eigenvalues_of_G
 from aqx.tasks import Task, build_model, guard
 
 # Any finite function will do: it only has to let the model be initialised and traced.
@@ -103,79 +101,49 @@ def prepare(task: Task, fisher: str = "empirical", sharing: str = "expand") -> S
     return subject
 
 
-@dataclass(frozen=True)
-class Spectra:
-    """Eigenvalues of the factors of K candidates, and whether each candidate's numbers are finite.
+def checks(probe: Probe) -> list[str]:
+    """What of a candidate is looked at for values that are not finite, in the order of the computation."""
+    parts = ("input of", "gradient at", "spectrum of")
+    return ["loss", *(f"{part} {layer.path}" for part in parts for layer in probe.layers)]
 
-    Attributes:
-        pairs: by layer key, eigenvalues of A [K, B, d] and of G [K, B, p].
-        finite: by what was looked at ("loss", "gradient at Dense_0", …), in the order of the computation [K].
+
+def spectra_of(
+    subject: Subject, act: Activation, fixed: dict[str, Array], state: Any, x: Any, y: Any
+) -> tuple[Float[Array, " E"], Bool[Array, " F"]]:
+    """Eigenvalues of the factors of one candidate, A before G, layer after layer; whether each of `checks` is finite.
+
+    Two arrays, as each array that a program returns costs about 10 µs.
+
+    Args:
+        subject: the task made ready.
+        act: the candidate, traced.
+        fixed: eigenvalues of those A factors that do not depend on the activation.
+        state: as in `Subject`.
+        x: as in `Subject`.
+        y: as in `Subject`.
     """
-
-    pairs: dict[str, tuple[np.ndarray, np.ndarray]]
-    finite: dict[str, np.ndarray]
-
-    def reason(self, candidate: int) -> str | None:
-        """Why a candidate is invalid, or None."""
-        for what, ok in self.finite.items():
-            if not ok[candidate]:
-                return f"the {what} is not finite"
-        return None
-
-
-class Program:
-    """Spectra of candidates of one shape, whose opcodes are its argument; compiled once, at its first call.
-
-    Candidates go through it one by one, and the device queues them. A loop inside of the program was no faster on a
-    small MLP and 1.5 times slower on a CNN (XLA runs the body of a loop with less parallelism); vmap evaluates every
-    operator of the table.
-    """
-
-    def __init__(self, subject: Subject):
-        self.subject = subject
-        self._run = jax.jit(self._one)
-        self.fixed: dict[str, Array] | None = None
-
-    def __call__(self, activations: Sequence[Activation]) -> Callable[[], Spectra]:
-        """Start computing; calling what is returned waits for the result."""
-        subject = self.subject
-        if self.fixed is None:
-            self.fixed = fixed_inputs(subject, activations[0])
-        outs = [self._run(act, self.fixed, subject.state, subject.x, subject.y) for act in activations]
-        return lambda: self._collect(jax.device_get(outs))
-
-    def _one(self, act: Activation, fixed: dict[str, Array], state: Any, x: Any, y: Any) -> Any:
-        probe = self.subject.probe
-        losses, factors = self.subject.factors(Opaque(act), state, x, y)
-        pairs, finite = {}, {"loss": _all_finite(losses)}
-        for layer in probe.layers:
-            mean = normalised(factors[layer.path], probe.examples)
-            finite[f"input of {layer.path}"] = _all_finite(mean.A)
-            finite[f"gradient at {layer.path}"] = _all_finite(mean.G)
-            of_A = fixed[layer.path] if layer.path in fixed else _of_A(layer, mean.A)
-            of_G = eigvalsh(_or_zero(mean.G))
-            finite[f"spectrum of {layer.path}"] = _all_finite(of_A) & _all_finite(of_G)
-            pairs[layer.path] = (of_A, of_G)
-        return pairs, finite
-
-    def _collect(self, outs: Sequence[Any]) -> Spectra:
-        stacked, flags = jax.tree.map(lambda *parts: np.stack(parts), *outs)
-        pairs = {}
-        for layer in self.subject.probe.layers:
-            of_A, of_G = stacked[layer.path]
-            pairs |= {key: (of_A[:, i], of_G[:, i]) for i, key in enumerate(layer.keys)}
-        # A jitted function sorts the keys of its result; the first thing that went wrong is the reason.
-        parts = ("input of", "gradient at", "spectrum of")
-        order = ["loss", *(f"{part} {layer.path}" for part in parts for layer in self.subject.probe.layers)]
-        return Spectra(pairs, {what: flags[what] for what in order})
+    probe = subject.probe
+    losses, factors = subject.factors(Opaque(act), state, x, y)
+    values, finite = [], {"loss": losses}
+    for layer in probe.layers:
+        sums, path = factors[layer.path], layer.path
+        of_A = fixed[path] if path in fixed else eigenvalues_of_A(layer.tap, sums, probe.examples)
+        of_G = eigenvalues_of_G(layer.tap, sums)
+        both = jnp.concatenate([of_A.reshape(-1), of_G.reshape(-1)])
+        finite |= {
+            f"input of {path}": of_A if path in fixed else sums.A,
+            f"gradient at {path}": sums.G,
+            f"spectrum of {path}": both,
+        }
+        values.append(both)
+    return jnp.concatenate(values), jnp.stack([jnp.isfinite(finite[what]).all() for what in checks(probe)])
 
 
 def fixed_inputs(subject: Subject, act: Activation) -> dict[str, Array]:
     """Eigenvalues of the A factors that do not depend on the activation, as of a first layer: computed once."""
 
     def inputs(act: Activation, state: Any, x: Any, y: Any) -> dict[str, Array]:
-        _, factors = subject.factors(Opaque(act), state, x, y)
-        return {path: part.A for path, part in factors.items()}
+        return {path: part.A for path, part in subject.factors(Opaque(act), state, x, y)[1].items()}
 
     traced = jax.tree.map(jnp.asarray, act)
     closed = jax.make_jaxpr(inputs)(traced, subject.state, subject.x, subject.y)
@@ -191,24 +159,11 @@ def fixed_inputs(subject: Subject, act: Activation) -> dict[str, Array]:
 
     @jax.jit
     def compute(state: Any, x: Any, y: Any) -> dict[str, Array]:
-        A = inputs(activation(_STAND_IN), state, x, y)
+        _, factors = subject.factors(activation(_STAND_IN), state, x, y)
         return {
-            layer.path: _of_A(layer, A[layer.path] / subject.probe.examples)
+            layer.path: eigenvalues_of_A(layer.tap, factors[layer.path], subject.probe.examples)
             for layer in subject.probe.layers
             if layer.path in free
         }
 
     return compute(subject.state, subject.x, subject.y)
-
-
-def _of_A(layer: Any, A: Array) -> Array:
-    return jnp.sort(A[..., 0], axis=-1) if layer.tap.rows.one_hot else eigvalsh(_or_zero(A))
-
-
-def _or_zero(matrices: Array) -> Array:
-    # LAPACK may not return from a matrix with nan in it.
-    return jnp.where(jnp.isfinite(matrices).all(), matrices, 0)
-
-
-def _all_finite(values: Array) -> Bool[Array, ""]:
-    return jnp.isfinite(values).all()

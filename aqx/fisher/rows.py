@@ -130,17 +130,23 @@ class ConvRows:
 
     def padded(self, x: Num[Array, "M ..."]) -> Num[Array, "M ..."]:
         """The input as the kernel sees it: padded and dilated."""
-        pads = self.padding
-        if pads in ("CIRCULAR", "REFLECT"):
+        pads = self.zero_padding(x.shape[1:-1])
+        if pads is None:
             width = [(0, 0), *(((e - 1) // 2, e // 2) for e in self.extent), (0, 0)]
-            return jnp.pad(x, width, mode="wrap" if pads == "CIRCULAR" else "reflect")
-        if pads == "CAUSAL":
-            pads = ((self.extent[0] - 1, 0),)
-        if isinstance(pads, str):
-            # SAME puts the odd one at the end: (0, 1) for kernel 3, stride 2, even size.
-            pads = lax.padtype_to_pads(x.shape[1:-1], self.extent, self.strides, pads)
+            return jnp.pad(x, width, mode="wrap" if self.padding == "CIRCULAR" else "reflect")
         inner = ((low, high, step - 1) for (low, high), step in zip(pads, self.input_dilation, strict=True))
         return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *inner, (0, 0, 0)))
+
+    def zero_padding(self, size: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:
+        """Zeros (before, after) a map of this size, per axis; None where the padding repeats the map instead."""
+        if self.padding in ("CIRCULAR", "REFLECT"):
+            return None
+        if self.padding == "CAUSAL":
+            return ((self.extent[0] - 1, 0),)
+        if isinstance(self.padding, str):
+            # SAME puts the odd one at the end: (0, 1) for kernel 3, stride 2, even size.
+            return tuple(lax.padtype_to_pads(size, self.extent, self.strides, self.padding))
+        return self.padding
 
 
 @dataclass(frozen=True)

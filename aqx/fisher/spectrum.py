@@ -9,21 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aqx.fisher.factors import Factors
+from aqx.fisher.factors import Factors, Tap
+
+_BLOCKED = 256
 
 
-def factor_eigenvalues(
-    sums: Factors, examples: int, one_hot: bool
-) -> tuple[Float[Array, "S B d"], Float[Array, "S B p"]]:
-    """Eigenvalues of A = sum / N and G = sum / positions, ascending, for each slice and group."""
-    A, G, _ = normalised(sums, examples)
-    return jnp.sort(A[..., 0], axis=-1) if one_hot else eigvalsh(A), eigvalsh(G)
+def eigenvalues_of_A(tap: Tap, sums: Factors, examples: int) -> Float[Array, "S B d"]:
+    """Eigenvalues of A = 1/N Σₙ Σₜ a aᵀ, ascending, for each slice and group; nan where A is not finite."""
+    if tap.rows.one_hot:
+        return jnp.sort(sums.A[..., 0] / examples, axis=-1)
+    return _eigenvalues(sums.A / examples)
 
 
-def normalised(sums: Factors, examples: int) -> Factors:
-    """A = 1/N Σₙ Σₜ a aᵀ and G = 1/(N·T) Σₙ Σₜ g gᵀ; zero where the loss never reaches the layer."""
-    positions = sums.positions.reshape(-1, 1, 1, 1)
-    return Factors(sums.A / examples, sums.G / jnp.maximum(positions, 1), sums.positions)
+def eigenvalues_of_G(tap: Tap, sums: Factors) -> Float[Array, "S B p"]:
+    """Eigenvalues of G = 1/(N·T) Σₙ Σₜ g gᵀ, ascending; zero where the loss never reaches the layer."""
+    return _eigenvalues(sums.G / jnp.maximum(sums.positions.reshape(-1, 1, 1, 1), 1))
+
+
+def _eigenvalues(matrices: Float[Array, "S B d d"]) -> Float[Array, "S B d"]:
+    # LAPACK may not return from a matrix with nan in it.
+    finite = jnp.isfinite(matrices).all()
+    return jnp.where(finite, eigvalsh(jnp.where(finite, matrices, 0)), jnp.nan)
 
 
 def products(of_A: Float[Array, "B d"], of_G: Float[Array, "B p"]) -> Float[Array, " B*d*p"]:
@@ -35,9 +41,23 @@ def eigvalsh(matrices: Float[Array, "... d d"]) -> Float[Array, "... d"]:
     """Eigenvalues of symmetric matrices, ascending.
 
     On a CPU straight from LAPACK's syevd in its values-only mode: `jnp.linalg.eigvalsh` computes the vectors too and
-    drops them (measured: 1.3 to 2.5 times slower).
+    drops them (measured: 1.3 to 2.5 times slower). Large matrices are first reduced by blocks (1.4 to 1.8 times faster
+    from 577 on, one thread).
     """
-    return jax.lax.platform_dependent(matrices, cpu=_values_only, default=jnp.linalg.eigvalsh)
+    return jax.lax.platform_dependent(matrices, cpu=_on_cpu, default=jnp.linalg.eigvalsh)
+
+
+def _on_cpu(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
+    d = matrices.shape[-1]
+    if d < _BLOCKED:
+        return _values_only(matrices)
+    # In the values-only mode syevd gets the least workspace, and reduces to tridiagonal form column by column. The
+    # reduction alone goes by blocks, and finds nothing left to do in a second pass.
+    _, diagonal, off, _ = jax.lax.linalg.tridiagonal(matrices)
+    i = jnp.arange(d)
+    reduced = jnp.zeros_like(matrices).at[..., i, i].set(diagonal)
+    reduced = reduced.at[..., i[1:], i[:-1]].set(off).at[..., i[:-1], i[1:]].set(off)
+    return _values_only(reduced)
 
 
 def _values_only(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:

@@ -2,19 +2,29 @@
 
 from aqx.store.connection import Database
 from aqx.store.embeddings import load_embedding, save_embedding
-from aqx.store.spectra import add_spectra, classes_without_spectra, count_spectra, invalid_spectra, load_spectra
+from aqx.store.spectra import (
+    SpectraClaim,
+    add_spectra,
+    claim_spectra,
+    count_spectra,
+    invalid_spectra,
+    load_spectra,
+    release_spectra_claims,
+    renew_spectra_claims,
+)
 from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
 from aqx.store.trial_rows import TrialRow, count_trials, get_trial, list_trials
 from aqx.store.trials import add_result, claim, fail, finish, heartbeat, release, report
 
 __all__ = [
     "Database",
+    "SpectraClaim",
     "TaskRow",
     "TrialRow",
     "add_result",
     "add_spectra",
     "claim",
-    "classes_without_spectra",
+    "claim_spectra",
     "count_spectra",
     "count_trials",
     "fail",
@@ -29,6 +39,8 @@ __all__ = [
     "load_spectra",
     "register_task",
     "release",
+    "release_spectra_claims",
+    "renew_spectra_claims",
     "report",
     "save_embedding",
     "set_spectra_form",

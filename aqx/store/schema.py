@@ -11,7 +11,13 @@ from aqx.errors import StoreError
 from aqx.store import clock
 
 # The SQL script at index i takes a database from version i + 1 to i + 2. Append here, and change schema.sql alike.
-MIGRATIONS: tuple[str, ...] = ()
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE spectra_claims (
+        task_id BIGINT NOT NULL, class_id UUID NOT NULL, worker VARCHAR NOT NULL, expires_at TIMESTAMP NOT NULL
+    );
+    """,
+)
 
 
 def current_version() -> int:

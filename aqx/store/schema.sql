@@ -53,6 +53,14 @@ CREATE TABLE spectra (
     created_at TIMESTAMP NOT NULL
 );
 
+-- Classes whose spectrum a process is computing; past expires_at nobody is.
+CREATE TABLE spectra_claims (
+    task_id BIGINT NOT NULL,
+    class_id UUID NOT NULL,
+    worker VARCHAR NOT NULL,
+    expires_at TIMESTAMP NOT NULL
+);
+
 -- purpose: search, baseline, confirm, added. status: queued, running, done, failed; running past expires_at is called stale.
 -- class_id is NULL for a function that was never enumerated. In metrics the strings "nan", "inf", "-inf" stand for numbers.
 CREATE TABLE trials (

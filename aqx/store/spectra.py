@@ -1,8 +1,10 @@
-"""Spectra of classes for a task: append-only, a class once per task."""
+"""Spectra of classes for a task: append-only, a class once per task; claims of those being computed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +65,7 @@ def add_spectra(
                 f"spectra of task {task_id} in {db.path} have {stored[0][0]} features, but {rows.shape[1]} arrived; "
                 "compute them in the stored form, or use another database"
             )
-        return insert_rows(
+        added = insert_rows(
             con,
             """
             INSERT INTO spectra
@@ -79,41 +81,100 @@ def add_spectra(
             [task_id, clock.now(), task_id],
             columns,
         )
+        con.execute(
+            "DELETE FROM spectra_claims WHERE task_id = ? AND class_id IN (SELECT unnest(?::UUID[]))",
+            [task_id, list(class_ids)],
+        )
+        return added
 
 
-def classes_without_spectra(
+@dataclass(frozen=True)
+class SpectraClaim:
+    """Classes that one process may compute for now.
+
+    Attributes:
+        classes: (class id, name of its representative), in the order in which they were wanted.
+        missing: how many of the wanted classes have no spectrum yet: these, those claimed by others, and the free.
+    """
+
+    classes: list[tuple[str, str]]
+    missing: int
+
+
+def claim_spectra(
     db: Database,
     task_id: int,
-    limit: int | None = None,
+    worker: str,
+    *,
+    limit: int,
+    lease_seconds: float | int,
     names: Sequence[str] | None = None,
-    usable: bool = True,
-) -> list[tuple[str, str]]:
-    """The classes that have no spectrum for the task yet, simplest first.
+    first: Sequence[str] = (),
+) -> SpectraClaim:
+    """Take classes that have no spectrum for the task and that no other process is computing, simplest first.
+
+    Only classes that can be trained are wanted: finite on the database's points, and not constant. A claim lasts
+    until the spectrum is stored, it is given back, or its lease lapses.
 
     Args:
         db: the database.
         task_id: from `register_task`.
-        limit: at most so many.
+        worker: who claims; unique among all processes.
+        limit: at most so many; 0 only counts.
+        lease_seconds: how long the claims last without a heartbeat.
         names: only the classes of these functions.
-        usable: only classes that can be trained: finite on the database's points, and not constant.
-
-    Returns:
-        (class id, name of its representative) in the order of size, then name.
+        first: ids of the classes to take before the others, in their order.
     """
-    with db.read() as con:
+    now = clock.now()
+    with db.transaction() as con:
         con.register("wanted", pa.table({"name": pa.array(names or (), pa.string())}))
+        con.register("preferred", pa.table({"id": pa.array(first, pa.string()), "place": np.arange(len(first))}))
+        con.execute("DELETE FROM spectra_claims WHERE expires_at < ?", [now])
+        con.execute(
+            """
+            CREATE TEMP TABLE missing AS
+            SELECT class_id, name, size FROM class_info
+            ANTI JOIN (SELECT class_id FROM spectra WHERE task_id = $task) AS stored USING (class_id)
+            WHERE finite AND NOT constant
+              AND ($all OR class_id IN (SELECT class_id FROM functions SEMI JOIN wanted USING (name)))
+            """,
+            {"task": task_id, "all": names is None},
+        )
+        ((missing,),) = con.execute("SELECT count(*) FROM missing").fetchall()
         rows = con.execute(
             """
-            SELECT class_id::VARCHAR, name FROM class_info
-            ANTI JOIN (SELECT class_id FROM spectra WHERE task_id = $task) AS stored USING (class_id)
-            WHERE (NOT $usable OR (finite AND NOT constant))
-              AND ($all OR class_id IN (SELECT class_id FROM functions SEMI JOIN wanted USING (name)))
-            ORDER BY size, name LIMIT $limit
+            SELECT missing.class_id::VARCHAR, name FROM missing
+            ANTI JOIN (SELECT class_id FROM spectra_claims WHERE task_id = $task) AS claimed USING (class_id)
+            LEFT JOIN (SELECT id::UUID AS class_id, place FROM preferred) AS preferred USING (class_id)
+            ORDER BY place NULLS LAST, size, name LIMIT $limit
             """,
-            {"task": task_id, "usable": usable, "all": names is None, "limit": limit},
+            {"task": task_id, "limit": limit},
         ).fetchall()
+        con.execute("DROP TABLE missing")
         con.unregister("wanted")
-    return rows
+        con.unregister("preferred")
+        insert_rows(
+            con,
+            "INSERT INTO spectra_claims SELECT ?, class_id::UUID, ?, ? FROM incoming",
+            [task_id, worker, now + timedelta(seconds=lease_seconds)],
+            {"class_id": pa.array([class_id for class_id, _ in rows], pa.string())},
+        )
+    return SpectraClaim(rows, missing)
+
+
+def renew_spectra_claims(db: Database, worker: str, lease_seconds: float | int) -> None:
+    """Extend the lease of all that this worker has claimed and not stored."""
+    with db.transaction() as con:
+        con.execute(
+            "UPDATE spectra_claims SET expires_at = ? WHERE worker = ?",
+            [clock.now() + timedelta(seconds=lease_seconds), worker],
+        )
+
+
+def release_spectra_claims(db: Database, worker: str) -> None:
+    """Give back all that this worker has claimed and not stored."""
+    with db.transaction() as con:
+        con.execute("DELETE FROM spectra_claims WHERE worker = ?", [worker])
 
 
 def load_spectra(db: Database, task_id: int) -> tuple[np.ndarray, Float32[np.ndarray, "C D"]]:

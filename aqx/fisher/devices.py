@@ -1,0 +1,68 @@
+"""Devices: candidates are shared out over all of them, on this host and on others; process 0 leads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from aqx.errors import InputError
+
+AXIS = "candidates"
+
+
+def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Join the processes of one run, before anything is computed; afterwards all their devices are one mesh.
+
+    Args:
+        coordinator: "host:port" of process 0; with all three left out, the cluster (SLURM, Open MPI, …) says.
+        processes: how many there are.
+        process: which of them this is, from 0.
+
+    Raises:
+        InputError: the processes cannot be found, or only some of the three are given.
+    """
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise InputError("coordinator, processes and process go together; give all three, or none in a cluster job")
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"could not join the processes of this run ({reason}); give coordinator, processes and process"
+        ) from error
+
+
+def candidate_mesh() -> Mesh:
+    """All devices of all processes, in a row."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def on_every_device(mesh: Mesh, tree: Any) -> Any:
+    """Copy arrays to each device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def leads() -> bool:
+    """Whether this process is the one that chooses candidates and touches the database."""
+    return jax.process_index() == 0
+
+
+def announce(names: Sequence[str]) -> list[str]:
+    """Pass names from process 0 to all; the others call it with none and get those of process 0."""
+    if jax.process_count() == 1:
+        return list(names)
+    text = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    # Lengths in powers of two, so that few programs are compiled.
+    padded = np.zeros(1 << max(10, (length - 1).bit_length()), np.uint8)
+    if leads():
+        padded[:length] = text
+    received = np.asarray(multihost_utils.broadcast_one_to_all(padded))
+    return json.loads(received[:length].astype(np.uint8).tobytes())

@@ -1,0 +1,133 @@
+"""Workload: which classes this process computes next, shared with other processes through claims in the database."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from aqx.errors import AqxError
+from aqx.store import (
+    Database,
+    SpectraClaim,
+    add_spectra,
+    claim_spectra,
+    register_task,
+    release_spectra_claims,
+    renew_spectra_claims,
+    set_spectra_form,
+)
+from aqx.tasks import Task
+from aqx.tree import parse
+
+LEASE_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+# Of the classes wanted first, so many are looked at in one transaction.
+_WINDOW = 4096
+_log = logging.getLogger(__name__)
+
+
+class Workload:
+    """Classes without spectra, claimed batch by batch; a context that keeps its claims alive and gives them back.
+
+    Args:
+        db: the database.
+        task: whose spectra.
+        form: of the spectra, as `aqx.store.set_spectra_form` takes it.
+        names: only the classes of these functions.
+        limit: at most so many classes in all.
+        first: ids of the classes to take before the others.
+        lease_seconds: how long a claim outlives this process.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        task: Task,
+        form: dict[str, Any],
+        names: Sequence[str] | None,
+        limit: int | None,
+        first: Sequence[str],
+        lease_seconds: float,
+    ):
+        self.db = db
+        self.task_id = register_task(db, task.name, task.identity())
+        set_spectra_form(db, self.task_id, form)
+        self._names = None if names is None else [str(parse(name)) for name in names]
+        self._first = list(first)
+        self._limit = limit
+        self._taken = self._missing = self.stored = 0
+        self._lease = lease_seconds
+        self._worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._done = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True, name="aqx-spectra-claims")
+
+    def __enter__(self) -> Workload:
+        self._heart.start()
+        self._claim(0, ())
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+        self._heart.join()
+        release_spectra_claims(self.db, self._worker)
+
+    @property
+    def total(self) -> int:
+        """How many classes this process computes if no other takes a share, those stored already included."""
+        total = self.stored + self._missing
+        return total if self._limit is None else min(total, self._limit)
+
+    def take(self, size: int, wait: bool = True) -> list[tuple[str, str]]:
+        """Claim up to `size` classes: (class id, name) of each.
+
+        Where others have claimed all that is missing, wait until they have stored it, or died: none are returned only
+        when nothing is left to do, or `wait` is false.
+        """
+        if self._limit is not None:
+            size = min(size, self._limit - self._taken)
+        while True:
+            first = self._first[:_WINDOW]
+            claim = self._claim(size, first)
+            taken = {class_id for class_id, _ in claim.classes}.intersection(first)
+            # What others took of the window does not come back but with the rest.
+            self._first = [i for i in first if i not in taken] * bool(taken) + self._first[len(first) :]
+            if claim.classes or not claim.missing or not size or not wait:
+                break
+            time.sleep(_POLL_SECONDS)
+        self._taken += len(claim.classes)
+        return claim.classes
+
+    def store(self, class_ids: Sequence[str], features: Float32[np.ndarray, "K D"], reasons: Sequence[str | None]):
+        """Commit the spectra of a batch, which ends its claims."""
+        add_spectra(self.db, self.task_id, class_ids, features, reasons)
+        self.stored += len(class_ids)
+
+    def _claim(self, size: int, first: Sequence[str]) -> SpectraClaim:
+        claim = claim_spectra(
+            self.db,
+            self.task_id,
+            self._worker,
+            limit=size,
+            lease_seconds=self._lease,
+            names=self._names,
+            first=first,
+        )
+        self._missing = claim.missing
+        return claim
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._lease / 3):
+            try:
+                renew_spectra_claims(self.db, self._worker, self._lease)
+            except AqxError as error:  # the next beat may get through; a late result is accepted anyway
+                _log.warning("aqx: keeping the claims of spectra: %s", error)
