@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from jaxtyping import install_import_hook
 # Both before the first import of jax and aqx: the environment reaches worker processes too, and the hook has every
 # annotated shape in aqx checked at run time.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one test has compiled, another test, worker or process need not; it goes when the tests end.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="aqx-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 install_import_hook("aqx", "beartype.beartype")
 
 settings.register_profile("aqx", deadline=None, suppress_health_check=[HealthCheck.too_slow])

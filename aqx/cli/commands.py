@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aqx.cli.compiled import keep_compiled_programs
 from aqx.cli.screen import cell, interval, plain, progress_shown, show_rows
 from aqx.errors import AqxError
 
@@ -56,6 +57,7 @@ def main() -> None:
       aqx search found.duckdb --task mnist1d --budget 60
       aqx confirm found.duckdb --task mnist1d
     """  # noqa: D301  (click wants the \b itself)
+    keep_compiled_programs()
 
 
 # Options that several commands share.
@@ -129,11 +131,22 @@ def _space(preset: str | None, schemas: Sequence[str], functions: Sequence[str],
 @_db
 @_task
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N classes now.")
-@click.option("--batch", type=click.IntRange(1), metavar="K", help="Candidates computed at a time.")
+@click.option("--batch", type=click.IntRange(1), metavar="K", help="Candidates per transaction; default some seconds'.")
 @click.option("--names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
+@click.option(
+    "--priority",
+    type=click.Choice(["simplest", "predicted"]),
+    default="simplest",
+    show_default=True,
+    help="What comes first; predicted: what the surrogate expects to train best, from the results so far.",
+)
 @click.option("--fisher", type=click.Choice(["empirical", "exact", "sampled"]), default="empirical", show_default=True)
 @click.option("--sharing", type=click.Choice(["expand", "reduce"]), default="expand", show_default=True)
 @click.option("--check", is_flag=True, help="Compare with the plain reference on this model instead; stores nothing.")
+@click.option("--distributed", is_flag=True, help="Be one of several processes, as SLURM or Open MPI started them.")
+@click.option("--coordinator", metavar="HOST:PORT", help="The same without a cluster: where process 0 is.")
+@click.option("--processes", type=click.IntRange(1), metavar="N", help="With --coordinator: how many there are.")
+@click.option("--process", type=click.IntRange(0), metavar="I", help="With --coordinator: which one this is, from 0.")
 @_quiet
 def eigs(
     db: str,
@@ -141,33 +154,53 @@ def eigs(
     limit: int | None,
     batch: int | None,
     names: tuple[str, ...],
+    priority: str,
     fisher: str,
     sharing: str,
     check: bool,
+    distributed: bool,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
     quiet: bool,
 ) -> None:
-    """Compute the Fisher spectra of the stored classes on a task's model and batch."""
+    """Compute the Fisher spectra of the stored classes on a task's model and batch.
+
+    Any number of these commands may work on one database at the same time: they share the classes. All devices of a
+    machine are used; --distributed makes one run of the devices of several machines, of which process 0 alone needs
+    the database.
+    """
     from aqx import fisher as engine
-    from aqx.store import Database
     from aqx.tasks import load_task
 
+    if distributed or coordinator is not None or processes is not None or process is not None:
+        engine.connect(coordinator, processes, process)
     loaded = load_task(task)
     if check:
         difference = engine.check(loaded, names or loaded.baselines)
         click.echo(f"worst relative difference to the plain reference: {difference:.1e}")
         return
-    with progress_shown("eigs", quiet) as progress:
+
+    def most_promising() -> list[str]:
+        first = _study(db, task).most_promising()
+        if not first:
+            click.echo("too few results to predict from; the simplest classes come first", err=True)
+        return first
+
+    with progress_shown("eigs", quiet or not engine.leads()) as progress:
         report = engine.compute_spectra(
-            Database(db),
+            db,
             loaded,
             limit=limit,
             batch=batch,
             names=names or None,
+            first=most_promising if priority == "predicted" else (),
             fisher=fisher,
             sharing=sharing,
             progress=progress,
         )
-    click.echo(str(report))
+    if engine.leads():
+        click.echo(str(report))
 
 
 @main.command()

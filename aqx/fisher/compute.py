@@ -59,7 +59,7 @@ def compute_spectra(
     limit: int | None = None,
     batch: int | None = None,
     names: Sequence[str] | None = None,
-    first: Sequence[str] = (),
+    first: Sequence[str] | Callable[[], Sequence[str]] = (),
     fisher: str = "empirical",
     sharing: str = "expand",
     lease_seconds: float = LEASE_SECONDS,
@@ -79,7 +79,8 @@ def compute_spectra(
         batch: K, candidates per claim and transaction; by default as many as take a few seconds. All devices and cores
             take part, as far as the memory allows.
         names: only the classes of these functions.
-        first: ids of the classes to compute before the others, in their order; the others follow, simplest first.
+        first: ids of the classes to compute before the others, in their order, or what makes them, called by process
+            0 alone; the others follow, simplest first.
         fisher: as in `aqx.fisher.eigenvalues`.
         sharing: as in `aqx.fisher.eigenvalues`.
         lease_seconds: how long a claim outlives its process.
@@ -102,7 +103,8 @@ def compute_spectra(
         try:
             database = db if isinstance(db, Database) else Database(db)
             form = _form(subject, fisher, sharing)
-            with Workload(database, task, form, names, limit, first, lease_seconds) as workload:
+            order = first() if callable(first) else first
+            with Workload(database, task, form, names, limit, order, lease_seconds) as workload:
                 return _lead(engine, workload, batch, progress or _silent)
         finally:
             announce([])

@@ -142,7 +142,7 @@ class Engine:
             stacked = jax.device_put(stacked, NamedSharding(self.mesh, PartitionSpec(AXIS)))
         key = (jax.tree.structure(stacked), self.width)
         if self._fixed is None:
-            self._fixed = on_every_device(self.mesh, fixed_inputs(self.subject, acts[0]))
+            self._fixed = on_every_device(self.mesh, fixed_inputs(self.subject))
         arguments = (stacked, self._fixed, *self._resident)
         if key not in self._programs:
             while len(self._programs) >= _PROGRAMS:

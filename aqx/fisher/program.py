@@ -43,6 +43,18 @@ class Opaque:
         return hash(("aqx.fisher.Opaque", self._serial))
 
 
+class _Marked(Opaque):
+    """An activation on whose values a mark is left: what depends on the mark depends on the activation."""
+
+    def __init__(self, act: Activation, mark: Array):
+        super().__init__(act)
+        self._mark = mark
+
+    def __call__(self, x: Any) -> Any:
+        y = super().__call__(x)
+        return y * self._mark.astype(y.dtype)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A task made ready: its batch, its initial parameters, its layers.
@@ -139,15 +151,15 @@ def spectra_of(
     return jnp.concatenate(values), jnp.stack([jnp.isfinite(finite[what]).all() for what in checks(probe)])
 
 
-def fixed_inputs(subject: Subject, act: Activation) -> dict[str, Array]:
+def fixed_inputs(subject: Subject) -> dict[str, Float[Array, "S B d"]]:
     """Eigenvalues of the A factors that do not depend on the activation, as of a first layer: computed once."""
+    act = activation(_STAND_IN)
 
-    def inputs(act: Activation, state: Any, x: Any, y: Any) -> dict[str, Array]:
-        return {path: part.A for path, part in subject.factors(Opaque(act), state, x, y)[1].items()}
+    def inputs(mark: Array, state: Any, x: Any, y: Any) -> dict[str, Array]:
+        return {path: part.A for path, part in subject.factors(_Marked(act, mark), state, x, y)[1].items()}
 
-    traced = jax.tree.map(jnp.asarray, act)
-    closed = jax.make_jaxpr(inputs)(traced, subject.state, subject.x, subject.y)
-    reached = set(closed.jaxpr.invars[: len(jax.tree.leaves(act))])
+    closed = jax.make_jaxpr(inputs)(jnp.ones(()), subject.state, subject.x, subject.y)
+    reached = {closed.jaxpr.invars[0]}
     for equation in closed.jaxpr.eqns:
         # Literals have no identity and depend on nothing.
         if any(not hasattr(v, "val") and v in reached for v in equation.invars):
@@ -159,7 +171,7 @@ def fixed_inputs(subject: Subject, act: Activation) -> dict[str, Array]:
 
     @jax.jit
     def compute(state: Any, x: Any, y: Any) -> dict[str, Array]:
-        _, factors = subject.factors(activation(_STAND_IN), state, x, y)
+        _, factors = subject.factors(Opaque(act), state, x, y)
         return {
             layer.path: eigenvalues_of_A(layer.tap, factors[layer.path], subject.probe.examples)
             for layer in subject.probe.layers

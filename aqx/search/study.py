@@ -292,6 +292,26 @@ class Study:
             raise Exhausted(
                 f"{self.db.path} holds no candidates yet; fill it: aqx enumerate {self.db.path} --space act_bench"
             )
+        observed, values, pending = self._seen(table, rows)
+        embedding = self._coordinates(table)
+        next_id = max((row.trial_id for row in rows), default=0) + 1
+        chosen = surrogates.suggest(
+            embedding,
+            observed,
+            values,
+            pending,
+            preset=self.preset,
+            seed=self.trial_seed(next_id),
+            candidates=table.usable,
+            n=n,
+        )
+        return [
+            Suggestion(str(table.names[row]), str(table.class_ids[row]), self.sign * float(mean), float(spread))
+            for row, mean, spread in zip(chosen.index, chosen.mean, chosen.spread, strict=True)
+        ]
+
+    def _seen(self, table: Candidates, rows: list[trial_rows.TrialRow]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""
         observed, values, pending = [], [], []
         abandoned = _abandoned(rows)
         for row in rows:
@@ -303,23 +323,26 @@ class Study:
                 values.append(np.nan if row.objective is None else self.sign * row.objective)
             elif row.status == "running":
                 pending.append(at)
+        return np.array(observed, np.int64), np.array(values, np.float64), np.array(pending, np.int64)
+
+    def _coordinates(self, table: Candidates) -> np.ndarray:
         if self._embedding is None or self._embedding[0] is not table:
             self._embedding = table, table.embedding(self.db, self.task_id, self.preset.name, self.seed)
-        next_id = max((row.trial_id for row in rows), default=0) + 1
-        chosen = surrogates.suggest(
-            self._embedding[1],
-            np.array(observed, np.int64),
-            np.array(values, np.float64),
-            np.array(pending, np.int64),
-            preset=self.preset,
-            seed=self.trial_seed(next_id),
-            candidates=table.usable,
-            n=n,
-        )
-        return [
-            Suggestion(str(table.names[row]), str(table.class_ids[row]), self.sign * float(mean), float(spread))
-            for row, mean, spread in zip(chosen.index, chosen.mean, chosen.spread, strict=True)
-        ]
+        return self._embedding[1]
+
+    def most_promising(self) -> list[str]:
+        """Return the ids of the classes without a Fisher spectrum, the best prediction first.
+
+        None are returned where too few results exist to predict from. What is known of a class without a spectrum is
+        its outputs; the spectra that most deserve to be computed come first.
+        """
+        table = self._load_candidates()
+        observed, values, _ = self._seen(table, trial_rows.list_trials(self.db, self.task_id))
+        if not len(observed):
+            return []
+        order = surrogates.rank(self._coordinates(table), observed, values, preset=self.preset, seed=self.seed)
+        lacks = table.usable & ~np.isfinite(table.spectra).all(axis=1) if table.spectra.shape[1] else table.usable
+        return table.class_ids[order[lacks[order]]].tolist()
 
     def left_out(self) -> dict[str, int]:
         """Return how many classes the search does not consider, by the reason.
