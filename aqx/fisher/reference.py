@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from aqx.errors import UnsupportedError
 from aqx.fisher.eigenvalues import Probe, probe_model
+from aqx.fisher.einsum import EinsumRows
 from aqx.fisher.layers import Apply, Layer, insert_axes
 from aqx.fisher.outputs import Loss, output_gradients
 from aqx.fisher.rows import ConvRows, EmbedRows, LinearRows, Rows
@@ -186,9 +187,13 @@ def _blocks(
                 )
             if calls.max() == 0:
                 continue  # traced, but not part of the program
-            # Where examples are taken one by one, axis 0 counts them and the model's own batch has length 1.
-            a, g = (part.reshape(-1, *part.shape[2:]).astype(np.float64) for part in (a, g))
-            inputs, gradients = _input_rows(rows, a), _gradient_rows(rows, g)
+            a, g = a.astype(np.float64), g.astype(np.float64)
+            if isinstance(rows, EinsumRows):
+                inputs, gradients = _einsum(rows, rows.x, rows.inside, a), _einsum(rows, rows.out, rows.outside, g)
+            else:
+                # Where examples are taken one by one, axis 0 counts them and the model's own batch has length 1.
+                a, g = (part.reshape(-1, *part.shape[2:]) for part in (a, g))
+                inputs, gradients = _input_rows(rows, a), _gradient_rows(rows, g)
             if rows.bias:
                 inputs = np.concatenate([inputs, np.ones((*inputs.shape[:-1], 1))], axis=-1)
             if sharing == "reduce":
@@ -225,6 +230,13 @@ def _input_rows(rows: Rows, a: np.ndarray) -> np.ndarray:
     kept = [i for i in range(a.ndim) if i not in batch + axis]
     ordered = a.transpose(kept + batch + axis)
     return ordered.reshape(a.shape[kept[0]] if kept else 1, -1, groups, d)
+
+
+def _einsum(rows: EinsumRows, indices: str, features: str, stored: np.ndarray) -> np.ndarray:
+    """[N, T, B, features] from [1 or N, *indices]."""
+    ordered = np.einsum(f"...{indices}->...{rows.positions}{rows.groups}{features}", stored)
+    leading = len(ordered) * (ordered.shape[1] if rows.positions else 1)
+    return ordered.reshape(leading, -1, rows.dimensions[0], math.prod(ordered.shape[ordered.ndim - len(features) :]))
 
 
 def _gradient_rows(rows: Rows, g: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from aqx.errors import UnsupportedError
 from aqx.fisher.factors import Tap, TapSettings
 from aqx.fisher.layers import Layer, LeftOut, stack_axes
-from aqx.fisher.rows import Rows
+from aqx.fisher.rows import Call, MakeRows, Rows
 
 
 @dataclass
@@ -32,16 +32,17 @@ class Recorder:
 
     seen: dict[str, Sighting] = field(default_factory=dict)
 
-    def leaf(self, path: str, make_rows: Callable[..., Rows], layer: Any, kernel: Any, a: Any, out: Any) -> None:
+    def leaf(self, path: str, make_rows: MakeRows, layer: Any, kernel: Any, call: Call, out: Any) -> None:
         """Note one call of a layer that may be Kronecker."""
         shape = tuple(kernel.shape)
         kind = type(layer).__name__
         try:
-            rows = make_rows(layer, shape)
+            rows = make_rows(layer, shape, call)
         except UnsupportedError as error:
             self.seen[path] = Sighting(kind, reason=str(error))
             return
-        wide = jnp.promote_types(jnp.promote_types(out.dtype, jnp.float32), a.dtype if not rows.one_hot else out.dtype)
+        given = out.dtype if rows.one_hot else call["inputs"].dtype
+        wide = jnp.promote_types(jnp.promote_types(out.dtype, jnp.float32), given)
         before = self.seen.setdefault(path, Sighting(kind, rows, kernel=shape, dtype=str(wide)))
         if before.reason:
             return
