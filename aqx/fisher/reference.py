@@ -69,7 +69,7 @@ def reference(
         True
     """
     x, y = jax.tree.map(jnp.asarray, (x, y))
-    probe = probe_model(model, variables, x, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
+    probe = probe_model(model, variables, x, y, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
 
     def forward(x: Any) -> Any:
         # Through `run`, which works on a clone: an NNX model may write to its own variables.

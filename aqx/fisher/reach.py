@@ -1,0 +1,91 @@
+"""How many gradient rows reach each layer, and whether each belongs to one example; counted without computing them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from aqx.fisher.factors import Factors, TapSettings
+from aqx.fisher.layers import Apply, Layer, LeftOut
+from aqx.fisher.outputs import Loss, per_example_losses
+
+
+def rows_reached(
+    flavour: ModuleType,
+    layers: Sequence[Layer],
+    model: Any,
+    variables: Any,
+    x: Any,
+    y: Any,
+    apply: Apply,
+    loss: Loss,
+) -> dict[str, Float[np.ndarray, " S"]]:
+    """Count the gradient rows at each slice of each layer: N·T, or 0 where the loss never reaches it."""
+    examples = jax.tree.leaves(x)[0].shape[0]
+    # Counting needs no examples on the leading axis of a layer, as "reduce" does.
+    settings = TapSettings("expand", examples)
+    graph, state = nnx.split(model) if isinstance(model, nnx.Module) else (None, variables)
+
+    @jax.jit
+    def count(state: Any, x: Any, y: Any) -> dict[str, Float[Array, " S"]]:
+        pair = (model, state) if graph is None else (nnx.merge(graph, state), None)
+
+        def total(dummies: Mapping[str, Mapping[str, Array]]) -> Float[Array, ""]:
+            outputs = flavour.run(*pair, dummies, x, apply, settings)
+            return per_example_losses(loss, outputs, y, examples).sum()
+
+        # One derivative of loss and model together: what an output does to the loss must not come as an array of zeros.
+        stored = jax.grad(total)({layer.path: layer.zeros()._asdict() for layer in layers})
+        # Only counts leave the program, so that XLA drops its arithmetic.
+        return {layer.path: layer.slices(Factors(**stored[layer.path])).positions for layer in layers}
+
+    return jax.device_get(count(state, x, y))
+
+
+def without_shared_rows(
+    flavour: ModuleType,
+    layers: Sequence[Layer],
+    model: Any,
+    variables: Any,
+    x: Any,
+    y: Any,
+    apply: Apply,
+    loss: Loss,
+) -> tuple[tuple[Layer, ...], tuple[LeftOut, ...], tuple[str, ...]]:
+    """Leave out layers with rows that examples share, as of a position embedding that is broadcast later.
+
+    The gradient of such a row is a sum over examples already, and its square no sum of squares. Twice the examples have
+    twice the rows where each row is one example's.
+
+    Returns:
+        The layers that stay, those that do not, and the keys of what the loss never reaches.
+    """
+    once = rows_reached(flavour, layers, model, variables, x, y, apply, loss)
+    examples = jax.tree.leaves(x)[0].shape[0]
+
+    def doubled(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, leaf]) if leaf.shape[:1] == (examples,) else leaf
+
+    try:
+        twice = rows_reached(flavour, layers, model, variables, *jax.tree.map(doubled, (x, y)), apply, loss)
+    except Exception:  # whatever Flax or the model raises: it takes this size of batch alone
+        # Then the numbers show only rows that cannot be the same number per example.
+        twice = {path: np.where(rows % examples, rows, 2 * rows) for path, rows in once.items()}
+    stay, left_out, unreached = [], [], []
+    for layer in layers:
+        before, after = once[layer.path], twice[layer.path]
+        if (after < 2 * before * (1 - 1e-6)).any():
+            part = "its input" if (after == before).all() else "some of its input"
+            reason = f"{part} is the same for every example, so that its gradient is a sum over examples"
+            left_out.append(LeftOut(layer.path, layer.weights, reason))
+            continue
+        stay.append(layer)
+        unreached += [key for key, rows in zip(layer.keys, before, strict=True) if rows == 0]
+    return tuple(stay), tuple(left_out), tuple(unreached)
