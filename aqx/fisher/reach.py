@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -12,9 +14,38 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from aqx.fisher.factors import Factors, TapSettings
-from aqx.fisher.layers import Apply, Layer, LeftOut
+from aqx.fisher.factors import Factors
+from aqx.fisher.layers import Apply, Layer, LeftOut, insert_axes
 from aqx.fisher.outputs import Loss, per_example_losses
+from aqx.fisher.rows import Rows
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _counted(size: int, out: Array, zero: Float[Array, "1 1 1"]) -> Array:
+    """Identity on `out`; the cotangent of `zero` is the number of gradient rows, each of so many numbers."""
+    return out
+
+
+def _forward(size: int, out: Array, zero: Float[Array, "1 1 1"]) -> tuple[Array, None]:
+    return out, None
+
+
+def _backward(size: int, _: None, g: Array) -> tuple[Array, Float[Array, "1 1 1"]]:
+    rows = jnp.full((1, 1, 1), g.size // size, jnp.float32)
+    # vmap does not sum a cotangent that is the same for all it maps over, so this one has to look at the gradient.
+    return g, jnp.where(g.reshape(-1)[0] == 0, rows, rows)
+
+
+_counted.defvjp(_forward, _backward)
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """Attaches a counter to each layer."""
+
+    def __call__(self, path: str, rows: Rows, a: Array, out: Array, dummies: Mapping[str, Array]) -> Array:
+        groups, _, p = rows.dimensions
+        return _counted(groups * p, out, dummies["rows"])
 
 
 def rows_reached(
@@ -29,8 +60,6 @@ def rows_reached(
 ) -> dict[str, Float[np.ndarray, " S"]]:
     """Count the gradient rows at each slice of each layer: N·T, or 0 where the loss never reaches it."""
     examples = jax.tree.leaves(x)[0].shape[0]
-    # Counting needs no examples on the leading axis of a layer, as "reduce" does.
-    settings = TapSettings("expand", examples)
     graph, state = nnx.split(model) if isinstance(model, nnx.Module) else (None, variables)
 
     @jax.jit
@@ -38,13 +67,17 @@ def rows_reached(
         pair = (model, state) if graph is None else (nnx.merge(graph, state), None)
 
         def total(dummies: Mapping[str, Mapping[str, Array]]) -> Float[Array, ""]:
-            outputs = flavour.run(*pair, dummies, x, apply, settings)
+            outputs = flavour.run(*pair, dummies, x, apply, _Counting())
             return per_example_losses(loss, outputs, y, examples).sum()
 
         # One derivative of loss and model together: what an output does to the loss must not come as an array of zeros.
-        stored = jax.grad(total)({layer.path: layer.zeros()._asdict() for layer in layers})
+        zeros = {
+            layer.path: {"rows": jnp.zeros(insert_axes((1, 1, 1), layer.stack, layer.axes), jnp.float32)}
+            for layer in layers
+        }
+        counts = jax.grad(total)(zeros)
         # Only counts leave the program, so that XLA drops its arithmetic.
-        return {layer.path: layer.slices(Factors(**stored[layer.path])).positions for layer in layers}
+        return {layer.path: layer.slices(Factors(*[counts[layer.path]["rows"]] * 3)).positions for layer in layers}
 
     return jax.device_get(count(state, x, y))
 

@@ -120,7 +120,9 @@ def _witness_forward(a: Array, out: Array, for_a: Array, for_g: Array, calls: Ar
 
 def _witness_backward(kept: tuple[Array, ...], g: Array) -> tuple[Any, ...]:
     a, for_a, calls = kept
-    return None, g, a.astype(for_a.dtype), g, jnp.ones_like(calls)
+    # vmap does not sum a cotangent that is the same for all it maps over, so the count has to look at the gradient.
+    one = jnp.where(g.reshape(-1)[0] == 0, jnp.ones_like(calls), jnp.ones_like(calls))
+    return None, g, a.astype(for_a.dtype), g, one
 
 
 _witness.defvjp(_witness_forward, _witness_backward)
