@@ -47,8 +47,8 @@ def nnx_forward(model: nnx.Module, apply=None) -> Callable:
             if isinstance(module, LEAVES):
                 name, kind = "/".join(map(str, path)), type(module)
 
-                def call(self, a, kind=kind, name=name):
-                    return hook(name, self, a, kind.__call__(self, a))
+                def call(self, a, *, kind=kind, name=name, **kwargs):
+                    return hook(name, self, a, kind.__call__(self, a, **kwargs))
 
                 module.__class__ = type(type(module).__name__, (type(module),), {"__call__": call})
         return apply(copy, None, x) if apply else copy(x)

@@ -136,9 +136,14 @@ def test_every_equation_equals_loops(name):
 
 
 @pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("compute", [fisher.eigenvalues, fisher.reference])
+@pytest.mark.parametrize("compute", [fisher.eigenvalues, pytest.param(fisher.reference, marks=pytest.mark.slow)])
 def test_reduce_sums_the_positions_of_an_example(compute, name):
     assert_same(computed(compute, sharing="reduce", names=SOME)[name], expected("reduce", SOME)[name])
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_reference_equals_loops(name):
+    assert_same(computed(fisher.reference, names=SOME)[name], expected(names=SOME)[name])
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -198,8 +203,8 @@ def test_an_einsum_that_is_not_kronecker_is_left_out(shape, equation, kernel, re
     x = jnp.ones((N, *shape))
     variables = jax.jit(Model().init)(jax.random.key(0), x)
     coverage = fisher.coverage(Model(), variables, x)
-    assert set(coverage.weights) == {"head"}
-    assert [part.path for part in coverage.left_out] == ["odd"] and reason in coverage.left_out[0].reason
+    reasons = {part.path: part.reason for part in coverage.left_out}
+    assert reason in reasons["odd"] and "odd" not in coverage.weights
 
 
 def test_an_einsum_with_two_equations_is_left_out():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from aqx.fisher import nnx as nnx_layers
 from aqx.fisher.factors import Factors, Sharing, TapSettings
 from aqx.fisher.layers import Apply, Coverage, Layer, LeftOut
 from aqx.fisher.outputs import Fisher, Loss, output_gradients
-from aqx.fisher.reach import without_shared_rows
+from aqx.fisher.reach import rows_reached, without_shared_rows
 from aqx.fisher.spectrum import factor_eigenvalues, products
 
 
@@ -108,7 +109,8 @@ def probe_model(
         raise UnsupportedError(f"model must be a Flax Linen or NNX module, but got {type(model).__name__}")
     apply, examples = apply or default, _examples(x)
     layers, left_out = flavour.discover(model, variables, x, apply, sharing, examples)
-    layers, shared, unreached = without_shared_rows(flavour, layers, model, variables, x, y, apply, loss)
+    count = partial(rows_reached, flavour, layers, model, variables, apply, loss)
+    layers, shared, unreached = without_shared_rows(layers, count, x, y)
     return Probe(flavour, layers, (*left_out, *shared), unreached, loss, fisher, apply, TapSettings(sharing, examples))
 
 

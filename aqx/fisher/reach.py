@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -53,10 +53,10 @@ def rows_reached(
     layers: Sequence[Layer],
     model: Any,
     variables: Any,
-    x: Any,
-    y: Any,
     apply: Apply,
     loss: Loss,
+    x: Any,
+    y: Any,
 ) -> dict[str, Float[np.ndarray, " S"]]:
     """Count the gradient rows at each slice of each layer: N·T, or 0 where the loss never reaches it."""
     examples = jax.tree.leaves(x)[0].shape[0]
@@ -83,31 +83,30 @@ def rows_reached(
 
 
 def without_shared_rows(
-    flavour: ModuleType,
-    layers: Sequence[Layer],
-    model: Any,
-    variables: Any,
-    x: Any,
-    y: Any,
-    apply: Apply,
-    loss: Loss,
+    layers: Sequence[Layer], count: Callable[[Any, Any], dict[str, Float[np.ndarray, " S"]]], x: Any, y: Any
 ) -> tuple[tuple[Layer, ...], tuple[LeftOut, ...], tuple[str, ...]]:
     """Leave out layers with rows that examples share, as of a position embedding that is broadcast later.
 
     The gradient of such a row is a sum over examples already, and its square no sum of squares. Twice the examples have
     twice the rows where each row is one example's.
 
+    Args:
+        layers: all of a model that are Kronecker.
+        count: count(x, y) returns the rows that reach each slice of each of them.
+        x: a batch.
+        y: its labels.
+
     Returns:
         The layers that stay, those that do not, and the keys of what the loss never reaches.
     """
-    once = rows_reached(flavour, layers, model, variables, x, y, apply, loss)
+    once = count(x, y)
     examples = jax.tree.leaves(x)[0].shape[0]
 
     def doubled(leaf: Array) -> Array:
         return jnp.concatenate([leaf, leaf]) if leaf.shape[:1] == (examples,) else leaf
 
     try:
-        twice = rows_reached(flavour, layers, model, variables, *jax.tree.map(doubled, (x, y)), apply, loss)
+        twice = count(*jax.tree.map(doubled, (x, y)))
     except Exception:  # whatever Flax or the model raises: it takes this size of batch alone
         # Then the numbers show only rows that cannot be the same number per example.
         twice = {path: np.where(rows % examples, rows, 2 * rows) for path, rows in once.items()}
