@@ -206,6 +206,23 @@ def test_a_module_mapped_over_the_examples_equals_the_oracle(compute):
     assert_equals_oracle(got, oracle.linen_forward(Mapped(False), variables), x, y)
 
 
+class MappedNnx(nnx.Module):
+    """A layer mapped over the examples by JAX, and one by NNX."""
+
+    def __init__(self, rngs):
+        self.first, self.second = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        h = jnp.tanh(jax.vmap(lambda row: self.first(row))(x))
+        return nnx.vmap(lambda layer, row: layer(row), in_axes=(None, 0))(self.second, h)
+
+
+def test_nnx_layers_mapped_over_the_examples_stay():
+    x, _ = batch(4)
+    coverage = fisher.coverage(MappedNnx(nnx.Rngs(0)), None, x)
+    assert coverage.share == 1 and not coverage.unreached
+
+
 @pytest.mark.slow
 def test_the_reference_refuses_examples_that_are_mapped_and_depend_on_one_another():
     x, y = batch(4)

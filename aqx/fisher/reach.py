@@ -70,7 +70,7 @@ def rows_reached(
             outputs = flavour.run(*pair, dummies, x, apply, _Counting())
             return per_example_losses(loss, outputs, y, examples).sum()
 
-        # One derivative of loss and model together: what an output does to the loss must not come as an array of zeros.
+        # Loss and model as one function: an output that the loss ignores passes nothing back, and no array of zeros.
         zeros = {
             layer.path: {"rows": jnp.zeros(insert_axes((1, 1, 1), layer.stack, layer.axes), jnp.float32)}
             for layer in layers
