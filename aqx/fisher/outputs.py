@@ -30,12 +30,7 @@ def output_gradients(
         InputError: the loss is not per example.
         UnsupportedError: `fisher` is not defined for this loss or these outputs.
     """
-    losses_, pull_back = jax.vjp(lambda out: loss(out, y), outputs)
-    if getattr(losses_, "shape", None) != (examples,):
-        raise InputError(
-            f"loss returned {_describe(losses_)}, but one value per example is needed, shape ({examples},); "
-            "leave out the mean over examples"
-        )
+    losses_, pull_back = jax.vjp(lambda out: per_example_losses(loss, out, y, examples), outputs)
     if fisher == "empirical":
         (true_gradient,) = pull_back(jnp.ones_like(losses_))
         return losses_, jax.tree.map(lambda g: g[None], true_gradient)
@@ -54,6 +49,21 @@ def output_gradients(
             f'fisher="exact" needs outputs of shape [N, C], but got {outputs.shape}; use fisher="sampled"'
         )
     return losses_, exact(outputs.reshape(examples, -1)).reshape(-1, *outputs.shape)
+
+
+def per_example_losses(loss: Loss, outputs: Any, y: Any, examples: int) -> Float[Array, " N"]:
+    """loss(outputs, y), which must be one value per example.
+
+    Raises:
+        InputError: it is not.
+    """
+    values = loss(outputs, y)
+    if getattr(values, "shape", None) != (examples,):
+        raise InputError(
+            f"loss returned {_describe(values)}, but one value per example is needed, shape ({examples},); "
+            "leave out the mean over examples"
+        )
+    return values
 
 
 def _exact_softmax(z: Float[Array, "N C"]) -> Float[Array, "C N C"]:

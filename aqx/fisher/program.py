@@ -103,7 +103,7 @@ def prepare(task: Task, fisher: str = "empirical", sharing: str = "expand") -> S
     act = activation(_STAND_IN)
     model, variables = guard("build_model", lambda: build_model(task, act, x))
     try:
-        probe = probe_model(model, variables, x, loss=task.loss, fisher=fisher, sharing=sharing, apply=task.apply)
+        probe = probe_model(model, variables, x, y, loss=task.loss, fisher=fisher, sharing=sharing, apply=task.apply)
         if not probe.layers:
             raise TaskError(f"the model of task {task.name!r} has no layer that aqx covers: {probe.coverage}")
         subject = Subject(task, probe, nnx.state(model) if variables is None else variables, x, y)

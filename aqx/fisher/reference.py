@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from aqx.errors import UnsupportedError
 from aqx.fisher.eigenvalues import Probe, probe_model
+from aqx.fisher.einsum import EinsumRows
 from aqx.fisher.layers import Apply, Layer, insert_axes
 from aqx.fisher.outputs import Loss, output_gradients
 from aqx.fisher.rows import ConvRows, EmbedRows, LinearRows, Rows
@@ -68,7 +69,7 @@ def reference(
         True
     """
     x, y = jax.tree.map(jnp.asarray, (x, y))
-    probe = probe_model(model, variables, x, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
+    probe = probe_model(model, variables, x, y, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
 
     def forward(x: Any) -> Any:
         # Through `run`, which works on a clone: an NNX model may write to its own variables.
@@ -119,7 +120,9 @@ def _witness_forward(a: Array, out: Array, for_a: Array, for_g: Array, calls: Ar
 
 def _witness_backward(kept: tuple[Array, ...], g: Array) -> tuple[Any, ...]:
     a, for_a, calls = kept
-    return None, g, a.astype(for_a.dtype), g, jnp.ones_like(calls)
+    # vmap does not sum a cotangent that is the same for all it maps over, so the count has to look at the gradient.
+    one = jnp.where(g.reshape(-1)[0] == 0, jnp.ones_like(calls), jnp.ones_like(calls))
+    return None, g, a.astype(for_a.dtype), g, one
 
 
 _witness.defvjp(_witness_forward, _witness_backward)
@@ -186,9 +189,13 @@ def _blocks(
                 )
             if calls.max() == 0:
                 continue  # traced, but not part of the program
-            # Where examples are taken one by one, axis 0 counts them and the model's own batch has length 1.
-            a, g = (part.reshape(-1, *part.shape[2:]).astype(np.float64) for part in (a, g))
-            inputs, gradients = _input_rows(rows, a), _gradient_rows(rows, g)
+            a, g = a.astype(np.float64), g.astype(np.float64)
+            if isinstance(rows, EinsumRows):
+                inputs, gradients = _einsum(rows, rows.x, rows.inside, a), _einsum(rows, rows.out, rows.outside, g)
+            else:
+                # Where examples are taken one by one, axis 0 counts them and the model's own batch has length 1.
+                a, g = (part.reshape(-1, *part.shape[2:]) for part in (a, g))
+                inputs, gradients = _input_rows(rows, a), _gradient_rows(rows, g)
             if rows.bias:
                 inputs = np.concatenate([inputs, np.ones((*inputs.shape[:-1], 1))], axis=-1)
             if sharing == "reduce":
@@ -225,6 +232,13 @@ def _input_rows(rows: Rows, a: np.ndarray) -> np.ndarray:
     kept = [i for i in range(a.ndim) if i not in batch + axis]
     ordered = a.transpose(kept + batch + axis)
     return ordered.reshape(a.shape[kept[0]] if kept else 1, -1, groups, d)
+
+
+def _einsum(rows: EinsumRows, indices: str, features: str, stored: np.ndarray) -> np.ndarray:
+    """[N, T, B, features] from [1 or N, *indices]."""
+    ordered = np.einsum(f"...{indices}->...{rows.positions}{rows.groups}{features}", stored)
+    leading = len(ordered) * (ordered.shape[1] if rows.positions else 1)
+    return ordered.reshape(leading, -1, rows.dimensions[0], math.prod(ordered.shape[ordered.ndim - len(features) :]))
 
 
 def _gradient_rows(rows: Rows, g: np.ndarray) -> np.ndarray:

@@ -6,9 +6,10 @@ share the weights, B groups (one Kronecker pair each), d inputs and p outputs of
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,9 @@ from jax import lax
 from jaxtyping import Array, Inexact, Int, Num
 
 from aqx.errors import UnsupportedError
+
+# Arguments of one call of a layer by name, the layer itself aside.
+Call = Mapping[str, Any]
 
 
 @runtime_checkable
@@ -167,12 +171,21 @@ class EmbedRows:
         return g.reshape(g.shape[0] if g.ndim > 1 else 1, -1, 1, g.shape[-1])
 
 
-def dense_rows(layer: Any, kernel: tuple[int, ...]) -> Rows:
+# (layer, shape of its kernel, call) -> rows; raises UnsupportedError where the layer is not Kronecker.
+MakeRows = Callable[[Any, tuple[int, ...], Call], Rows]
+
+
+def call_of(method: Callable, layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """Arguments of `method(layer, *args, **kwargs)` by name."""
+    return inspect.signature(method).bind(layer, *args, **kwargs).arguments
+
+
+def dense_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     """Rows of a Linen `Dense` or NNX `Linear`."""
     return LinearRows(type(layer).__name__, layer.use_bias, (-1,), (), 1, (1, kernel[0], kernel[1]))
 
 
-def dense_general_rows(layer: Any, kernel: tuple[int, ...]) -> Rows:
+def dense_general_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     """Rows of a Linen `DenseGeneral` or NNX `LinearGeneral`, so also of the projections in attention."""
     # Linen names the axes that have a kernel each; NNX maps them to their sizes.
     batch = tuple(layer.batch_axis) if hasattr(layer, "batch_axis") else _tuple(layer.batch_dims)
@@ -183,7 +196,7 @@ def dense_general_rows(layer: Any, kernel: tuple[int, ...]) -> Rows:
     return LinearRows(type(layer).__name__, layer.use_bias, axis, batch, len(outside), dimensions)
 
 
-def conv_rows(layer: Any, kernel: tuple[int, ...]) -> Rows:
+def conv_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     """Rows of a Linen or NNX `Conv`, any number of spatial axes."""
     if layer.mask is not None:
         raise UnsupportedError("its kernel is masked, which is not Kronecker")
@@ -196,7 +209,7 @@ def conv_rows(layer: Any, kernel: tuple[int, ...]) -> Rows:
     return ConvRows(type(layer).__name__, layer.use_bias, size, strides, padding, dilation, kernel_dilation, dimensions)
 
 
-def conv_transpose_rows(layer: Any, kernel: tuple[int, ...]) -> Rows:
+def conv_transpose_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     """Rows of a Linen or NNX `ConvTranspose`: a convolution of the dilated input."""
     if layer.mask is not None:
         raise UnsupportedError("its kernel is masked, which is not Kronecker")
@@ -216,7 +229,7 @@ def conv_transpose_rows(layer: Any, kernel: tuple[int, ...]) -> Rows:
     return ConvRows(type(layer).__name__, layer.use_bias, size, ones, padding, strides, kernel_dilation, dimensions)
 
 
-def embed_rows(layer: Any, kernel: tuple[int, ...]) -> Rows:
+def embed_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     """Rows of a Linen or NNX `Embed`."""
     return EmbedRows(type(layer).__name__, (1, kernel[0], kernel[1]))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from aqx.errors import UnsupportedError
 from aqx.fisher.factors import Tap, TapSettings
 from aqx.fisher.layers import Layer, LeftOut, stack_axes
-from aqx.fisher.rows import Rows
+from aqx.fisher.rows import Call, MakeRows, Rows
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Sighting:
     reason: str = ""
     kernel: tuple[int, ...] = ()  # shape of the kernel inside, one slice
     dtype: str = "float32"
+    count: int = 0  # gradient rows N·T of each call, 0 where calls differ
 
 
 @dataclass
@@ -32,20 +33,24 @@ class Recorder:
 
     seen: dict[str, Sighting] = field(default_factory=dict)
 
-    def leaf(self, path: str, make_rows: Callable[..., Rows], layer: Any, kernel: Any, a: Any, out: Any) -> None:
+    def leaf(self, path: str, make_rows: MakeRows, layer: Any, kernel: Any, call: Call, out: Any) -> None:
         """Note one call of a layer that may be Kronecker."""
         shape = tuple(kernel.shape)
         kind = type(layer).__name__
         try:
-            rows = make_rows(layer, shape)
+            rows = make_rows(layer, shape, call)
         except UnsupportedError as error:
             self.seen[path] = Sighting(kind, reason=str(error))
             return
-        wide = jnp.promote_types(jnp.promote_types(out.dtype, jnp.float32), a.dtype if not rows.one_hot else out.dtype)
-        before = self.seen.setdefault(path, Sighting(kind, rows, kernel=shape, dtype=str(wide)))
+        given = out.dtype if rows.one_hot else call["inputs"].dtype
+        wide = jnp.promote_types(jnp.promote_types(out.dtype, jnp.float32), given)
+        groups, _, p = rows.dimensions
+        count = out.size // (groups * p)
+        before = self.seen.setdefault(path, Sighting(kind, rows, kernel=shape, dtype=str(wide), count=count))
         if before.reason:
             return
         before.dtype = str(jnp.promote_types(before.dtype, wide))
+        before.count = count if count == before.count else 0
         if before.rows != rows:
             before.reason = "it is called in two different ways"
 
@@ -89,7 +94,7 @@ def sort_out(
         tap = Tap(path, sighting.rows, TapSettings(sharing, examples), sighting.dtype)
         weights = sum(math.prod(held[name]) for name in (weight, "bias") if name in held)
         layouts = dict.fromkeys(stack_axes(held[weight], sighting.kernel))
-        candidates = [Layer(path, tap, *layout, weights) for layout in layouts]
+        candidates = [Layer(path, tap, *layout, weights, sighting.count) for layout in layouts]
         candidates = _distinct(candidates)
         fitting = candidates if len(candidates) == 1 else [c for c in candidates if verify(c)]
         if not fitting:

@@ -18,18 +18,27 @@ def eigenvalues_of_A(tap: Tap, sums: Factors, examples: int) -> Float[Array, "S 
     """Eigenvalues of A = 1/N Σₙ Σₜ a aᵀ, ascending, for each slice and group; nan where A is not finite."""
     if tap.rows.one_hot:
         return jnp.sort(sums.A[..., 0] / examples, axis=-1)
-    return _eigenvalues(sums.A / examples)
+    count = jnp.full((1, 1, 1), examples, sums.A.dtype)
+    return _eigenvalues(sums.A, count, tap.kept[0])
 
 
 def eigenvalues_of_G(tap: Tap, sums: Factors) -> Float[Array, "S B p"]:
     """Eigenvalues of G = 1/(N·T) Σₙ Σₜ g gᵀ, ascending; zero where the loss never reaches the layer."""
-    return _eigenvalues(sums.G / jnp.maximum(sums.positions.reshape(-1, 1, 1, 1), 1))
+    return _eigenvalues(sums.G, jnp.maximum(sums.positions.reshape(-1, 1, 1), 1), tap.kept[1])
 
 
-def _eigenvalues(matrices: Float[Array, "S B d d"]) -> Float[Array, "S B d"]:
+def _eigenvalues(sums: Float[Array, "S B m d"], count: Float[Array, "#S 1 1"], kept: int) -> Float[Array, "S B d"]:
     # LAPACK may not return from a matrix with nan in it.
-    finite = jnp.isfinite(matrices).all()
-    return jnp.where(finite, eigvalsh(jnp.where(finite, matrices, 0)), jnp.nan)
+    finite, width = jnp.isfinite(sums).all(), sums.shape[-1]
+    sums = jnp.where(finite, sums, 0)
+    if kept:
+        sums = jnp.matmul(sums, jnp.swapaxes(sums, -1, -2), precision=jax.lax.Precision.HIGHEST)
+    values = eigvalsh(sums / count[..., None])
+    if kept:
+        # Rounding leaves tiny values on either side of zero, and the exact zeros belong between them.
+        zeros = jnp.zeros((*values.shape[:-1], width - kept), values.dtype)
+        values = jnp.sort(jnp.concatenate([zeros, values], axis=-1), axis=-1)
+    return jnp.where(finite, values, jnp.nan)
 
 
 def products(of_A: Float[Array, "B d"], of_G: Float[Array, "B p"]) -> Float[Array, " B*d*p"]:

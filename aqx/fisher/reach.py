@@ -1,0 +1,140 @@
+"""How many gradient rows reach each layer, and whether each belongs to one example; counted without computing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from aqx.fisher.factors import Factors
+from aqx.fisher.layers import Apply, Layer, LeftOut, insert_axes
+from aqx.fisher.outputs import Loss, per_example_losses
+from aqx.fisher.rows import Rows
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _counted(size: int, out: Array, zero: Float[Array, "1 1 1"]) -> Array:
+    """Identity on `out`; the cotangent of `zero` is the number of gradient rows, each of so many numbers."""
+    return out
+
+
+def _forward(size: int, out: Array, zero: Float[Array, "1 1 1"]) -> tuple[Array, None]:
+    return out, None
+
+
+def _backward(size: int, _: None, g: Array) -> tuple[Array, Float[Array, "1 1 1"]]:
+    rows = jnp.full((1, 1, 1), g.size // size, jnp.float32)
+    # vmap does not sum a cotangent that is the same for all it maps over, so this one has to look at the gradient.
+    return g, jnp.where(g.reshape(-1)[0] == 0, rows, rows)
+
+
+_counted.defvjp(_forward, _backward)
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """Attaches a counter to each layer."""
+
+    def __call__(self, path: str, rows: Rows, a: Array, out: Array, dummies: Mapping[str, Array]) -> Array:
+        groups, _, p = rows.dimensions
+        return _counted(groups * p, out, dummies["rows"])
+
+
+def rows_reached(
+    flavour: ModuleType,
+    layers: Sequence[Layer],
+    model: Any,
+    variables: Any,
+    apply: Apply,
+    loss: Loss,
+    x: Any,
+    y: Any,
+) -> dict[str, Float[np.ndarray, " S"]]:
+    """Count the gradient rows at each slice of each layer: N·T, or 0 where the loss never reaches it."""
+    examples = jax.tree.leaves(x)[0].shape[0]
+    graph, state = nnx.split(model) if isinstance(model, nnx.Module) else (None, variables)
+
+    @jax.jit
+    def count(state: Any, x: Any, y: Any) -> dict[str, Float[Array, " S"]]:
+        pair = (model, state) if graph is None else (nnx.merge(graph, state), None)
+
+        def total(dummies: Mapping[str, Mapping[str, Array]]) -> Float[Array, ""]:
+            outputs = flavour.run(*pair, dummies, x, apply, _Counting())
+            return per_example_losses(loss, outputs, y, examples).sum()
+
+        # Loss and model as one function: an output that the loss ignores passes nothing back, and no array of zeros.
+        zeros = {
+            layer.path: {"rows": jnp.zeros(insert_axes((1, 1, 1), layer.stack, layer.axes), jnp.float32)}
+            for layer in layers
+        }
+        counts = jax.grad(total)(zeros)
+        # Only counts leave the program, so that XLA drops its arithmetic.
+        return {layer.path: layer.slices(Factors(*[counts[layer.path]["rows"]] * 3)).positions for layer in layers}
+
+    return jax.device_get(count(state, x, y))
+
+
+def keeping_few_rows(layer: Layer, reached: Float[np.ndarray, " S"], fisher: str) -> Layer:
+    """The layer with its rows kept where they are fewer than a factor's dimension and all come from one use.
+
+    Uses add up in a factor, and so do the classes of an exact G; rows cannot.
+    """
+    if layer.tap.rows.one_hot or not layer.rows or (reached != layer.rows).any():
+        return layer
+    (_, _, d), (_, _, p) = layer.eigenvalue_shapes
+    rows = layer.tap.settings.examples if layer.tap.settings.sharing == "reduce" else layer.rows
+    kept = rows if rows < d else 0, rows if rows < p and fisher != "exact" else 0
+    return replace(layer, tap=replace(layer.tap, kept=kept))
+
+
+def without_shared_rows(
+    layers: Sequence[Layer],
+    once: Mapping[str, Float[np.ndarray, " S"]],
+    count: Callable[[Any, Any], dict[str, Float[np.ndarray, " S"]]],
+    x: Any,
+    y: Any,
+) -> tuple[tuple[Layer, ...], tuple[LeftOut, ...], tuple[str, ...]]:
+    """Leave out layers with rows that examples share, as of a position embedding that is broadcast later.
+
+    The gradient of such a row is a sum over examples already, and its square no sum of squares. Twice the examples have
+    twice the rows where each row is one example's.
+
+    Args:
+        layers: all of a model that are Kronecker.
+        once: count(x, y).
+        count: count(x, y) returns the rows that reach each slice of each of them.
+        x: a batch.
+        y: its labels.
+
+    Returns:
+        The layers that stay, those that do not, and the keys of what the loss never reaches.
+    """
+    examples = jax.tree.leaves(x)[0].shape[0]
+
+    def doubled(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, leaf]) if leaf.shape[:1] == (examples,) else leaf
+
+    try:
+        twice = count(*jax.tree.map(doubled, (x, y)))
+    except Exception:  # whatever Flax or the model raises: it takes this size of batch alone
+        # Then the numbers show only rows that cannot be the same number per example.
+        twice = {path: np.where(rows % examples, rows, 2 * rows) for path, rows in once.items()}
+    stay, left_out, unreached = [], [], []
+    for layer in layers:
+        before, after = once[layer.path], twice[layer.path]
+        if (after < 2 * before * (1 - 1e-6)).any():
+            part = "its input" if (after == before).all() else "some of its input"
+            reason = f"{part} is the same for every example, so that its gradient is a sum over examples"
+            left_out.append(LeftOut(layer.path, layer.weights, reason))
+            continue
+        stay.append(layer)
+        unreached += [key for key, rows in zip(layer.keys, before, strict=True) if rows == 0]
+    return tuple(stay), tuple(left_out), tuple(unreached)
