@@ -57,6 +57,7 @@ LAYERS |= {
     "conv1d": conv((7, 2), 3, (3,)),
     "conv1d_causal_dilated": conv((7, 2), 3, (3,), padding="CAUSAL", kernel_dilation=2),
     "conv2d": conv((4, 4, 2), 3, (3, 3)),
+    "conv2d_many_channels": conv((6, 5, 16), 3, (2, 2)),  # the moment of patches without the patches
     "conv2d_no_bias": conv((4, 4, 2), 3, (3, 3), use_bias=False),
     "conv2d_stride2_even": conv((6, 6, 2), 3, (3, 3), strides=2),
     "conv2d_stride2_odd": conv((5, 7, 2), 3, (3, 3), strides=(2, 3)),

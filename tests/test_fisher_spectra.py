@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import uuid
 from dataclasses import replace
@@ -21,6 +22,7 @@ from aqx.fisher.engine import Engine
 from aqx.fisher.features import LOG_OF_ZERO, log_factor, log_spectrum, quantile_means, spectrum_features
 from aqx.fisher.program import fixed_inputs, prepare
 from aqx.operators import operator_names
+from aqx.space import Space
 from aqx.store import Database, invalid_spectra, load_spectra, register_task, spectra_form
 from aqx.tasks import Task, losses
 from aqx.tree import parse
@@ -139,6 +141,33 @@ def test_200_candidates_of_one_shape_compile_once(db, names, build_model, caplog
     assert seen[0][:2] == (0, len(names)) and seen[-1][:2] == (len(names), len(names))
     ids, features = load_spectra(db, 1)
     assert features.shape == (report.computed, 2 * 32) and np.isfinite(features).all()
+
+
+def test_500_candidates_of_5_shapes_compile_5_programs(db_path, caplog):
+    shapes = ["unary(x)", "unary(unary(x))", "binary(unary(x),x)", "binary(x,unary(x))", "unary(binary(x,unary(x)))"]
+    functions = [[str(tree) for tree in Space([shape])] for shape in shapes]
+    # Distinct names, as many of each shape as there are up to 120, mixed up: 27 + 4 · 120.
+    mixed = [name for many in functions for name in many[:: max(1, len(many) // 120)][:120]]
+    mixed = np.random.default_rng(0).permutation(mixed)[:500].tolist()
+    db = filled(db_path, mixed)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        report = fisher.compute_spectra(db, make_task())
+    assert report.computed + sum(report.invalid.values()) == 500
+    assert compilations(caplog) == report.shapes == 5
+
+
+def test_memory_does_not_grow_with_the_number_of_candidates(names):
+    subject = prepare(make_task())
+    engine = Engine(subject)
+    acts = [activation(name) for name in names]
+    engine.start(acts[:20])()
+
+    def left_over(count):
+        engine.start((acts * count)[: 20 * count])()
+        gc.collect()
+        return len(jax.live_arrays())
+
+    assert left_over(1) == left_over(20)
 
 
 def compilations(caplog):

@@ -116,7 +116,7 @@ def use_factors(spec: Tap, a: Array, g: Array) -> Factors:
     positions = jnp.full((1, 1, 1), count, spec.dtype)
     # vmap does not sum a cotangent that is the same for all it maps over, so each has to look at the gradient.
     look = g.reshape(-1)[0] == 0
-    return Factors(jnp.where(look, A, A), G, jnp.where(look, positions, positions))
+    return Factors(lax.select_n(look, A, A), G, lax.select_n(look, positions, positions))
 
 
 def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:

@@ -161,8 +161,11 @@ def fixed_inputs(subject: Subject) -> dict[str, Float[Array, "S B d"]]:
     closed = jax.make_jaxpr(inputs)(jnp.ones(()), subject.state, subject.x, subject.y)
     reached = {closed.jaxpr.invars[0]}
     for equation in closed.jaxpr.eqns:
+        parts = equation.invars
+        if equation.primitive.name == "select_n" and all(part is parts[1] for part in parts[2:]):
+            parts = parts[1:]  # the same in any case (see `use_factors`)
         # Literals have no identity and depend on nothing.
-        if any(not hasattr(v, "val") and v in reached for v in equation.invars):
+        if any(not hasattr(v, "val") and v in reached for v in parts):
             reached.update(equation.outvars)
     paths = sorted(layer.path for layer in subject.probe.layers)
     free = {
