@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from flax import nnx
+from threadpoolctl import threadpool_limits
 
 from aqx import fisher
 from aqx.activation import activation
@@ -98,6 +99,10 @@ def test_feature_distance_is_the_weighted_wasserstein_distance():
 def test_factors_are_floored_one_by_one():
     logs = log_factor(np.array([[0.0, 1e-12, 1e-3, 2.0], [-1e-9, 0.0, 0.0, 0.0]]))
     floor = np.log(2.0**-23 * 4 * 2)
+    # What float32 flushes to zero, float64 does not hold on to either.
+    np.testing.assert_array_equal(
+        log_factor(np.array([1e-300, 1e-39, 2**-125])), log_factor(np.float32([0, 0, 2**-125]))
+    )
     np.testing.assert_allclose(logs, [[floor, floor, np.log(1e-3), np.log(2)], [LOG_OF_ZERO] * 4])
 
 
@@ -243,6 +248,37 @@ def test_invalid_candidates_are_stored_with_the_reason(db_path):
     (reason,) = invalid_spectra(db, 1).values()
     assert reason == "the loss is not finite"
     assert "invalid" in str(report)
+
+
+class Cnn(nn.Module):
+    """A convolution of enough channels for the quick moment of patches, between two others."""
+
+    act: object
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(16, (3, 3))(x.reshape(-1, 2, 2, 1).repeat(3, 1).repeat(3, 2))
+        x = self.act(nn.Conv(3, (2, 2), strides=2)(x))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+def test_features_do_not_depend_on_threads_nor_on_the_order_of_the_batch(names):
+    some = [activation(name) for name in names[::10]]
+    x, y = batch()
+    order = np.random.default_rng(0).permutation(N)
+    tasks = [make_task(Cnn), make_task(Cnn, batch=lambda: (x[order], y[order]))]
+
+    def features(task, threads):
+        subject = prepare(task)
+        engine = Engine(subject)
+        engine.threads = threads
+        with threadpool_limits(threads):
+            return spectrum_features(engine.start(some)().pairs, subject.probe.coverage.weights)
+
+    base = features(tasks[0], 1)
+    distances = np.abs(base[:, None] - base[None]).sum(-1)[np.triu_indices(len(some), 1)]
+    for other in (features(tasks[0], 4), features(tasks[1], 2)):
+        assert np.abs(other - base).sum(-1).max() < 1e-2 * np.median(distances)
 
 
 def test_features_agree_between_float32_and_float64_and_batch_sizes(names):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from threadpoolctl import threadpool_limits
 
-from aqx.activation import Activation, stack
+from aqx.activation import Activation
 from aqx.errors import TaskError
 from aqx.fisher.devices import AXIS, candidate_mesh, on_every_device
 from aqx.fisher.program import Subject, checks, fixed_inputs, spectra_of
@@ -137,7 +137,8 @@ class Engine:
         """What computes up to one full step of candidates of one shape when it is called."""
         step = self.mesh.size * (self.width or 1)
         # A step is always full: the last candidate stands in for those that lack.
-        stacked = stack([*acts, *[acts[-1]] * (step - len(acts))])
+        filled = [*acts, *[acts[-1]] * (step - len(acts))]
+        stacked = jax.tree.map(lambda *leaves: np.array(leaves), *filled)
         if jax.process_count() > 1:
             stacked = jax.device_put(stacked, NamedSharding(self.mesh, PartitionSpec(AXIS)))
         key = (jax.tree.structure(stacked), self.width)

@@ -8,21 +8,21 @@ import numpy as np
 from jaxtyping import Float
 
 QUANTILES = 32
-# Where every eigenvalue of an all-zero factor is put: the smallest normal float32, so below any floor of a live one.
-LOG_OF_ZERO = float(np.log(np.finfo(np.float32).tiny))
+# What float32 cannot hold, it takes for zero: so does every dtype here, and an all-zero factor sits at this value.
+_TINY = float(np.finfo(np.float32).tiny)
+LOG_OF_ZERO = float(np.log(_TINY))
 
 
 def log_factor(values: Float[np.ndarray, "*K d"]) -> Float[np.ndarray, "*K d"]:
     """Natural logarithms of one factor's eigenvalues, raised to at least 2⁻²³ · d · the largest of them.
 
     That floor is the rounding error of float32, taken in every dtype, so that float32, float64, CPU and GPU agree on
-    null directions. On the products it would wipe out most of a hidden layer's spectrum; so it is on the factors.
+    null directions and on gradients that vanish. On the products it would wipe out most of a hidden layer's spectrum;
+    so it is on the factors.
     """
     values = values.astype(np.float64)
-    largest = values.max(axis=-1, keepdims=True)
-    floored = np.maximum(values, 2.0**-23 * values.shape[-1] * largest)
-    dead = largest <= 0
-    return np.where(dead, LOG_OF_ZERO, np.log(np.where(dead, 1.0, floored)))
+    floor = 2.0**-23 * values.shape[-1] * values.max(axis=-1, keepdims=True)
+    return np.log(np.maximum(values, np.maximum(floor, _TINY)))
 
 
 def log_spectrum(of_A: Float[np.ndarray, "K B d"], of_G: Float[np.ndarray, "K B p"]) -> Float[np.ndarray, "K n"]:
