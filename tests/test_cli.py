@@ -112,6 +112,7 @@ def test_schema_with_an_unknown_kind(db_path: Path):
         (["search", "x.duckdb"], "--task"),
         (["enumarate"], "enumarate"),
         (["eigs", "x.duckdb", "--task", "mnist1d", "--limits", "1"], "--limits"),
+        (["eigs", "x.duckdb", "--task", "mnist1d", "--priority", "best"], "--priority"),
     ],
 )
 def test_usage(arguments: list[str], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -262,6 +263,9 @@ def test_the_whole_way(task_file: Path, db_path: Path):
     assert "enumerate: 27 of 27" in result.stderr
     again = aqx_command("enumerate", db_path, "--schema", "unary(x)", "--quiet")
     assert "0 functions, 0 classes" in again.stdout and again.stderr == ""
+    result = aqx_command("eigs", db_path, "--task", task, "--limit", "2", "--priority", "predicted", "--quiet")
+    assert result.exit_code == 0 and "2 spectra computed" in result.stdout, result.output
+    assert result.stderr == "too few results to predict from; the simplest classes come first\n"
     assert aqx_command("eigs", db_path, "--task", task, "--quiet").exit_code == 0
     assert aqx_command("eigs", db_path, "--task", task, "--check", "--names", "tanh(x)").exit_code == 0
 
@@ -273,8 +277,16 @@ def test_the_whole_way(task_file: Path, db_path: Path):
     result = aqx_command("tell", db_path, "--task", task, "mul(x,sigmoid(x))", "val_acc=0.25")
     assert result.exit_code == 0, result.output
 
+    # More functions, of which the most promising get their spectra now.
+    assert aqx_command("enumerate", db_path, "--schema", "binary(x,unary(x))", "--quiet").exit_code == 0
+    study = aqx.Study(db_path, task)
+    wanted = study.most_promising()
+    result = aqx_command("eigs", db_path, "--task", task, "--limit", "5", "--priority", "predicted", "--quiet")
+    assert result.stderr == "" and "5 spectra computed" in result.stdout, result.output
+    assert set(wanted) - set(aqx.Study(db_path, task).most_promising()) == set(wanted[:5])
+
     (summary,) = json.loads(aqx_command("summary", db_path, "--json").stdout)
-    assert summary["task"] == "toy" and summary["functions"] == 27
+    assert summary["task"] == "toy" and summary["functions"] == 27 + 7 * 27
     assert summary["done"] + summary["failed"] == 6 + 2 + 1 and summary["running"] == 0
     assert aqx_command("summary", db_path, "--task", "toy").exit_code == 0
     check_error(aqx_command("summary", db_path, "--task", "other"), "other")
@@ -288,6 +300,28 @@ def test_the_whole_way(task_file: Path, db_path: Path):
     rows = json.loads(confirmed.stdout)
     assert {"relu(x)", "tanh(x)"} < {row["name"] for row in rows}
     assert all(row["low"] <= row["mean"] <= row["high"] for row in rows)
+
+
+def test_one_of_several_processes_needs_all_three_options(db_path: Path):
+    result = aqx_command("eigs", db_path, "--task", "mnist1d", "--processes", "2")
+    check_error(result, "coordinator, processes and process go together")
+
+
+def test_a_second_run_finds_the_compiled_programs(task_file: Path, db_path: Path, tmp_path: Path):
+    cache = tmp_path / "cache"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION")}
+    environment |= {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
+    assert aqx_command("enumerate", db_path, "--schema", "unary(x)", "--quiet").exit_code == 0
+
+    def run(name: str) -> set[Path]:
+        shutil.copy(db_path, tmp_path / name)
+        command = [sys.executable, "-m", "aqx", "eigs", str(tmp_path / name), "--task", f"{task_file}:task"]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        return {path for path in cache.rglob("*-cache") if path.is_file()}
+
+    first = run("first.duckdb")
+    assert any("spectra" in path.name for path in first)
+    assert run("second.duckdb") == first
 
 
 def test_show_without_a_database():

@@ -163,6 +163,34 @@ def test_the_wanted_classes_come_first(enumerated: Path, alone, tmp_path: Path):
 ACTS = [activation(name) for name in ("relu(x)", "tanh(x)", "erf(x)", "swish(x)", "softsign(x)", "elu(x)", "abs(x)")]
 
 
+MANY_MATRICES = """
+import flax.linen as nn, numpy as np
+import aqx
+from aqx.fisher.engine import Engine, one_blas_thread
+from aqx.fisher.program import prepare
+
+class Model(nn.Module):
+    act: object
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.act(nn.Conv(32, (3, 3), feature_group_count=32)(x))
+        parts = dict(variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=4)
+        return nn.Dense(3)(nn.vmap(nn.Dense, **parts)(32)(x.mean((1, 2))).mean(0))
+
+x = np.random.default_rng(0).normal(size=(64, 8, 8, 32)).astype(np.float32)
+engine = Engine(prepare(aqx.Task("many", Model, lambda: (x, np.arange(64) % 3), aqx.losses.softmax_cross_entropy)))
+engine.threads = 4
+with one_blas_thread():
+    print(len(engine.start([aqx.activation(name) for name in ("relu(x)", "tanh(x)")] * 100)().finite["loss"]))
+"""
+
+
+def test_layers_of_many_factors_do_not_hang():
+    # Batched calls of LAPACK in several programs at once wait for each other's threads: with those it hung every time.
+    assert output(start(MANY_MATRICES)) == "200\n"
+
+
 def test_vmap_agrees_with_one_at_a_time():
     subject = prepare(toy.task)
     single, wide = (Engine(subject, width=width).start(ACTS)() for width in (1, 4))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jaxtyping import Array, Float
 from aqx.fisher.factors import Factors, Tap
 
 _BLOCKED = 256
+_LOWER = np.uint8(ord("L"))
 
 
 def eigenvalues_of_A(tap: Tap, sums: Factors, examples: int) -> Float[Array, "S B d"]:
@@ -57,34 +60,38 @@ def eigvalsh(matrices: Float[Array, "... d d"]) -> Float[Array, "... d"]:
 
 
 def _on_cpu(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
-    d = matrices.shape[-1]
-    if d < _BLOCKED:
-        return _values_only(matrices)
-    # In the values-only mode syevd gets the least workspace, and reduces to tridiagonal form column by column. The
-    # reduction alone goes by blocks, and finds nothing left to do in a second pass.
-    _, diagonal, off, _ = jax.lax.linalg.tridiagonal(matrices)
-    i = jnp.arange(d)
-    reduced = jnp.zeros_like(matrices).at[..., i, i].set(diagonal)
-    reduced = reduced.at[..., i[1:], i[:-1]].set(off).at[..., i[:-1], i[1:]].set(off)
-    return _values_only(reduced)
-
-
-def _values_only(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
-    *batch, d, _ = matrices.shape
     prefix = {"float32": "s", "float64": "d"}.get(str(matrices.dtype))
     if prefix is None or not _lapack_is_bound():
         return jnp.linalg.eigvalsh(matrices)
-    shapes = (
-        jax.ShapeDtypeStruct(matrices.shape, matrices.dtype),
-        jax.ShapeDtypeStruct((*batch, d), matrices.dtype),
-        jax.ShapeDtypeStruct(tuple(batch), jnp.int32),
+    *batch, d, _ = matrices.shape
+    # One matrix per call, in a loop: a call for many waits, in a thread of XLA's pool, for others of that pool, and
+    # where several programs run at once they have been seen to wait for each other for ever.
+    values = jax.vmap(partial(_values_of_one, prefix))(matrices.reshape(-1, d, d))
+    return values.reshape(*batch, d)
+
+
+def _values_of_one(prefix: str, matrix: Float[Array, "d d"]) -> Float[Array, " d"]:
+    d, dtype, reduced = len(matrix), matrix.dtype, jnp.int32(0)
+    if d >= _BLOCKED:
+        # In the values-only mode syevd gets the least workspace, and reduces to tridiagonal form column by column. The
+        # reduction alone goes by blocks, and finds nothing left to do in a second pass.
+        _, diagonal, off, _, reduced = _lapack(
+            f"{prefix}sytrd", ((d, d), dtype), ((d,), dtype), ((d - 1,), dtype), ((d - 1,), dtype), ((), jnp.int32)
+        )(matrix, uplo=_LOWER)
+        matrix = jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
+    _, values, failed = _lapack(f"{prefix}syevd", ((d, d), dtype), ((d,), dtype), ((), jnp.int32))(
+        matrix, mode=np.uint8(ord("N")), uplo=_LOWER
     )
-    # A symmetric matrix is its own transpose, so LAPACK's column-major order needs no layouts here.
-    call = jax.ffi.ffi_call(
-        f"lapack_{prefix}syevd_ffi", shapes, vmap_method="broadcast_all", input_output_aliases={0: 0}
-    )
-    _, values, info = call(matrices, mode=np.uint8(ord("N")), uplo=np.uint8(ord("L")))
-    return jnp.where((info == 0)[..., None], values, jnp.nan)
+    return jnp.where((failed == 0) & (reduced == 0), values, jnp.nan)
+
+
+def _lapack(name: str, *results: tuple[tuple[int, ...], Any]) -> Callable[..., Any]:
+    """A LAPACK routine that overwrites its matrix.
+
+    A symmetric matrix is its own transpose, so LAPACK's column-major order needs no layouts here.
+    """
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
+    return jax.ffi.ffi_call(f"lapack_{name}_ffi", shapes, vmap_method="sequential", input_output_aliases={0: 0})
 
 
 @cache

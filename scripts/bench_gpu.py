@@ -1,0 +1,138 @@
+"""Check spectra, classes and outputs of this machine's device against its CPU, and measure the device.
+
+scripts/bench_gpu [--quick] [--only mlp cnn allcnn]
+
+Spectra of three models (N = 256) by a loop over candidates and by vmap, and by what the engine chooses itself; raw
+evaluation of functions. Where JAX finds no GPU, the same runs on the CPU. `--quick` takes fewer candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _models import NAMES, tasks
+from _timing import seconds
+from jax.sharding import Mesh
+
+import aqx
+from aqx.enumeration import sample_points
+from aqx.evaluation import Batch, Family, evaluate_family, fingerprints
+from aqx.fisher.devices import AXIS
+from aqx.fisher.engine import Engine, one_blas_thread
+from aqx.fisher.features import spectrum_features
+from aqx.fisher.program import Subject, prepare
+from aqx.operators import SETS
+from aqx.tree import parse_schema
+
+# Candidates measured on a GPU and on a CPU, where they take seconds each.
+CANDIDATES = {"mlp": (2048, 256), "cnn": (512, 16), "allcnn": (64, 2)}
+WIDTH = 32
+FAMILY = Family(parse_schema("binary(unary(x),unary(x))"), SETS["paper"])
+
+
+def mesh_of(device: jax.Device) -> Mesh:
+    """Return the mesh of one device."""
+    return Mesh(np.array([device]), (AXIS,))
+
+
+def features(subject: Subject, engine: Engine, acts: list[aqx.Activation]) -> np.ndarray:
+    """Return the features of some candidates [K, D]."""
+    return spectrum_features(engine.start(acts)().pairs, subject.probe.coverage.weights)
+
+
+def check_spectra(task: aqx.Task, device: jax.Device, count: int) -> float:
+    """Return how far the device's features are from the CPU's, in median distances between two candidates."""
+    acts = [aqx.activation(name) for name in NAMES[:count]]
+    found = []
+    for each in (jax.devices("cpu")[0], device):
+        with jax.default_device(each):
+            subject = prepare(task)
+            found.append(features(subject, Engine(subject, mesh_of(each)), acts))
+    slow, fast = found
+    distances = np.abs(slow[:, None] - slow[None]).sum(-1)[np.triu_indices(count, 1)]
+    worst = float(np.abs(slow - fast).sum(-1).max() / np.median(distances))
+    assert worst < 1e-2, f"{task.name}: spectra on {device} differ from the CPU's by {worst:.1e} median distances"
+    return worst
+
+
+def check_classes(device: jax.Device) -> tuple[int, float]:
+    """Return how many functions have the class they have on the CPU, and how far their values are at most."""
+    batch = Batch.of_trees(list(aqx.Space.act_bench()))
+    points = sample_points(256, "stratified")
+    classes, values = [], []
+    for each in (jax.devices("cpu")[0], device):
+        with jax.default_device(each):
+            classes.append(fingerprints(batch).ids)
+            values.append(np.asarray(evaluate_family(FAMILY, jnp.asarray(points), jnp.empty((len(batch), 256)))))
+    assert (classes[0] == classes[1]).all(), f"classes on {device} differ from the CPU's"
+    slow, fast = values
+    finite = np.isfinite(slow)
+    assert (finite == np.isfinite(fast)).mean() > 0.999, f"functions overflow elsewhere on {device}"
+    finite &= np.isfinite(fast)
+    slow, fast = slow[finite], fast[finite]
+    return FAMILY.size, float((np.abs(slow - fast) / (1 + np.abs(slow))).max())
+
+
+def spectra_per_second(subject: Subject, device: jax.Device, width: int | None, count: int) -> tuple[float, int]:
+    """Return the rate of one way, and the width it had: 1 for the loop."""
+    acts = [aqx.activation(NAMES[i % len(NAMES)]) for i in range(count)]
+    engine = Engine(subject, mesh_of(device), width)
+    engine.start(acts)()
+    return count / seconds(lambda: engine.start(acts)(), 3), engine.width or 1
+
+
+def functions_per_second(points: int) -> float:
+    """Return how many functions of act_bench are evaluated in a second, values left on the device."""
+    x = jnp.asarray(sample_points(points, "stratified"))
+    values = evaluate_family(FAMILY, x, jnp.empty((FAMILY.size, points)))
+
+    def again() -> None:
+        nonlocal values
+        values = jax.block_until_ready(evaluate_family(FAMILY, x, values))
+
+    again()
+    return FAMILY.size / seconds(again, 5)
+
+
+def main() -> None:
+    """Check, measure, print one table in Markdown and the figures as one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer candidates, All-CNN-C with 8 examples")
+    parser.add_argument("--only", nargs="+", choices=[*CANDIDATES], default=[*CANDIDATES], help="these models alone")
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    on_gpu = device.platform != "cpu"
+    kind = device.device_kind
+    print(f"{kind} ({device.platform}), jax {jax.__version__}\n")
+    figures: dict[str, object] = {"device": kind, "platform": device.platform, "jax": jax.__version__}
+    known, apart = check_classes(device)
+    print(f"{known} functions have the classes that they have on the CPU; values differ by {apart:.1e} at most")
+    with one_blas_thread():
+        print("\n| model | differs from the CPU by | loop | vmap | chosen |\n|---|---|---|---|---|")
+        for name in args.only:
+            title, task = tasks(8 if args.quick else 256)[name]
+            count = CANDIDATES[name][not on_gpu] // (4 if args.quick else 1) or 1
+            worst = check_spectra(task, device, 4 if name == "allcnn" else 12)
+            subject = prepare(task)
+            ways = {
+                way: spectra_per_second(subject, device, width, count)
+                for way, width in (("loop", 1), ("vmap", min(WIDTH, count)), ("chosen", None))
+            }
+            figures[name] = {way: rate for way, (rate, _) in ways.items()}
+            chosen, width = ways["chosen"]
+            print(
+                f"| {title} | {worst:.0e} median distances | {ways['loop'][0]:,.3g}/s | {ways['vmap'][0]:,.3g}/s "
+                f"| {chosen:,.3g}/s (width {width}) |",
+                flush=True,
+            )
+    rate = functions_per_second(1000)
+    figures["functions"] = rate
+    print(f"\nEvaluation: {rate:,.3g} functions/s at 1,000 points (5,103 functions, float32).\n{json.dumps(figures)}")
+
+
+if __name__ == "__main__":
+    main()
