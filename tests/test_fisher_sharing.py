@@ -200,6 +200,17 @@ def test_vmap_agrees_with_one_at_a_time():
             np.testing.assert_allclose(many, one, atol=1e-5 * np.max(one))
 
 
+def test_the_faster_of_loop_and_vmap_is_measured_where_it_is_not_known(monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(prepare(toy.task))
+    engine.width = None  # as on a GPU
+    assert engine.at_once >= 32
+    engine.start(ACTS * 5)()
+    assert engine.width in (1, 32)
+    engine.width = None
+    engine.start(ACTS[:1])()
+    assert engine.width == 1
+
+
 def out_of_memory_beyond(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Have programs run out of memory where more than `most` candidates are computed at once; what was tried."""
     tried = []
@@ -229,7 +240,7 @@ def test_out_of_memory_halves_and_goes_on(enumerated: Path, alone, tmp_path: Pat
     tried = out_of_memory_beyond(monkeypatch, 2)
     made = engine_room.Engine.__init__
     monkeypatch.setattr(Engine, "__init__", lambda self, subject: made(self, subject, width=8))
-    monkeypatch.setattr(engine_room.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(engine_room, "_cores", lambda: 1)
     assert fisher.compute_spectra(path, toy.task).computed == len(alone[0])
     assert {8, 4, 2} <= set(tried)
     assert_same_rows(path, alone)

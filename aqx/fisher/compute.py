@@ -27,6 +27,7 @@ from aqx.tasks import Task, build_model
 # A batch is what is lost when a process dies, and what one process has more to do than another at the end.
 _SECONDS = 3.0
 _LARGEST = 1024
+_PRODUCTS = 2**23
 _log = logging.getLogger(__name__)
 
 
@@ -132,7 +133,7 @@ def _lead(
         now = None
         if classes:
             names = announce([name for _, name in classes])
-            now = (classes, workload.total, engine.start([activation(name) for name in names]))
+            now = (classes, workload.total, _started(engine, names))
         # While the devices compute this batch, the last one is sorted and written.
         if waiting:
             commit(*waiting)
@@ -149,12 +150,25 @@ def _follow(engine: Engine) -> SpectraReport:
     computed, pending = 0, None
     names: list[str] = []
     while announced := announce([]):
-        started = engine.start([activation(name) for name in announced])
+        started = _started(engine, announced)
         if pending:
             _finished(engine, names, pending)
         names, pending = announced, started
         computed += len(announced)
     return SpectraReport(computed, {}, engine.shapes, str(engine.subject.probe.coverage))
+
+
+def _started(engine: Engine, names: Sequence[str]) -> Callable[[], Spectra]:
+    """Start a batch; too little memory shows where its result is waited for."""
+    try:
+        return engine.start([activation(name) for name in names])
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        failure = error
+
+    def fail() -> Spectra:
+        raise failure
+
+    return fail
 
 
 def _finished(engine: Engine, names: Sequence[str], pending: Callable[[], Spectra]) -> Spectra:
@@ -167,7 +181,7 @@ def _finished(engine: Engine, names: Sequence[str], pending: Callable[[], Spectr
                 raise
             engine.halve()
             _log.warning("aqx: out of memory; from now on %d candidates are computed at once", engine.at_once)
-        pending = engine.start([activation(name) for name in names])
+        pending = _started(engine, names)
 
 
 def _next_size(size: int, seconds: float, at_once: int) -> int:
@@ -182,15 +196,22 @@ def _silent(done: int, total: int, note: str) -> None:
 
 
 def _features(subject: Subject, spectra: Spectra) -> np.ndarray:
+    weights = subject.probe.coverage.weights
     bad = ~np.logical_and.reduce(list(spectra.finite.values()))
-
-    def clean(part: np.ndarray) -> np.ndarray:
-        return np.where(bad[:, None, None], 1.0, part)
-
-    pairs = {key: (clean(of_A), clean(of_G)) for key, (of_A, of_G) in spectra.pairs.items()}
-    features = spectrum_features(pairs, subject.probe.coverage.weights)
-    features[bad] = np.nan
-    return features
+    # Products of eigenvalues are many, so only so many candidates at a time.
+    step = max(1, _PRODUCTS // sum(weights.values()))
+    features = []
+    for start in range(0, len(bad), step):
+        part = slice(start, start + step)
+        # Any numbers will do where there are none; they are taken out again.
+        clean = {
+            key: (np.where(bad[part, None, None], 1, of_A[part]), np.where(bad[part, None, None], 1, of_G[part]))
+            for key, (of_A, of_G) in spectra.pairs.items()
+        }
+        features.append(spectrum_features(clean, weights))
+    matrix = np.concatenate(features)
+    matrix[bad] = np.nan
+    return matrix
 
 
 def _form(subject: Subject, fisher: str, sharing: str) -> dict[str, Any]:

@@ -54,12 +54,17 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
+def agreed(number: int) -> int:
+    """The number that process 0 has."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def announce(names: Sequence[str]) -> list[str]:
     """Pass names from process 0 to all; the others call it with none and get those of process 0."""
     if jax.process_count() == 1:
         return list(names)
     text = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    length = agreed(len(text))
     # Lengths in powers of two, so that few programs are compiled.
     padded = np.zeros(1 << max(10, (length - 1).bit_length()), np.uint8)
     if leads():

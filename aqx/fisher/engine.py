@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from aqx.activation import Activation
 from aqx.errors import TaskError
-from aqx.fisher.devices import AXIS, candidate_mesh, on_every_device
+from aqx.fisher.devices import AXIS, agreed, candidate_mesh, on_every_device
 from aqx.fisher.program import Subject, checks, fixed_inputs, spectra_of
 
 # Programs kept; the compiled ones of a large model take tens of megabytes each.
@@ -70,21 +70,19 @@ class Engine:
         self.subject = subject
         self.mesh = candidate_mesh() if mesh is None else mesh
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        self.width = 1 if on_cpu else width
-        if width:
-            self.width = width
+        self.width = width or (1 if on_cpu else None)
         alone = self.mesh.size == 1 and jax.process_count() == 1
-        self.threads = (os.cpu_count() or 1) if on_cpu and alone else 1
+        self.threads = _cores() if on_cpu and alone else 1
         self._resident = on_every_device(self.mesh, (subject.state, subject.x, subject.y))
         self._fixed: dict[str, Array] | None = None
         self._programs: dict[Any, Callable] = {}
         self._shapes: set[Any] = set()
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor: tuple[int, ThreadPoolExecutor] | None = None
 
     @property
     def at_once(self) -> int:
-        """Candidates in flight."""
-        return self.mesh.size * (self.width or 1) * self.threads
+        """Candidates in flight; before the width is chosen, as many as choosing it takes."""
+        return self.mesh.size * (self.width or _WIDEST) * self.threads
 
     def start(self, activations: Sequence[Activation]) -> Callable[[], Spectra]:
         """Start computing K candidates; calling what is returned waits for the result.
@@ -129,9 +127,9 @@ class Engine:
 
     @property
     def _pool(self) -> ThreadPoolExecutor:
-        if self._executor is None or self._executor._max_workers != self.threads:
-            self._executor = ThreadPoolExecutor(self.threads, "aqx-spectra")
-        return self._executor
+        if self._executor is None or self._executor[0] != self.threads:
+            self._executor = self.threads, ThreadPoolExecutor(self.threads, "aqx-spectra")
+        return self._executor[1]
 
     def _program(self, acts: Sequence[Activation]) -> Callable[[], Any]:
         """What computes up to one full step of candidates of one shape when it is called."""
@@ -192,7 +190,8 @@ class Engine:
                 seconds[width] = (time.perf_counter() - started) / (len(parts) * step)
             except (IndexError, jax.errors.JaxRuntimeError):  # too few candidates, or too little memory
                 continue
-        return min(seconds, key=seconds.__getitem__, default=1)
+        # Process 0's clock decides for all, as they must run the same programs.
+        return agreed(min(seconds, key=seconds.__getitem__, default=1))
 
     def _free_memory(self) -> int:
         device = self.mesh.local_devices[0]
@@ -233,6 +232,11 @@ def _now(work: Callable[[], Any]) -> Future:
     except Exception as error:
         future.set_exception(error)
     return future
+
+
+def _cores() -> int:
+    """Cores that this process may use: fewer than the machine's in a job of a cluster."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _available_memory() -> int:
