@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ WIDTH = 32
 FAMILY = Family(parse_schema("binary(unary(x),unary(x))"), SETS["paper"])
 
 
-def mesh_of(device: jax.Device) -> Mesh:
+def mesh_of(device: Any) -> Mesh:
     """Return the mesh of one device."""
     return Mesh(np.array([device]), (AXIS,))
 
@@ -44,7 +45,7 @@ def features(subject: Subject, engine: Engine, acts: list[aqx.Activation]) -> np
     return spectrum_features(engine.start(acts)().pairs, subject.probe.coverage.weights)
 
 
-def check_spectra(task: aqx.Task, device: jax.Device, count: int) -> float:
+def check_spectra(task: aqx.Task, device: Any, count: int) -> float:
     """Return how far the device's features are from the CPU's, in median distances between two candidates."""
     acts = [aqx.activation(name) for name in NAMES[:count]]
     found = []
@@ -59,7 +60,7 @@ def check_spectra(task: aqx.Task, device: jax.Device, count: int) -> float:
     return worst
 
 
-def check_classes(device: jax.Device) -> tuple[int, float]:
+def check_classes(device: Any) -> tuple[int, float]:
     """Return how many functions have the class they have on the CPU, and how far their values are at most."""
     batch = Batch.of_trees(list(aqx.Space.act_bench()))
     points = sample_points(256, "stratified")
@@ -77,7 +78,7 @@ def check_classes(device: jax.Device) -> tuple[int, float]:
     return FAMILY.size, float((np.abs(slow - fast) / (1 + np.abs(slow))).max())
 
 
-def spectra_per_second(subject: Subject, device: jax.Device, width: int | None, count: int) -> tuple[float, int]:
+def spectra_per_second(subject: Subject, device: Any, width: int | None, count: int) -> tuple[float, int]:
     """Return the rate of one way, and the width it had: 1 for the loop."""
     acts = [aqx.activation(NAMES[i % len(NAMES)]) for i in range(count)]
     engine = Engine(subject, mesh_of(device), width)
