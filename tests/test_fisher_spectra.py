@@ -281,6 +281,20 @@ def test_features_do_not_depend_on_threads_nor_on_the_order_of_the_batch(names):
         assert np.abs(other - base).sum(-1).max() < 1e-2 * np.median(distances)
 
 
+def test_rows_whose_products_overflow_are_invalid_and_do_not_hang():
+    # Few rows are kept as they are: finite in float32, while their products are not.
+    def huge():
+        x, y = batch()
+        return 90 * x[:3], y[:3]
+
+    subject = prepare(make_task(batch=huge, loss=lambda outputs, y: outputs.sum(1) * 1e-30))
+    assert subject.probe.layers[1].tap.kept[0] == 3
+    hidden = subject.x @ subject.state["params"]["Dense_0"]["kernel"]
+    assert 50 < hidden.max() < 80  # whose exponentials float32 holds, and not their squares
+    spectra = Engine(subject).start([activation("exp(x)")])()
+    assert spectra.reason(0) == "the spectrum of Dense_1 is not finite"
+
+
 def test_features_agree_between_float32_and_float64_and_batch_sizes(names):
     some = [activation(name) for name in names[::12]]
     task = make_task()

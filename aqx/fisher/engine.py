@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -63,7 +64,8 @@ class Engine:
         mesh: devices; default all.
         width: candidates that one device computes at once; default 1 on a CPU, measured elsewhere.
 
-    Every process of a run must make the same calls in the same order.
+    Every process of a run must make the same calls in the same order. As a context it drops, at its end, what is not
+    computed yet.
     """
 
     def __init__(self, subject: Subject, mesh: Mesh | None = None, width: int | None = None):
@@ -78,6 +80,14 @@ class Engine:
         self._programs: dict[Any, Callable] = {}
         self._shapes: set[Any] = set()
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._executor:
+            # What nobody waits for any more, after Ctrl-C, is not computed.
+            self._executor[1].shutdown(wait=False, cancel_futures=True)
 
     @property
     def at_once(self) -> int:

@@ -1,4 +1,4 @@
-"""One compiled program per shape of function: eigenvalues of the factors of any candidate of that shape."""
+"""What is computed of one candidate: a task made ready, and the eigenvalues of its factors, to be compiled."""
 
 from __future__ import annotations
 

@@ -31,12 +31,12 @@ def eigenvalues_of_G(tap: Tap, sums: Factors) -> Float[Array, "S B p"]:
 
 
 def _eigenvalues(sums: Float[Array, "S B m d"], count: Float[Array, "#S 1 1"], kept: int) -> Float[Array, "S B d"]:
-    # LAPACK may not return from a matrix with nan in it.
-    finite, width = jnp.isfinite(sums).all(), sums.shape[-1]
-    sums = jnp.where(finite, sums, 0)
+    width = sums.shape[-1]
     if kept:
         sums = jnp.matmul(sums, jnp.swapaxes(sums, -1, -2), precision=jax.lax.Precision.HIGHEST)
-    values = eigvalsh(sums / count[..., None])
+    # LAPACK may not return from a matrix with nan in it.
+    finite = jnp.isfinite(sums).all()
+    values = eigvalsh(jnp.where(finite, sums, 0) / count[..., None])
     if kept:
         # Rounding leaves tiny values on either side of zero, and the exact zeros belong between them.
         zeros = jnp.zeros((*values.shape[:-1], width - kept), values.dtype)
