@@ -141,6 +141,7 @@ def test_reduce_sums_the_positions_of_an_example(compute, name):
     assert_same(computed(compute, sharing="reduce", names=SOME)[name], expected("reduce", SOME)[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_reference_equals_loops(name):
     assert_same(computed(fisher.reference, names=SOME)[name], expected(names=SOME)[name])

@@ -72,6 +72,7 @@ class Transformer(nnx.Module):
         return self.head(h.mean(1))
 
 
+@pytest.mark.slow
 def test_nnx_transformer():
     ids = jax.random.randint(jax.random.key(0), (N, 3), 0, 5)  # token 5 never occurs
     y, model = jnp.arange(N) % 3, Transformer(nnx.Rngs(0))
@@ -96,6 +97,7 @@ class Residual(nnx.Module):
         return self.head(h.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_nnx_residual_cnn():
     x, y = batch(3, 3, 2)
     model = Residual(nnx.Rngs(0))

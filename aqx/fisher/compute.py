@@ -96,19 +96,14 @@ def compute_spectra(
     """
     if batch is not None and batch < 1:
         raise InputError(f"batch={batch} must be at least 1")
-    database = None
-    if leads():
-        try:
-            # A database that is not there shows before anything is compiled.
-            database = db if isinstance(db, Database) else Database(db)
-        except BaseException:
-            announce([])
-            raise
+    if not isinstance(db, Database) and jax.process_count() == 1:
+        db = Database(db)  # one that is not there shows before anything is compiled
     subject = prepare(task, fisher, sharing)
     with one_blas_thread(), Engine(subject) as engine:
-        if database is None:
+        if not leads():
             return _follow(engine)
         try:
+            database = db if isinstance(db, Database) else Database(db)
             form = _form(subject, fisher, sharing)
             order = first() if callable(first) else first
             with Workload(database, task, form, names, limit, order, lease_seconds) as workload:
