@@ -29,7 +29,7 @@ from _models import NAMES, spectra_plainly, tasks
 from _timing import seconds
 
 import aqx
-from aqx.fisher.engine import Engine, one_blas_thread
+from aqx.fisher.engine import Engine
 from aqx.fisher.features import spectrum_features
 from aqx.fisher.patches import is_quicker
 from aqx.fisher.program import fixed_inputs, prepare
@@ -45,8 +45,7 @@ def measure(name: str, repeat: int, quick: bool) -> dict[str, float]:
     candidates = [aqx.activation(NAMES[i % len(NAMES)]) for i in range(CANDIDATES[name])]
     started = time.perf_counter()
     subject = prepare(task)
-    engine = Engine(subject)
-    with one_blas_thread():
+    with Engine(subject) as engine:
         first = engine.start(candidates[:1])()
         figures = {"first": time.perf_counter() - started}
         if quick:
@@ -85,11 +84,11 @@ def floor(engine: Engine) -> float:
     operations, eigenvalues = 0.0, 0.0
     for number, layer in enumerate(probe.layers):
         (_, _, d), (_, _, p) = layer.eigenvalue_shapes
-        operations += 2 * layer.rows * d * p * (2 if number else 1)  # forward, and back to its input
-        operations += layer.rows * p * p
+        operations += 2 * layer.count * d * p * (2 if number else 1)  # forward, and back to its input
+        operations += layer.count * p * p
         if layer.path not in fixed:
-            operations += of_moment(layer.tap.rows, layer.rows, d)
-            eigenvalues += of_matrix(min(d, layer.rows))
+            operations += of_moment(layer.tap.rows, layer.count, d)
+            eigenvalues += of_matrix(min(d, layer.count))
         eigenvalues += of_matrix(p)
     return operations / operations_per_second + eigenvalues / (os.cpu_count() or 1)
 

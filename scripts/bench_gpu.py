@@ -23,9 +23,9 @@ import aqx
 from aqx.enumeration import sample_points
 from aqx.evaluation import Batch, Family, evaluate_family, fingerprints
 from aqx.fisher.devices import AXIS
-from aqx.fisher.engine import Engine, one_blas_thread
+from aqx.fisher.engine import Engine
 from aqx.fisher.features import spectrum_features
-from aqx.fisher.program import Subject, prepare
+from aqx.fisher.program import prepare
 from aqx.operators import SETS
 from aqx.tree import parse_schema
 
@@ -40,23 +40,18 @@ def mesh_of(device: Any) -> Mesh:
     return Mesh(np.array([device]), (AXIS,))
 
 
-def features(subject: Subject, engine: Engine, acts: list[aqx.Activation]) -> np.ndarray:
-    """Return the features of some candidates [K, D]."""
-    return spectrum_features(engine.start(acts)().pairs, subject.probe.coverage.weights)
-
-
-def check_spectra(task: aqx.Task, device: Any, count: int) -> float:
-    """Return how far the device's features are from the CPU's, in median distances between two candidates."""
+def check_spectra(task: aqx.Task, engine: Engine, count: int) -> float:
+    """Return how far an engine's features are from the CPU's, in median distances between two candidates."""
     acts = [aqx.activation(name) for name in NAMES[:count]]
-    found = []
-    for each in (jax.devices("cpu")[0], device):
-        with jax.default_device(each):
-            subject = prepare(task)
-            found.append(features(subject, Engine(subject, mesh_of(each)), acts))
-    slow, fast = found
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        other = Engine(prepare(task), mesh_of(cpu))
+    slow, fast = (
+        spectrum_features(each.start(acts)().pairs, each.subject.probe.coverage.weights) for each in (other, engine)
+    )
     distances = np.abs(slow[:, None] - slow[None]).sum(-1)[np.triu_indices(count, 1)]
     worst = float(np.abs(slow - fast).sum(-1).max() / np.median(distances))
-    assert worst < 1e-2, f"{task.name}: spectra on {device} differ from the CPU's by {worst:.1e} median distances"
+    assert worst < 1e-2, f"{task.name}: spectra on {engine.mesh} differ from the CPU's by {worst:.1e} median distances"
     return worst
 
 
@@ -78,12 +73,12 @@ def check_classes(device: Any) -> tuple[int, float]:
     return FAMILY.size, float((np.abs(slow - fast) / (1 + np.abs(slow))).max())
 
 
-def spectra_per_second(subject: Subject, device: Any, width: int | None, count: int) -> tuple[float, int]:
-    """Return the rate of one way, and the width it had: 1 for the loop."""
+def spectra_per_second(engine: Engine, count: int) -> float:
+    """Return the rate of an engine, compiled before."""
     acts = [aqx.activation(NAMES[i % len(NAMES)]) for i in range(count)]
-    engine = Engine(subject, mesh_of(device), width)
-    engine.start(acts)()
-    return count / seconds(lambda: engine.start(acts)(), 3), engine.width or 1
+    with engine:
+        engine.start(acts)()
+        return count / seconds(lambda: engine.start(acts)(), 3)
 
 
 def functions_per_second(points: int) -> float:
@@ -112,25 +107,25 @@ def main() -> None:
     figures: dict[str, object] = {"device": kind, "platform": device.platform, "jax": jax.__version__}
     known, apart = check_classes(device)
     print(f"{known} functions have the classes that they have on the CPU; values differ by {apart:.1e} at most")
-    with one_blas_thread():
-        print("\n| model | differs from the CPU by | loop | vmap | chosen |\n|---|---|---|---|---|")
-        for name in args.only:
-            title, task = tasks(8 if args.quick else 256)[name]
-            count = CANDIDATES[name][not on_gpu] // (4 if args.quick else 1) or 1
-            worst = check_spectra(task, device, 4 if name == "allcnn" else 12)
-            subject = prepare(task)
-            widths = {"loop": 1, "vmap": min(WIDTH, count), "chosen": None}
-            if not on_gpu and name != "mlp":
-                del widths["vmap"]  # XLA compiles it for minutes there, and the engine never takes it
-            ways = {way: spectra_per_second(subject, device, width, count) for way, width in widths.items()}
-            figures[name] = {way: rate for way, (rate, _) in ways.items()}
-            chosen, width = ways["chosen"]
-            vmap = f"{ways['vmap'][0]:,.3g}/s" if "vmap" in ways else "not measured"
-            print(
-                f"| {title} | {worst:.0e} median distances | {ways['loop'][0]:,.3g}/s | {vmap} "
-                f"| {chosen:,.3g}/s (width {width}) |",
-                flush=True,
-            )
+    print("\n| model | differs from the CPU by | loop | vmap | chosen |\n|---|---|---|---|---|")
+    for name in args.only:
+        title, task = tasks(8 if args.quick else 256)[name]
+        count = CANDIDATES[name][not on_gpu] // (4 if args.quick else 1) or 1
+        subject = prepare(task)
+        loop = Engine(subject, mesh_of(device), 1)
+        worst = check_spectra(task, loop, 4 if name == "allcnn" else 12)
+        rates, width = {"loop": spectra_per_second(loop, count)}, 1
+        # On a CPU the engine loops, and XLA compiles vmap of a convolution for minutes.
+        if on_gpu or name == "mlp":
+            rates["vmap"] = spectra_per_second(Engine(subject, mesh_of(device), min(WIDTH, count)), count)
+        if on_gpu:
+            chosen = Engine(subject, mesh_of(device))
+            rates["chosen"] = spectra_per_second(chosen, count)
+            width = chosen.width or 1
+        figures[name] = rates
+        cells = [f"{rates[way]:,.3g}/s" if way in rates else "" for way in ("loop", "vmap", "chosen")]
+        cells[2] += f" (width {width})"
+        print(f"| {title} | {worst:.0e} median distances | {' | '.join(cells)} |", flush=True)
     rate = functions_per_second(1000)
     figures["functions"] = rate
     print(f"\nEvaluation: {rate:,.3g} functions/s at 1,000 points (5,103 functions, float32).\n{json.dumps(figures)}")

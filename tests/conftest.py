@@ -20,7 +20,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # What one test has compiled, another test, worker or process need not; it goes when the tests end.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="aqx-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 install_import_hook("aqx", "beartype.beartype")
 
@@ -37,6 +37,15 @@ def _restore_operators() -> Iterator[None]:
     before = operators._in_force
     yield
     operators._in_force = before
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """JAX computes in float64 where it is asked to."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture

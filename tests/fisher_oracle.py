@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aqx.tasks import losses
+
 DENSE = (nn.Dense, nnx.Linear)
 GENERAL = (nn.DenseGeneral, nnx.LinearGeneral)
 CONV = (nn.Conv, nnx.Conv)
@@ -81,6 +83,31 @@ def pairs(forward: Callable, x, y, loss: Callable) -> dict[str, tuple[object, li
 
     gradients, inputs = jax.jit(jax.vmap(jax.grad(one_loss, has_aux=True), (None, 0, 0)))(zeros, x, y)
     return {p: (modules[p], [*zip(map(one, inputs[p]), map(one, gradients[p]), strict=True)]) for p in zeros}
+
+
+def batch(examples: int, *shape: int):
+    """Inputs [N, …] and labels [N] of three classes."""
+    return jax.random.normal(jax.random.key(3), (examples, *shape), jnp.float64), jnp.arange(examples) % 3
+
+
+def assert_same(got, expected: np.ndarray) -> None:
+    """1e-9 relative for eigenvalues above 1e-10 of the largest, the others below it too."""
+    got = np.asarray(got)
+    assert got.shape == expected.shape and got.dtype == np.float64
+    assert np.all(np.diff(got) >= 0)
+    large = expected > 1e-10 * expected.max()
+    np.testing.assert_allclose(got[large], expected[large], rtol=1e-9)
+    assert np.abs(got[~large]).max(initial=0) <= 1.1e-10 * expected.max()
+
+
+def assert_all_same(
+    got, forward: Callable, x, y, loss=losses.softmax_cross_entropy, sharing="expand", key=lambda path: path
+) -> None:
+    """Every layer the oracle meets has its eigenvalues, under `key(path)`, and no other key is there."""
+    found = pairs(forward, x, y, loss)
+    assert set(got) == {key(path) for path in found}
+    for path, (module, uses) in found.items():
+        assert_same(got[key(path)], spectrum(module, uses, sharing))
 
 
 def one(array) -> np.ndarray:

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fisher_oracle import assert_all_same, assert_same
 from flax import nnx
 
 from aqx import fisher
 from aqx.errors import InputError, UnsupportedError
 from aqx.tasks import losses
 
+pytestmark = pytest.mark.usefixtures("float64")
 F64 = {"param_dtype": jnp.float64}
 N = 5
 
@@ -102,15 +104,9 @@ class NnxModel(nnx.Module):
         return self.head(h.reshape(*h.shape[:1], -1)[:, :7])
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def batch(shape):
     """Inputs [N, …] and labels [N]."""
-    return jax.random.normal(jax.random.key(3), (N, *shape), jnp.float64), jnp.arange(N) % 3
+    return oracle.batch(N, *shape)
 
 
 def build(flavour, name):
@@ -130,24 +126,6 @@ def shaken(variables):
     """Biases are zero at first: move every parameter, so that a forgotten one shows."""
     rng = np.random.default_rng(9)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.1 * rng.normal(size=leaf.shape)), variables)
-
-
-def assert_same(got, expected):
-    """1e-9 relative for eigenvalues above 1e-10 of the largest, the others below it too."""
-    got = np.asarray(got)
-    assert got.shape == expected.shape and got.dtype == np.float64
-    assert np.all(np.diff(got) >= 0)
-    large = expected > 1e-10 * expected.max()
-    np.testing.assert_allclose(got[large], expected[large], rtol=1e-9)
-    assert np.abs(got[~large]).max(initial=0) <= 1.1e-10 * expected.max()
-
-
-def assert_all_same(got, forward, x, y, loss, sharing="expand"):
-    """Every layer the oracle meets has its eigenvalues, and no other key is there."""
-    pairs = oracle.pairs(forward, x, y, loss)
-    assert set(got) == set(pairs)
-    for path, (module, uses) in pairs.items():
-        assert_same(got[path], oracle.spectrum(module, uses, sharing))
 
 
 # Both flavours share the code behind the layer, so a few cases show that NNX layers are read rightly.

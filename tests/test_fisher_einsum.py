@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fisher_oracle import assert_same
 from flax import nnx
 
 from aqx import fisher
 from aqx.tasks import losses
 
 N = 5
+pytestmark = pytest.mark.usefixtures("float64")
 F64 = {"param_dtype": jnp.float64}
 EINSUM = {"kernel_init": nn.initializers.normal(), **F64}  # the default takes no kernel of one axis
 
@@ -86,12 +88,6 @@ def examples_first(equation, h):
     return h.reshape(len(h), -1)
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 @cache
 def subject(names=tuple(EQUATIONS)):
     """(model, variables, inputs by name, y)."""
@@ -119,15 +115,6 @@ def computed(compute, flavour="linen", sharing="expand", names=tuple(EQUATIONS),
     model = ManyNnx(names, variables["params"]) if flavour == "nnx" else model.clone(at_call=at_call)
     variables = None if flavour == "nnx" else variables
     return compute(model, variables, xs, y, loss=losses.softmax_cross_entropy, sharing=sharing)
-
-
-def assert_same(got, expected):
-    """1e-9 relative for eigenvalues above 1e-10 of the largest, the others below it too."""
-    got = np.asarray(got)
-    assert got.shape == expected.shape
-    large = expected > 1e-10 * expected.max()
-    np.testing.assert_allclose(got[large], expected[large], rtol=1e-9)
-    assert np.abs(got[~large]).max(initial=0) <= 1.1e-10 * expected.max()
 
 
 @pytest.mark.parametrize("name", EQUATIONS)

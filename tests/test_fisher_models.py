@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import fisher_oracle as oracle
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fisher_oracle import assert_all_same, assert_same
 from flax import nnx
 
 from aqx import fisher
@@ -15,19 +18,10 @@ from aqx.fisher.features import log_factor, spectrum_features
 from aqx.tasks import losses
 
 N = 6
+pytestmark = pytest.mark.usefixtures("float64")
+batch = partial(oracle.batch, N)
 F64 = {"param_dtype": jnp.float64}
 both = pytest.mark.parametrize("compute", [fisher.eigenvalues, pytest.param(fisher.reference, marks=pytest.mark.slow)])
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def batch(*shape):
-    """Inputs [N, …] and labels [N]."""
-    return jax.random.normal(jax.random.key(3), (N, *shape), jnp.float64), jnp.arange(N) % 3
 
 
 def initialised(model, *arguments):
@@ -35,23 +29,6 @@ def initialised(model, *arguments):
     rng = np.random.default_rng(9)
     shapes = jax.eval_shape(model.init, jax.random.key(1), *arguments)
     return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape)), shapes)
-
-
-def assert_same(got, expected):
-    """1e-9 relative for eigenvalues above 1e-10 of the largest, the others below it too."""
-    got = np.asarray(got)
-    assert got.shape == expected.shape and got.dtype == np.float64
-    large = expected > 1e-10 * expected.max()
-    np.testing.assert_allclose(got[large], expected[large], rtol=1e-9)
-    assert np.abs(got[~large]).max(initial=0) <= 1.1e-10 * expected.max()
-
-
-def assert_all_same(got, forward, x, y, loss=losses.softmax_cross_entropy, key=lambda path: path):
-    """Every layer the oracle meets has its eigenvalues, under `key(path)`, and no other key is there."""
-    pairs = oracle.pairs(forward, x, y, loss)
-    assert set(got) == {key(path) for path in pairs}
-    for path, (module, uses) in pairs.items():
-        assert_same(got[key(path)], oracle.spectrum(module, uses))
 
 
 class Transformer(nnx.Module):

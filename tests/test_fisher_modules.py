@@ -17,20 +17,11 @@ from aqx.tasks import losses
 
 N = 6
 WIDTH = 4
+pytestmark = pytest.mark.usefixtures("float64")
+batch = partial(oracle.batch, N)
 dense = partial(nn.Dense, param_dtype=jnp.float64)
 eigenvalues = partial(fisher.eigenvalues, loss=losses.softmax_cross_entropy)
 reference = partial(fisher.reference, loss=losses.softmax_cross_entropy)
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def batch(*shape):
-    """Inputs [N, …] and labels [N]."""
-    return jax.random.normal(jax.random.key(3), (N, *shape), jnp.float64), jnp.arange(N) % 3
 
 
 def same(got, expected):

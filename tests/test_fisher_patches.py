@@ -15,13 +15,8 @@ from aqx.fisher import patches
 from aqx.fisher.rows import conv_rows
 from aqx.fisher.spectrum import eigvalsh
 
+pytestmark = pytest.mark.usefixtures("float64")
 CHANNELS = 2
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @st.composite

@@ -166,7 +166,7 @@ ACTS = [activation(name) for name in ("relu(x)", "tanh(x)", "erf(x)", "swish(x)"
 MANY_MATRICES = """
 import flax.linen as nn, numpy as np
 import aqx
-from aqx.fisher.engine import Engine, one_blas_thread
+from aqx.fisher.engine import Engine
 from aqx.fisher.program import prepare
 
 class Model(nn.Module):
@@ -179,9 +179,9 @@ class Model(nn.Module):
         return nn.Dense(3)(nn.vmap(nn.Dense, **parts)(32)(x.mean((1, 2))).mean(0))
 
 x = np.random.default_rng(0).normal(size=(64, 8, 8, 32)).astype(np.float32)
-engine = Engine(prepare(aqx.Task("many", Model, lambda: (x, np.arange(64) % 3), aqx.losses.softmax_cross_entropy)))
-engine.threads = 4
-with one_blas_thread():
+subject = prepare(aqx.Task("many", Model, lambda: (x, np.arange(64) % 3), aqx.losses.softmax_cross_entropy))
+with Engine(subject) as engine:
+    engine.threads = 4
     print(len(engine.start([aqx.activation(name) for name in ("relu(x)", "tanh(x)")] * 100)().finite["loss"]))
 """
 

@@ -173,7 +173,7 @@ def eigs(
     from aqx import fisher as engine
     from aqx.tasks import load_task
 
-    if distributed or coordinator is not None or processes is not None or process is not None:
+    if distributed or any(option is not None for option in (coordinator, processes, process)):
         engine.connect(coordinator, processes, process)
     loaded = load_task(task)
     if check:

@@ -16,7 +16,7 @@ import numpy as np
 from aqx.activation import activation
 from aqx.errors import InputError
 from aqx.fisher.devices import announce, leads
-from aqx.fisher.engine import Engine, Spectra, one_blas_thread
+from aqx.fisher.engine import Engine, Spectra
 from aqx.fisher.features import QUANTILES, spectrum_features
 from aqx.fisher.program import Subject, prepare
 from aqx.fisher.reference import reference
@@ -99,7 +99,7 @@ def compute_spectra(
     if not isinstance(db, Database) and jax.process_count() == 1:
         db = Database(db)  # one that is not there shows before anything is compiled
     subject = prepare(task, fisher, sharing)
-    with one_blas_thread(), Engine(subject) as engine:
+    with Engine(subject) as engine:
         if not leads():
             return _follow(engine)
         try:
@@ -204,12 +204,9 @@ def _features(subject: Subject, spectra: Spectra) -> np.ndarray:
     features = []
     for start in range(0, len(bad), step):
         part = slice(start, start + step)
-        # Any numbers will do where there are none; they are taken out again.
-        clean = {
-            key: (np.where(bad[part, None, None], 1, of_A[part]), np.where(bad[part, None, None], 1, of_G[part]))
-            for key, (of_A, of_G) in spectra.pairs.items()
-        }
-        features.append(spectrum_features(clean, weights))
+        pairs = {key: (of_A[part], of_G[part]) for key, (of_A, of_G) in spectra.pairs.items()}
+        with np.errstate(invalid="ignore"):  # of the bad ones
+            features.append(spectrum_features(pairs, weights))
     matrix = np.concatenate(features)
     matrix[bad] = np.nan
     return matrix

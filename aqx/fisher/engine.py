@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -54,18 +53,19 @@ class Spectra:
 class Engine:
     """Computes the spectra of candidates of any shape on all devices of all processes.
 
-    On a CPU candidates go through a program one by one, each in a thread of its own while there are cores, with one
-    thread for each LAPACK call: in two threads on 2 cores a small MLP takes 0.55, a CNN 0.6 of the time of one after
-    the other. A loop inside of the program was 1.5 times slower (XLA runs its body with less parallelism), and vmap
-    evaluates every operator of the table. On other devices, what is faster of loop and vmap is measured once.
+    On a CPU candidates go through a program one by one, each in a thread of its own while there are cores, and inside
+    of the context each call of LAPACK has one thread: in two threads on 2 cores a small MLP takes 0.55, a CNN 0.6 of
+    the time of one after the other. A loop inside of the program was 1.5 times slower (XLA runs its body with less
+    parallelism), and vmap evaluates every operator of the table. On other devices, what is faster of loop and vmap is
+    measured once.
 
     Args:
         subject: the task made ready.
         mesh: devices; default all.
         width: candidates that one device computes at once; default 1 on a CPU, measured elsewhere.
 
-    Every process of a run must make the same calls in the same order. As a context it drops, at its end, what is not
-    computed yet.
+    Every process of a run must make the same calls in the same order. What is not computed at the end of the context is
+    dropped.
     """
 
     def __init__(self, subject: Subject, mesh: Mesh | None = None, width: int | None = None):
@@ -82,12 +82,14 @@ class Engine:
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
 
     def __enter__(self) -> Engine:
+        self._blas = threadpool_limits(1, user_api="blas")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._executor:
             # What nobody waits for any more, after Ctrl-C, is not computed.
             self._executor[1].shutdown(wait=False, cancel_futures=True)
+        self._blas.restore_original_limits()
 
     @property
     def at_once(self) -> int:
@@ -188,18 +190,20 @@ class Engine:
 
     def _faster_width(self, acts: Sequence[Activation]) -> int:
         """1 or the widest vmap that fits, whichever computes these candidates faster."""
+        wide = min(_WIDEST, len(acts) // self.mesh.size)
+        if wide < 2:
+            return 1
         seconds = {}
-        for width in (1, min(_WIDEST, len(acts) // self.mesh.size)):
-            self.width = width
-            step = self.mesh.size * width
+        for self.width in (1, wide):
+            step = self.mesh.size * self.width
             parts = [acts[i : i + step] for i in range(0, len(acts) - step + 1, step)]
             try:
                 jax.block_until_ready(self._program(parts[0])())
                 started = time.perf_counter()
                 jax.block_until_ready([self._program(part)() for part in parts])
-                seconds[width] = (time.perf_counter() - started) / (len(parts) * step)
-            except (IndexError, jax.errors.JaxRuntimeError):  # too few candidates, or too little memory
+            except jax.errors.JaxRuntimeError:  # too little memory
                 continue
+            seconds[self.width] = (time.perf_counter() - started) / (len(parts) * step)
         # Process 0's clock decides for all, as they must run the same programs.
         return agreed(min(seconds, key=seconds.__getitem__, default=1))
 
@@ -226,13 +230,6 @@ class Engine:
                 both.append(values[:, start:end].reshape(count, *shape))
             pairs |= {key: (both[0][:, i], both[1][:, i]) for i, key in enumerate(layer.keys)}
         return Spectra(pairs, dict(zip(checks(self.subject.probe), finite.T, strict=True)))
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Give each call of LAPACK one thread, as several candidates are in flight."""
-    with threadpool_limits(1, user_api="blas"):
-        yield
 
 
 def _now(work: Callable[[], Any]) -> Future:

@@ -112,11 +112,13 @@ def use_factors(spec: Tap, a: Array, g: Array) -> Factors:
         gradients = gradients.sum(axis=1, keepdims=True)
     count = gradients.shape[0] * gradients.shape[1]
     A = _input_moment(spec, a, count)
-    G = jnp.moveaxis(gradients.reshape(count, *gradients.shape[2:]), 0, 1) if spec.kept[1] else _gram(gradients)
-    positions = jnp.full((1, 1, 1), count, spec.dtype)
-    # vmap does not sum a cotangent that is the same for all it maps over, so each has to look at the gradient.
-    look = g.reshape(-1)[0] == 0
-    return Factors(lax.select_n(look, A, A), G, lax.select_n(look, positions, positions))
+    G = _flat(gradients) if spec.kept[1] else _gram(gradients)
+    return Factors(looking_at(g, A), G, looking_at(g, jnp.full((1, 1, 1), count, spec.dtype)))
+
+
+def looking_at(g: Array, cotangent: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The cotangent as it is, though it depends on the gradient: vmap does not sum one that is the same for all."""
+    return lax.select_n(g.reshape(-1)[0] == 0, cotangent, cotangent)
 
 
 def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
@@ -132,7 +134,7 @@ def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
     if not expand:
         inputs = inputs.mean(axis=1, keepdims=True)
     if spec.kept[0]:
-        flat = jnp.moveaxis(inputs.reshape(count, *inputs.shape[2:]), 0, 1)
+        flat = _flat(inputs)
         return jnp.concatenate([flat, jnp.ones_like(flat[..., :1])], axis=-1) if rows.bias else flat
     if not rows.bias:
         return _gram(inputs)
@@ -142,6 +144,10 @@ def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
 def _as_computed(a: Array, g: Array) -> Array:
     # A layer that computes in bfloat16 multiplies its kernel with the rounded input.
     return a.astype(g.dtype) if jnp.finfo(g.dtype).bits < jnp.finfo(a.dtype).bits else a
+
+
+def _flat(rows: Float[Array, "N T B d"]) -> Float[Array, "B M d"]:
+    return jnp.moveaxis(rows.reshape(-1, *rows.shape[2:]), 0, 1)
 
 
 def _gram(rows: Float[Array, "N T B d"]) -> Float[Array, "B d d"]:

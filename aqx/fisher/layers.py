@@ -26,7 +26,7 @@ class Layer:
         stack: lengths of the axes that nn.scan, nn.vmap and their like added, outermost first.
         axes: where in the stored array each of those axes lies, outermost first (negative: from the end).
         weights: number of parameters of all slices together.
-        rows: N·T of one call, or 0 where calls differ.
+        count: gradient rows N·T of one call, or 0 where calls differ.
     """
 
     path: str
@@ -34,7 +34,7 @@ class Layer:
     stack: tuple[int, ...]
     axes: tuple[int, ...]
     weights: int
-    rows: int = 0
+    count: int = 0
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def fixed_inputs(subject: Subject) -> dict[str, Float[Array, "S B d"]]:
     for equation in closed.jaxpr.eqns:
         parts = equation.invars
         if equation.primitive.name == "select_n" and all(part is parts[1] for part in parts[2:]):
-            parts = parts[1:]  # the same in any case (see `use_factors`)
+            parts = parts[1:]  # the same in any case (see `looking_at`)
         # Literals have no identity and depend on nothing.
         if any(not hasattr(v, "val") and v in reached for v in parts):
             reached.update(equation.outvars)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from aqx.fisher.factors import Factors
+from aqx.fisher.factors import Factors, looking_at
 from aqx.fisher.layers import Apply, Layer, LeftOut, insert_axes
 from aqx.fisher.outputs import Loss, per_example_losses
 from aqx.fisher.rows import Rows
@@ -31,9 +31,7 @@ def _forward(size: int, out: Array, zero: Float[Array, "1 1 1"]) -> tuple[Array,
 
 
 def _backward(size: int, _: None, g: Array) -> tuple[Array, Float[Array, "1 1 1"]]:
-    rows = jnp.full((1, 1, 1), g.size // size, jnp.float32)
-    # vmap does not sum a cotangent that is the same for all it maps over, so this one has to look at the gradient.
-    return g, jnp.where(g.reshape(-1)[0] == 0, rows, rows)
+    return g, looking_at(g, jnp.full((1, 1, 1), g.size // size, jnp.float32))
 
 
 _counted.defvjp(_forward, _backward)
@@ -87,10 +85,10 @@ def keeping_few_rows(layer: Layer, reached: Float[np.ndarray, " S"], fisher: str
 
     Uses add up in a factor, and so do the classes of an exact G; rows cannot.
     """
-    if layer.tap.rows.one_hot or not layer.rows or (reached != layer.rows).any():
+    if layer.tap.rows.one_hot or not layer.count or (reached != layer.count).any():
         return layer
     (_, _, d), (_, _, p) = layer.eigenvalue_shapes
-    rows = layer.tap.settings.examples if layer.tap.settings.sharing == "reduce" else layer.rows
+    rows = layer.tap.settings.examples if layer.tap.settings.sharing == "reduce" else layer.count
     kept = rows if rows < d else 0, rows if rows < p and fisher != "exact" else 0
     return replace(layer, tap=replace(layer.tap, kept=kept))
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from aqx.errors import UnsupportedError
 from aqx.fisher.eigenvalues import Probe, probe_model
 from aqx.fisher.einsum import EinsumRows
+from aqx.fisher.factors import looking_at
 from aqx.fisher.layers import Apply, Layer, insert_axes
 from aqx.fisher.outputs import Loss, output_gradients
 from aqx.fisher.rows import ConvRows, EmbedRows, LinearRows, Rows
@@ -120,9 +121,7 @@ def _witness_forward(a: Array, out: Array, for_a: Array, for_g: Array, calls: Ar
 
 def _witness_backward(kept: tuple[Array, ...], g: Array) -> tuple[Any, ...]:
     a, for_a, calls = kept
-    # vmap does not sum a cotangent that is the same for all it maps over, so the count has to look at the gradient.
-    one = jnp.where(g.reshape(-1)[0] == 0, jnp.ones_like(calls), jnp.ones_like(calls))
-    return None, g, a.astype(for_a.dtype), g, one
+    return None, g, a.astype(for_a.dtype), g, looking_at(g, jnp.ones_like(calls))
 
 
 _witness.defvjp(_witness_forward, _witness_backward)

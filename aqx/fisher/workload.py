@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,7 +11,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from aqx.errors import AqxError
 from aqx.store import (
     Database,
     SpectraClaim,
@@ -26,6 +21,7 @@ from aqx.store import (
     renew_spectra_claims,
     set_spectra_form,
 )
+from aqx.store.lease import kept_alive, worker_name
 from aqx.tasks import Task
 from aqx.tree import parse
 
@@ -33,7 +29,6 @@ LEASE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 # Of the classes wanted first, so many are looked at in one transaction.
 _WINDOW = 4096
-_log = logging.getLogger(__name__)
 
 
 class Workload:
@@ -67,18 +62,18 @@ class Workload:
         self._limit = limit
         self._taken = self._missing = self.stored = 0
         self._lease = lease_seconds
-        self._worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._done = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True, name="aqx-spectra-claims")
+        self._worker = f"{worker_name()}:{uuid.uuid4().hex[:8]}"
+        self._alive = kept_alive(
+            [self._worker], lambda worker: renew_spectra_claims(db, worker, lease_seconds), lease_seconds / 3
+        )
 
     def __enter__(self) -> Workload:
-        self._heart.start()
         self._claim(0, ())
+        self._alive.__enter__()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._done.set()
-        self._heart.join()
+        self._alive.__exit__(kind, error, trace)
         release_spectra_claims(self.db, self._worker)
 
     @property
@@ -124,10 +119,3 @@ class Workload:
         )
         self._missing = claim.missing
         return claim
-
-    def _beat(self) -> None:
-        while not self._done.wait(self._lease / 3):
-            try:
-                renew_spectra_claims(self.db, self._worker, self._lease)
-            except AqxError as error:  # the next beat may get through; a late result is accepted anyway
-                _log.warning("aqx: keeping the claims of spectra: %s", error)

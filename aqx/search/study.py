@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -32,6 +30,7 @@ from aqx.search.trial import (
     number,
 )
 from aqx.store import Database, functions, trial_rows, trials
+from aqx.store.lease import worker_name
 from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import register_task
 from aqx.tasks import Task, load_task
@@ -367,8 +366,3 @@ def _abandoned(rows: list[trial_rows.TrialRow]) -> set[str | None]:
     """The classes whose training was lost twice without a word: it may well be they that kill the process."""
     lost = Counter(row.class_id for row in rows if row.status == "stale" and row.purpose in SEARCHED)
     return {class_id for class_id, times in lost.items() if times > 1}
-
-
-def worker_name() -> str:
-    """Return who claims, for people to read: host and process."""
-    return f"{socket.gethostname()}:{os.getpid()}:{os.path.basename(sys.argv[0] or 'python')}"

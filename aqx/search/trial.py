@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from aqx.activation import Activation, activation
 from aqx.errors import AqxError, InputError
 from aqx.store import trials as store
 from aqx.store.connection import Database
+from aqx.store.lease import kept_alive
 
 LEASE_SECONDS = 120.0  # how long a claim outlives the last heartbeat of its process
 HEARTBEAT_SECONDS = 30.0
@@ -166,23 +166,6 @@ def as_record(row: store.TrialRow) -> Record:
     )
 
 
-@contextlib.contextmanager
-def heartbeats(db: Database, trial_ids: list[int]) -> Iterator[None]:
+def heartbeats(db: Database, trial_ids: list[int]) -> contextlib.AbstractContextManager[None]:
     """Extend the claims of these trials in a background thread; the list may change meanwhile."""
-    stopped = threading.Event()
-
-    def beat() -> None:
-        while not stopped.wait(HEARTBEAT_SECONDS):
-            for trial_id in list(trial_ids):
-                try:
-                    store.heartbeat(db, trial_id, LEASE_SECONDS)
-                except AqxError as error:  # the next beat may get through; a late result is accepted anyway
-                    _log.warning("aqx: heartbeat of trial %d: %s", trial_id, error)
-
-    thread = threading.Thread(target=beat, daemon=True, name="aqx-heartbeat")
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
+    return kept_alive(trial_ids, lambda trial_id: store.heartbeat(db, trial_id, LEASE_SECONDS), HEARTBEAT_SECONDS)
