@@ -1,0 +1,87 @@
+"""Tables in files: Parquet or CSV, by the file's ending."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from aqx.errors import InputError, StoreError
+
+ENDINGS = (".parquet", ".csv")
+
+
+def check_ending(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a table's file.
+
+    Raises:
+        InputError: its name ends neither in .parquet nor in .csv.
+    """
+    if (found := Path(path)).suffix.lower() not in ENDINGS:
+        raise InputError(f"table={str(path)!r} is neither Parquet nor CSV; give a name that ends in {ENDINGS}")
+    return found
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the columns of a Parquet or CSV file.
+
+    Integers without gaps are int64, other numbers float64 with nan for what is missing, and all else objects.
+
+    Raises:
+        InputError: the name ends otherwise, or the file does not exist.
+        StoreError: the file cannot be read.
+    """
+    path = check_ending(path)
+    if not path.is_file():
+        raise InputError(f"table={str(path)!r} does not exist")
+    try:
+        if path.suffix.lower() == ".csv":
+            options = csv.ConvertOptions(null_values=["", "null", "NULL", "None", "NA"], strings_can_be_null=True)
+            table = csv.read_csv(path, convert_options=options)
+        else:
+            table = parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"table={str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    return {name: _as_array(table[name]) for name in table.column_names}
+
+
+def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray | Sequence[Any]]) -> None:
+    """Write columns as a Parquet or CSV file, in whole or not at all.
+
+    Raises:
+        InputError: the name ends otherwise, or the columns differ in length.
+        StoreError: the file cannot be written.
+    """
+    path = check_ending(path)
+    if len({len(values) for values in columns.values()}) > 1:
+        raise InputError(f"columns must agree in length, but got { {k: len(v) for k, v in columns.items()} }")
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                if path.suffix.lower() == ".csv":
+                    csv.write_csv(table, file)
+                else:
+                    parquet.write_table(table, file, compression="zstd")
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise StoreError(f"table={str(path)!r} cannot be written: {error.strerror or error}") from error
+
+
+def _as_array(column: pa.ChunkedArray) -> np.ndarray:
+    kind = column.type
+    if pa.types.is_integer(kind) and not column.null_count and not pa.types.is_uint64(kind):
+        return column.to_numpy().astype(np.int64)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return column.cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    return np.array(column.to_pylist(), dtype=object)
