@@ -33,7 +33,7 @@ class ResultTable:
 
 
 def load_table(path: str | os.PathLike[str]) -> ResultTable:
-    """Read a table: a column `name`, maybe `seed` and `reason`, and every other column of numbers is a metric.
+    r"""Read a table: a column `name`, maybe `seed` and `reason`, and every other column of numbers is a metric.
 
     Raises:
         InputError: the file does not exist, is neither .parquet nor .csv, or has no column `name` or no metric.
@@ -44,7 +44,7 @@ def load_table(path: str | os.PathLike[str]) -> ResultTable:
         >>> from aqx.benchmark import load_table
         >>> folder = tempfile.TemporaryDirectory()
         >>> path = pathlib.Path(folder.name, "table.csv")
-        >>> _ = path.write_text("name,val_acc\\nrelu(x),0.61\\ntanh(x),nan\\n")
+        >>> _ = path.write_text("name,val_acc\nrelu(x),0.61\ntanh(x),nan\n")
         >>> load_table(path).metrics["val_acc"]
         array([0.61,  nan])
     """
