@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aqx.cli import options
+from aqx.cli.bench import bench
 from aqx.cli.compiled import keep_compiled_programs
 from aqx.cli.screen import cell, interval, plain, progress_shown, show_rows
 from aqx.errors import AqxError
@@ -60,18 +62,11 @@ def main() -> None:
     keep_compiled_programs()
 
 
-# Options that several commands share.
-_db = click.argument("db")
-_task = click.option("--task", required=True, metavar="T", help="A built-in task, or path/to/file.py:name.")
-_quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-_workers = click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Trainings at a time.")
-_surrogate = click.option("--surrogate", metavar="PRESET", help="What predicts, e.g. forest or paper.")
-_seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the study.")
+main.add_command(bench)
 
 
 @main.command("enumerate")
-@_db
+@options.db
 @click.option("--space", type=click.Choice(["paper", "act_bench"]), help="A preset.")
 @click.option("--schema", "schemas", multiple=True, metavar="S", help="A schema, e.g. 'unary(unary(x))'; repeatable.")
 @click.option("--fn", "functions", multiple=True, metavar="NAME", help="A single function; repeatable.")
@@ -80,7 +75,7 @@ _seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=T
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sample.")
 @click.option("--points", type=click.IntRange(2), metavar="N", help="Points of N(0,1) at which outputs are stored.")
 @click.option("--sampling", type=click.Choice(["stratified", "normal"]), help="How those points are drawn.")
-@_quiet
+@options.quiet
 def enumerate_(
     db: str,
     space: str | None,
@@ -128,8 +123,8 @@ def _space(preset: str | None, schemas: Sequence[str], functions: Sequence[str],
 
 
 @main.command()
-@_db
-@_task
+@options.db
+@options.task
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N classes now.")
 @click.option("--batch", type=click.IntRange(1), metavar="K", help="Candidates per transaction; default some seconds'.")
 @click.option("--names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
@@ -147,7 +142,7 @@ def _space(preset: str | None, schemas: Sequence[str], functions: Sequence[str],
 @click.option("--coordinator", metavar="HOST:PORT", help="The same without a cluster: where process 0 is.")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="With --coordinator: how many there are.")
 @click.option("--process", type=click.IntRange(0), metavar="I", help="With --coordinator: which one this is, from 0.")
-@_quiet
+@options.quiet
 def eigs(
     db: str,
     task: str,
@@ -204,12 +199,12 @@ def eigs(
 
 
 @main.command()
-@_db
-@_task
+@options.db
+@options.task
 @click.option("-n", "count", type=click.IntRange(1), default=5, show_default=True, help="How many.")
-@_surrogate
-@_seed
-@_json
+@options.surrogate
+@options.seed
+@options.as_json
 def suggest(db: str, task: str, count: int, surrogate: str | None, seed: int, as_json: bool) -> None:
     """Show the candidates that the surrogate would train next, without claiming them."""
     suggestions = _study(db, task, surrogate, seed).suggest(count)
@@ -217,13 +212,13 @@ def suggest(db: str, task: str, count: int, surrogate: str | None, seed: int, as
 
 
 @main.command()
-@_db
-@_task
+@options.db
+@options.task
 @click.option("--budget", type=click.IntRange(0), default=100, show_default=True, help="Candidates to train.")
-@_workers
-@_surrogate
-@_seed
-@_quiet
+@options.workers
+@options.surrogate
+@options.seed
+@options.quiet
 def search(db: str, task: str, budget: int, workers: int, surrogate: str | None, seed: int, quiet: bool) -> None:
     """Train the baselines, then what the surrogate suggests, until the budget is used."""
     study = _study(db, task, surrogate, seed)
@@ -239,13 +234,13 @@ def search(db: str, task: str, budget: int, workers: int, surrogate: str | None,
 
 
 @main.command()
-@_db
-@_task
+@options.db
+@options.task
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, metavar="K", help="The best K.")
 @click.option("--seeds", type=click.IntRange(2), default=5, show_default=True, metavar="S", help="Fresh seeds each.")
-@_workers
-@_quiet
-@_json
+@options.workers
+@options.quiet
+@options.as_json
 def confirm(db: str, task: str, top: int, seeds: int, workers: int, quiet: bool, as_json: bool) -> None:
     """Retrain the best and the baselines on fresh seeds, and say whether the winner really wins."""
     with progress_shown("confirm", quiet) as progress:
@@ -262,9 +257,9 @@ def confirm(db: str, task: str, top: int, seeds: int, workers: int, quiet: bool,
 
 
 @main.command()
-@_db
+@options.db
 @click.option("--task", metavar="NAME", help="Only the task of this name; default all in the database.")
-@_json
+@options.as_json
 def summary(db: str, task: str | None, as_json: bool) -> None:
     """Count functions, classes, spectra and trials, and name the best so far."""
     from aqx.search import summarize
@@ -274,10 +269,10 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@_db
-@_task
+@options.db
+@options.task
 @click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="How many.")
-@_json
+@options.as_json
 def top(db: str, task: str, count: int, as_json: bool) -> None:
     """List the best results."""
     show_rows(_study(db, task).top(count), _columns("name", "objective", "trials"), as_json)
@@ -286,7 +281,7 @@ def top(db: str, task: str, count: int, as_json: bool) -> None:
 @main.command()
 @click.argument("name")
 @click.argument("db", required=False)
-@_json
+@options.as_json
 def show(name: str, db: str | None, as_json: bool) -> None:
     """Show what is known of a function: its form, and in a database its class and results."""
     from aqx.search import describe
@@ -306,8 +301,8 @@ def show(name: str, db: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@_db
-@_task
+@options.db
+@options.task
 @click.argument("name")
 @click.argument("metrics", nargs=-1, required=True, metavar="METRIC=NUMBER…")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of that training.")
@@ -345,8 +340,8 @@ def _study(db: str, task: str, surrogate: str | None = None, seed: int = 0) -> S
     from aqx.search import Study
     from aqx.store import Database
 
-    options = {"surrogate": surrogate} if surrogate else {}
-    return Study(Database(db), task, seed=seed, **options)
+    chosen = {"surrogate": surrogate} if surrogate else {}
+    return Study(Database(db), task, seed=seed, **chosen)
 
 
 def _columns(*names: str) -> dict[str, Callable[[Any], Any]]:
