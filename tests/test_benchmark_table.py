@@ -73,7 +73,9 @@ def test_what_is_no_table_gets_one_line(tmp_path: Path, name: str, text: str | N
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-@pytest.mark.parametrize("content", [b"", b"\x00\xff" * 100, b"PAR1" + b"\x00" * 20])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00\xff" * 100, b"PAR1" + b"\x00" * 20, b"name,\x80\nx,1\n", b"name,a,a\nx,1,2\n"]
+)
 def test_a_broken_file_gets_one_line(tmp_path: Path, ending: str, content: bytes):
     path = tmp_path / f"broken.{ending}"
     path.write_bytes(content)

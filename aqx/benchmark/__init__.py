@@ -1,5 +1,18 @@
 """Act-Bench: tables of what every function of a space gives on a task, and searches replayed on them."""
 
+from aqx.benchmark.act_bench import ActBenchFile, read_act_bench
+from aqx.benchmark.aquasurf import AquasurfFile, read_aquasurf
+from aqx.benchmark.importing import ImportReport, import_results
 from aqx.benchmark.table import ResultTable, load_table, save_table
 
-__all__ = ["ResultTable", "load_table", "save_table"]
+__all__ = [
+    "ActBenchFile",
+    "AquasurfFile",
+    "ImportReport",
+    "ResultTable",
+    "import_results",
+    "load_table",
+    "read_act_bench",
+    "read_aquasurf",
+    "save_table",
+]

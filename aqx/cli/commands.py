@@ -312,6 +312,27 @@ def tell(db: str, task: str, name: str, metrics: tuple[str, ...], seed: int) -> 
     click.echo(f"recorded {record.name} as trial {record.id}: {record.status}")
 
 
+@main.command("import")
+@options.db
+@click.argument("file")
+@options.task
+@options.quiet
+def import_(db: str, file: str, task: str, quiet: bool) -> None:
+    """Record the results in a file: an AQuaSurF database, a table (.parquet, .csv) or an Act-Bench file (JSON)."""
+    from aqx.benchmark import import_results
+
+    study = _study(db, task)
+    with progress_shown("import", quiet) as progress:
+        report = import_results(study, file, progress)
+    click.echo(
+        f"{report.added:,} results added, {report.failed:,} of them failed; {report.known:,} were there already, "
+        f"{report.untrained:,} functions are not trained yet"
+    )
+    if report.unreadable:
+        names = ", ".join(repr(name[:60]) for name in report.unreadable[:3])
+        click.echo(f"{len(report.unreadable):,} names left out that do not parse: {names}", err=True)
+
+
 def _metric(text: str) -> tuple[str, float]:
     key, _, value = text.partition("=")
     with contextlib.suppress(ValueError):

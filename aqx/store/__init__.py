@@ -14,7 +14,7 @@ from aqx.store.spectra import (
 )
 from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
 from aqx.store.trial_rows import TrialRow, count_trials, get_trial, list_trials
-from aqx.store.trials import add_result, claim, fail, finish, heartbeat, release, report
+from aqx.store.trials import add_result, add_results, claim, fail, finish, heartbeat, release, report
 
 __all__ = [
     "Database",
@@ -22,6 +22,7 @@ __all__ = [
     "TaskRow",
     "TrialRow",
     "add_result",
+    "add_results",
     "add_spectra",
     "claim",
     "claim_spectra",

@@ -46,9 +46,14 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             table = csv.read_csv(path, convert_options=options)
         else:
             table = parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"table={str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
-    return {name: _as_array(table[name]) for name in table.column_names}
+        columns = [(name, _as_array(column)) for name, column in zip(table.column_names, table.columns, strict=True)]
+    # The last two: text that is not UTF-8, and dates beyond Python's.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StoreError(f"table={str(path)!r} cannot be read: {reason}") from error
+    if len(dict(columns)) < len(columns):
+        raise StoreError(f"table={str(path)!r} has several columns of one name: {[name for name, _ in columns]}")
+    return dict(columns)
 
 
 def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray | Sequence[Any]]) -> None:

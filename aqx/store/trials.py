@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from aqx.errors import InputError
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.trial_rows import PURPOSES, TrialRow, select_one, select_same
-from aqx.store.values import clean_text, encode_metrics
+from aqx.store.values import clean_text, encode_metrics, insert_rows
 
 
 def claim(
@@ -176,18 +177,98 @@ def add_result(
         return _store_end(con, trial_id, encoded, float(objective), _verdict(objective), now)
 
 
+def add_results(
+    db: Database,
+    task_id: int,
+    *,
+    class_ids: Sequence[str | None],
+    names: Sequence[str],
+    seeds: Sequence[int],
+    objectives: Sequence[float | None],
+    metrics: Sequence[Mapping[str, Any]],
+    reasons: Sequence[str | None],
+    worker: str | None = None,
+) -> tuple[int, int]:
+    """Record many results that were trained elsewhere, in one transaction, without those recorded before.
+
+    A result was recorded before where an added trial of the task has its name, seed and metrics.
+
+    Args:
+        db: the database.
+        task_id: from `register_task`.
+        class_ids: the functions' classes [R].
+        names: the functions [R].
+        seeds: of the trainings [R].
+        objectives: the numbers that the search optimises; None, nan and infinity are failures [R].
+        metrics: whatever is worth keeping of each training [R].
+        reasons: why a training failed, or None [R].
+        worker: where they come from, for people to read.
+
+    Returns:
+        How many were added, and how many of those are failures.
+
+    Raises:
+        InputError: a name, seed or metric that cannot be stored; then none of them is.
+    """
+    now = clock.now()
+    ends = [
+        (objective, reason or _verdict(math.nan if objective is None else objective))
+        for objective, reason in zip(objectives, reasons, strict=True)
+    ]
+    columns = {
+        "line": pa.array(range(len(names)), pa.int64()),
+        "class_id": pa.array(class_ids, pa.string()),
+        "name": pa.array(map(_checked_name, names), pa.string()),
+        "seed": pa.array(map(_checked_seed, seeds), pa.int64()),
+        # A failed trial keeps no objective, see `_store_end`.
+        "objective": pa.array([None if reason else objective for objective, reason in ends], pa.float64()),
+        "metrics": pa.array(map(encode_metrics, metrics), pa.string()),
+        "reason": pa.array([reason and clean_text(reason) for _, reason in ends], pa.string()),
+    }
+    with db.transaction() as con:
+        first = _next_id(con)
+        added = insert_rows(
+            con,
+            """
+            INSERT INTO trials (trial_id, task_id, class_id, name, seed, purpose, status, objective, metrics, reason,
+                                worker, started_at, finished_at)
+            SELECT $first - 1 + row_number() OVER (ORDER BY line), $task, class_id::UUID, name, seed, 'added',
+                   if(reason IS NULL, 'done', 'failed'), objective, metrics, reason, $worker, $now, $now
+            FROM (FROM incoming QUALIFY row_number() OVER (PARTITION BY name, seed, metrics ORDER BY line) = 1)
+            ANTI JOIN (
+                SELECT name, seed, metrics::VARCHAR AS metrics FROM trials WHERE task_id = $task AND purpose = 'added'
+            ) USING (name, seed, metrics)
+            """,
+            {"first": first, "task": task_id, "worker": worker and clean_text(worker), "now": now},
+            columns,
+        )
+        ((failed,),) = con.execute(
+            "SELECT count(*) FROM trials WHERE trial_id >= ? AND status = 'failed'", [first]
+        ).fetchall()
+    return added, failed
+
+
 def _new_trial(
     trial_id: int, task_id: int, class_id: str | None, name: str, seed: int, purpose: str, now: datetime
 ) -> TrialRow:
     if purpose not in PURPOSES:
         raise InputError(f"purpose must be one of {', '.join(PURPOSES)}, but got {purpose!r}")
-    if not -(2**63) <= seed < 2**63:
-        raise InputError(f"seed must fit into 64 bits, but got {seed}")
-    if clean_text(name) != name:
-        raise InputError(f"name must be valid Unicode text, but got {name[:60]!r}")
+    name, seed = _checked_name(name), _checked_seed(seed)
     return TrialRow(
         trial_id, task_id, class_id, name, seed, purpose, "running", None, {}, None, None, now, now, now, None
     )
+
+
+def _checked_seed(seed: int) -> int:
+    if not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed must fit into 64 bits, but got {seed}")
+    return seed
+
+
+def _checked_name(name: str) -> str:
+    if clean_text(name) != name:
+        raise InputError(f"name must be valid Unicode text, but got {name[:60]!r}")
+    return name
 
 
 def _next_id(con: duckdb.DuckDBPyConnection) -> int:

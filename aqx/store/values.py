@@ -106,15 +106,17 @@ def matrix_column(matrix: Float32[np.ndarray, "K D"]) -> pa.FixedSizeListArray:
 
 
 def insert_rows(
-    con: duckdb.DuckDBPyConnection, statement: str, parameters: Sequence[Any], columns: Mapping[str, Any]
+    con: duckdb.DuckDBPyConnection,
+    statement: str,
+    parameters: Sequence[Any] | Mapping[str, Any],
+    columns: Mapping[str, Any],
 ) -> int:
     """Run an INSERT that selects from `columns`, there under the name `incoming`; return how many rows it inserted."""
     con.register("incoming", pa.table(dict(columns)))
-    try:
-        # All of a result must be fetched before the connection registers or unregisters anything.
-        ((inserted,),) = con.execute(statement, parameters).fetchall()
-    finally:
-        con.unregister("incoming")
+    # All of a result must be fetched before the connection registers or unregisters anything. After an error it can do
+    # neither, and ends with the transaction.
+    ((inserted,),) = con.execute(statement, parameters).fetchall()
+    con.unregister("incoming")
     return inserted
 
 
