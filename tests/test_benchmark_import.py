@@ -144,6 +144,7 @@ def test_a_string_without_end_takes_no_more_memory_than_a_function_may(tmp_path:
         read_act_bench(path)
 
 
+@pytest.mark.slow
 def test_a_large_file_is_streamed(tmp_path: Path):
     path = tmp_path / "act-bench.json"
     body = {name: i / 7 for i, name in enumerate(METRICS)} | {"Fisher log eigenvalue CDF": CURVE}

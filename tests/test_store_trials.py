@@ -19,6 +19,7 @@ from aqx.store import (
     Database,
     TrialRow,
     add_result,
+    add_results,
     claim,
     clock,
     count_trials,
@@ -287,3 +288,29 @@ def test_a_killed_worker_leaves_its_claim_to_the_next(db: Database, time: Clock)
     time.move(601)
     assert get_trial(db, 1).status == "stale"
     assert taken(db, trial.class_id, name=trial.name).trial_id == 2
+
+
+def test_many_results_are_added_at_once_or_not_at_all(db: Database):
+    taken(db)
+
+    def add(names: list[str], **other: list[Any]) -> tuple[int, int]:
+        n = len(names)
+        columns = {"class_ids": [None] * n, "seeds": [0] * n, "objectives": [0.5] * n, "reasons": [None] * n}
+        columns |= {"metrics": [{"acc": 0.5}] * n}
+        return add_results(db, 1, names=names, worker="test", **(columns | other))
+
+    assert add(NASTY_TEXTS) == (len(NASTY_TEXTS), 0)
+    assert add(["x", "x", NASTY_TEXTS[0]]) == (1, 0)
+    assert add(["x", "x"], seeds=[-(2**63), 2**63 - 1], objectives=[None, 0.5], reasons=[None, "late"]) == (2, 2)
+    assert add([]) == (0, 0)
+    before = list_trials(db, 1)
+    assert [trial.trial_id for trial in before] == list(range(1, len(NASTY_TEXTS) + 5))
+    assert [trial.name for trial in before[1:-3]] == NASTY_TEXTS
+    assert [(trial.status, trial.reason) for trial in before[-2:]] == [
+        ("failed", "objective is nan"),
+        ("failed", "late"),
+    ]
+    for wrong in ({"seeds": [0, 2**63]}, {"metrics": [{}, {"acc": object()}]}, {"names": ["y", "a\ud800"]}):
+        with pytest.raises(InputError):
+            add(**({"names": ["y", "z"]} | wrong))
+    assert list_trials(db, 1) == before
