@@ -21,19 +21,21 @@ class ResultTable:
         seeds: seed of each training; 0 where the file has none [R].
         metrics: numbers by metric; nan, inf and -inf stand for themselves [R] each.
         reasons: why a training gave no result, or None [R].
+        task: the task that was trained on, where the table says so.
     """
 
     names: tuple[str, ...]
     seeds: Int64[np.ndarray, " R"]
     metrics: dict[str, Float64[np.ndarray, " R"]]
     reasons: tuple[str | None, ...]
+    task: str | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 def load_table(path: str | os.PathLike[str]) -> ResultTable:
-    r"""Read a table: a column `name`, maybe `seed` and `reason`, and every other column of numbers is a metric.
+    r"""Read a table: a column `name`, maybe `seed`, `reason` and `task`, and every other column of numbers is a metric.
 
     Raises:
         InputError: the file does not exist, is neither .parquet nor .csv, or has no column `name` or no metric.
@@ -51,6 +53,7 @@ def load_table(path: str | os.PathLike[str]) -> ResultTable:
     columns = files.read_table(path)
     seeds = columns.pop("seed", None)
     reasons = columns.pop("reason", None)
+    tasks = set(columns.pop("task", ()))
     names = columns.pop("name", None)
     if names is None:
         raise InputError(f"table={str(path)!r} has no column name; it has {', '.join(columns) or 'none'}")
@@ -64,6 +67,7 @@ def load_table(path: str | os.PathLike[str]) -> ResultTable:
         tuple(None if reason is None else str(reason) for reason in reasons)
         if reasons is not None and reasons.dtype == object
         else (None,) * len(names),
+        str(tasks.pop()) if len(tasks) == 1 else None,
     )
 
 
@@ -74,6 +78,5 @@ def save_table(path: str | os.PathLike[str], table: ResultTable) -> None:
         InputError: the path ends neither in .parquet nor in .csv.
         StoreError: it cannot be written.
     """
-    files.write_table(
-        path, {"name": table.names, "seed": table.seeds, **table.metrics, "reason": np.array(table.reasons, object)}
-    )
+    columns = {"name": table.names, "seed": table.seeds, **table.metrics, "reason": np.array(table.reasons, object)}
+    files.write_table(path, columns | ({"task": [table.task] * len(table)} if table.task else {}))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aqx.cli import options
-from aqx.cli.bench import bench
 from aqx.cli.compiled import keep_compiled_programs
 from aqx.cli.screen import cell, interval, plain, progress_shown, show_rows
 from aqx.errors import AqxError
@@ -60,9 +59,6 @@ def main() -> None:
       aqx confirm found.duckdb --task mnist1d
     """  # noqa: D301  (click wants the \b itself)
     keep_compiled_programs()
-
-
-main.add_command(bench)
 
 
 @main.command("enumerate")

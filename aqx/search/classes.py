@@ -12,7 +12,7 @@ from aqx.tree import Tree
 
 def class_ids(db: Database, trees: Sequence[Tree]) -> list[str]:
     """Return the class of each function, enumerated or not, as `Study.class_id` does one by one."""
-    known = functions.find_classes(db, list({str(tree) for tree in trees}))
+    known = functions.stored_class_ids(db, list({str(tree) for tree in trees}))
     by_shape: dict[str, dict[str, Tree]] = {}
     for tree in trees:
         if str(tree) not in known:

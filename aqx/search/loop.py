@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import TYPE_CHECKING, Any
 
 from aqx.activation import Activation
 from aqx.errors import Exhausted, InputError, TaskError
+from aqx.search.pool import worker_pool
 from aqx.search.trial import LEASE_SECONDS, Record, Trial, heartbeats
 from aqx.store import trials as store
 from aqx.tasks import Task
@@ -80,9 +80,7 @@ def train_all(
     elif executor is not None:
         _train_in(executor, workers or getattr(executor, "_max_workers", None) or 1, study, claims, finish)
     else:
-        # Never forked: a forked child inherits JAX's threads in an unusable state.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with worker_pool(workers or 1) as pool:
             _train_in(pool, workers or 1, study, claims, finish)
 
 

@@ -253,15 +253,6 @@ def find_class(db: Database, name: str) -> tuple[str, str] | None:
         ).fetchone()
 
 
-def find_classes(db: Database, names: Sequence[str]) -> dict[str, str]:
-    """Return the class ids of those of these functions that are stored."""
-    with db.read() as con:
-        con.register("incoming", pa.table({"name": pa.array(names, pa.string())}))
-        found = con.execute("SELECT name, class_id::VARCHAR FROM functions SEMI JOIN incoming USING (name)").fetchall()
-        con.unregister("incoming")
-    return dict(found)
-
-
 def class_members(db: Database, class_id: str, limit: int) -> tuple[list[str], dict[str, bool | None]]:
     """Return the simplest `limit` stored names of a class, and its flags."""
     with db.read() as con:
@@ -272,6 +263,15 @@ def class_members(db: Database, class_id: str, limit: int) -> tuple[list[str], d
             f"SELECT {', '.join(FLAGS)} FROM class_info WHERE class_id = ?::UUID", [class_id]
         ).fetchone()
     return [name for (name,) in names], dict(zip(FLAGS, flags or (), strict=bool(flags)))
+
+
+def stored_class_ids(db: Database, names: Sequence[str]) -> dict[str, str]:
+    """Return the class ids of those of these functions that are stored."""
+    with db.read() as con:
+        con.register("incoming", pa.table({"name": pa.array(names, pa.string())}))
+        found = con.execute("SELECT name, class_id::VARCHAR FROM functions SEMI JOIN incoming USING (name)").fetchall()
+        con.unregister("incoming")
+    return dict(found)
 
 
 def load_candidates(db: Database) -> Classes:
