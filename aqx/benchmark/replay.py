@@ -36,6 +36,7 @@ class Curves:
         best: the incumbent's true value, in the objective's unit; the worst of the table where there is none [N, E].
         regret: how much the best true value of the table is better, ≥ 0 [N, E].
         rank: how many classes are truly better, plus 1, so that equal ones share the better rank [N, E].
+        optimum: the best true value of the table.
         classes: C.
         seconds: what one choice took, on average; starts are not counted, nor is the embedding.
     """
@@ -47,6 +48,7 @@ class Curves:
     best: Float64[np.ndarray, "N E"]
     regret: Float64[np.ndarray, "N E"]
     rank: Int64[np.ndarray, "N E"]
+    optimum: float
     classes: int
     seconds: float
 
@@ -238,6 +240,7 @@ def _curves(
         sign * best,
         worth.max() - best,
         np.where(at >= 0, ranks[incumbents], last),
+        sign * float(worth.max()),
         len(truth),
         seconds,
     )

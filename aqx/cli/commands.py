@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aqx.cli.bench import bench
 from aqx.cli.compiled import keep_compiled_programs
 from aqx.cli.screen import cell, interval, plain, progress_shown, show_rows
 from aqx.errors import AqxError
@@ -59,6 +60,8 @@ def main() -> None:
     """  # noqa: D301  (click wants the \b itself)
     keep_compiled_programs()
 
+
+main.add_command(bench)
 
 # Options that several commands share.
 _db = click.argument("db")
