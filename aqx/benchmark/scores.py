@@ -38,6 +38,7 @@ class ReplayScore:
         classes: in the table.
         rank: median rank of what a search returns at the end; 1 is the best class of the table.
         regret: mean regret after so many evaluations, in the objective's unit.
+        median_regret: the same in the median, which one search that ends badly does not move.
         to_top_1_percent: median evaluations until the incumbent is among the best 1 % of the classes.
         to_top_01_percent: the same for 0.1 %.
         seconds_per_suggestion: on this machine.
@@ -49,6 +50,7 @@ class ReplayScore:
     classes: int
     rank: Estimate
     regret: dict[int, Estimate]
+    median_regret: dict[int, Estimate]
     to_top_1_percent: Estimate
     to_top_01_percent: Estimate
     seconds_per_suggestion: float
@@ -113,6 +115,7 @@ def score(curves: Curves) -> ReplayScore:
         curves.classes,
         _estimate(median_interval(curves.rank[:, -1:].astype(np.float64))),
         {k: _estimate(mean_interval(curves.regret[:, k - 1 : k])) for k in checkpoints},
+        {k: _estimate(median_interval(curves.regret[:, k - 1 : k])) for k in checkpoints},
         _estimate(median_interval(curves.evaluations_to(0.01)[:, None])),
         _estimate(median_interval(curves.evaluations_to(0.001)[:, None])),
         curves.seconds,
