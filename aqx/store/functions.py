@@ -253,6 +253,18 @@ def find_class(db: Database, name: str) -> tuple[str, str] | None:
         ).fetchone()
 
 
+def find_classes(db: Database, names: Sequence[str]) -> dict[str, tuple[str, bool, bool]]:
+    """Return (class id, finite, constant) of each of these functions that is stored."""
+    with db.read() as con:
+        con.register("wanted", pa.table({"name": pa.array(names, pa.string())}))
+        rows = con.execute(
+            "SELECT f.name, class_id::VARCHAR, finite, constant "
+            "FROM functions f SEMI JOIN wanted USING (name) JOIN class_info i USING (class_id)"
+        ).fetchall()
+        con.unregister("wanted")
+    return {name: (class_id, finite, constant) for name, class_id, finite, constant in rows}
+
+
 def class_members(db: Database, class_id: str, limit: int) -> tuple[list[str], dict[str, bool | None]]:
     """Return the simplest `limit` stored names of a class, and its flags."""
     with db.read() as con:

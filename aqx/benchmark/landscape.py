@@ -1,0 +1,203 @@
+"""`Landscape`: a table of results as classes of equal functions with their features; what is missing is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+from aqx import surrogate
+from aqx.benchmark.table import ResultTable
+from aqx.enumeration import enumerate_space
+from aqx.errors import InputError, ParseError
+from aqx.fisher import compute_spectra
+from aqx.search import candidates as candidate_room
+from aqx.space import Space
+from aqx.store import Database, embeddings, functions
+from aqx.store.tasks import register_task
+from aqx.surrogate import PRESETS, Features, Preset
+from aqx.tasks import Task
+from aqx.tree import Tree, parse
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """C classes of a table, what they gave and what a surrogate knows of them.
+
+    Attributes:
+        objective: the metric.
+        direction: "maximize" or "minimize".
+        class_ids: as text [C].
+        features: of the classes, each under the simplest name that is known for it.
+        values: results of each class over the seeds and names that it has in the table [C, S].
+        present: which of them are trainings; False fills up the rows of classes that have fewer [C, S].
+        usable: False where the task's model breaks with this class: as in a study, it is never suggested [C].
+        left_out: how many functions of the table are not in it, by the reason.
+        embeddings: of the presets that were asked for, by their name.
+    """
+
+    objective: str
+    direction: str
+    class_ids: np.ndarray
+    features: Features
+    values: Float64[np.ndarray, "C S"]
+    present: Bool[np.ndarray, "C S"]
+    usable: Bool[np.ndarray, " C"]
+    left_out: dict[str, int]
+    embeddings: dict[str, Float[np.ndarray, "C _"]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __str__(self) -> str:
+        verb = "maximized" if self.direction == "maximize" else "minimized"
+        text = f"{len(self):,} classes with {self.present.sum():,} trainings; {self.objective} is {verb}"
+        left_out = [f"{count:,} {reason}" for reason, count in self.left_out.items() if count]
+        if left_out:
+            text += f"; functions left out: {', '.join(left_out)}"
+        broken = int((~self.usable).sum())
+        return text + (f"; never suggested: {broken:,} classes that break the model" if broken else "")
+
+
+def landscape_of(
+    table: ResultTable,
+    task: Task,
+    *,
+    objective: str | None = None,
+    direction: str | None = None,
+    presets: tuple[Preset, ...] = (),
+    features: str | os.PathLike[str] | Database | None = None,
+    progress: Progress | None = None,
+) -> Landscape:
+    """Gather a table's results by classes of equal functions, and compute the features that these classes lack.
+
+    Args:
+        table: results, of aqx or not.
+        task: whose Fisher spectra describe the functions; nothing is trained.
+        objective: the metric; default the task's.
+        direction: "maximize" or "minimize"; default the task's for its own objective, otherwise "minimize" for a metric
+            that is called a loss or an error.
+        presets: whose embeddings are wanted too.
+        features: a database that has features or gets them; default a temporary one.
+        progress: called as progress(done, total, note).
+
+    Raises:
+        InputError: the table has no such metric, or no function that can be used.
+        TaskError: the task does not keep its contract.
+        StoreError: the database cannot be used.
+    """
+    objective, direction = objective or task.objective, direction or _direction(task, objective or task.objective)
+    if objective not in table.metrics:
+        raise InputError(f"objective={objective!r} is not in the table; its metrics are {', '.join(table.metrics)}")
+    names = {text: tree for text in dict.fromkeys(table.names) if (tree := _parsed(text)) is not None}
+    with _database(features) as db:
+        known = _classes(db, list(dict.fromkeys(names.values())), progress)
+        wanted: dict[str, str] = {}  # class id → one of its names in the table
+        reasons = Counter({"do not parse": len(set(table.names)) - len(names)})
+        for tree in names.values():
+            class_id, finite, constant = known[str(tree)]
+            if finite and not constant:
+                wanted.setdefault(class_id, str(tree))
+            else:
+                reasons["constant" if finite else "not finite"] += 1
+        if not wanted:
+            raise InputError(f"table has no function to search among: of {len(set(table.names))}, all are left out")
+        task_id = register_task(db, task.name, task.identity())
+        rows, candidates = _candidates(db, task_id, wanted)
+        lacking = candidates.usable[rows] & ~np.isfinite(candidates.spectra[rows]).all(axis=1)
+        if lacking.any() or not candidates.spectra.shape[1]:
+            lacks = [wanted[class_id] for class_id in candidates.class_ids[rows]]
+            compute_spectra(db, task, names=lacks, progress=progress)
+            rows, candidates = _candidates(db, task_id, wanted)
+        class_ids = candidates.class_ids[rows]
+        row_of = {class_id: row for row, class_id in enumerate(class_ids)}
+        found = Features(candidates.names[rows].tolist(), candidates.outputs[rows], candidates.spectra[rows])
+        coordinates = {
+            preset.name: _embedding(db, task_id, preset, found, class_ids, progress)
+            for preset in presets
+            if preset.model is not None
+        }
+    class_of = [row_of.get(known[str(names[text])][0], -1) if text in names else -1 for text in table.names]
+    values, present = _by_class(np.array(class_of), table.metrics[objective], len(found))
+    return Landscape(
+        objective, direction, class_ids, found, values, present, candidates.usable[rows], dict(reasons), coordinates
+    )
+
+
+def _direction(task: Task, objective: str) -> str:
+    if objective == task.objective:
+        return task.direction
+    return "minimize" if any(word in objective.lower() for word in ("loss", "err", "nll", "perplexity")) else "maximize"
+
+
+def _parsed(text: str) -> Tree | None:
+    try:
+        return parse(text)
+    except ParseError:
+        return None
+
+
+@contextlib.contextmanager
+def _database(features: str | os.PathLike[str] | Database | None) -> Iterator[Database]:
+    if isinstance(features, Database):
+        yield features
+    elif features is not None:
+        yield Database(features, create=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="aqx-replay-") as folder:
+            yield Database(Path(folder) / "features.duckdb", create=True)
+
+
+def _classes(db: Database, trees: list[Tree], progress: Progress | None) -> dict[str, tuple[str, bool, bool]]:
+    """Return (class id, finite, constant) of every function; those that the database lacks are added."""
+    names = list(map(str, trees))
+    known = functions.find_classes(db, names)
+    missing = [tree for tree, name in zip(trees, names, strict=True) if name not in known]
+    if missing:
+        enumerate_space(db, Space(missing), progress=progress)
+        known |= functions.find_classes(db, list(map(str, missing)))
+    return known
+
+
+def _candidates(db: Database, task_id: int, wanted: dict[str, str]) -> tuple[np.ndarray, candidate_room.Candidates]:
+    """The database's candidates, and which of their rows the table has."""
+    candidates = candidate_room.load(db, task_id)
+    return np.array([row for row, class_id in enumerate(candidates.class_ids) if class_id in wanted]), candidates
+
+
+def _embedding(
+    db: Database, task_id: int, preset: Preset, found: Features, class_ids: np.ndarray, progress: Progress | None
+) -> Float[np.ndarray, "C _"]:
+    """The preset's coordinates: those stored with the features, or fitted now and stored."""
+    if PRESETS.get(preset.name, preset).embed is not preset.embed:
+        return surrogate.embed(found, preset, 0, progress)  # another embedding under a known name
+    kept_as = f"replay {preset.name}"  # beside that of a study in the same database, which has other classes
+    fingerprint = surrogate.fingerprint(found, preset.name, 0)
+    stored = embeddings.load_embedding(db, task_id, kept_as)
+    if stored and stored[0] == fingerprint:
+        return stored[2]
+    matrix = surrogate.embed(found, preset, 0, progress)
+    embeddings.save_embedding(db, task_id, kept_as, fingerprint, class_ids.tolist(), matrix)
+    return matrix
+
+
+def _by_class(
+    class_of: np.ndarray, values: Float64[np.ndarray, " R"], classes: int
+) -> tuple[Float64[np.ndarray, "C S"], Bool[np.ndarray, "C S"]]:
+    """Results of R trainings as rows of classes, in the order of the table; class -1 is left out."""
+    order = np.argsort(class_of, kind="stable")
+    order = order[class_of[order] >= 0]
+    counts = np.bincount(class_of[order], minlength=classes)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    matrix = np.full((classes, counts.max()), np.nan)
+    matrix[class_of[order], place] = values[order]
+    return matrix, np.arange(counts.max()) < counts[:, None]

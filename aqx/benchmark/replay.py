@@ -1,0 +1,290 @@
+"""`replay`: searches on results that are known already: what they would have found, evaluation by evaluation."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Int64
+
+from aqx import surrogate
+from aqx.errors import InputError
+from aqx.search.pool import worker_pool
+from aqx.surrogate import Features, Preset
+
+Progress = Callable[[int, int, str], None]
+_SEED = 2**32  # what a NumPy seed may not reach
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """N searches of one policy over E evaluations each, among C classes.
+
+    After k evaluations a search would return the *incumbent*, the class with the best result that it has seen. What
+    it is worth is its true value, the mean over all its seeds, which the search does not know.
+
+    Attributes:
+        policy: the policy's name.
+        seeds: of the searches [N].
+        evaluated: the row that was evaluated [N, E].
+        incumbents: the row that the search would return then; -1 as long as everything failed [N, E].
+        best: the incumbent's true value, in the objective's unit; the worst of the table where there is none [N, E].
+        regret: how much the best true value of the table is better, ≥ 0 [N, E].
+        rank: how many classes are truly better, plus 1, so that equal ones share the better rank [N, E].
+        optimum: the best true value of the table.
+        classes: C.
+        seconds: what one choice took, on average; starts are not counted, nor is the embedding.
+    """
+
+    policy: str
+    seeds: Int64[np.ndarray, " N"]
+    evaluated: Int64[np.ndarray, "N E"]
+    incumbents: Int64[np.ndarray, "N E"]
+    best: Float64[np.ndarray, "N E"]
+    regret: Float64[np.ndarray, "N E"]
+    rank: Int64[np.ndarray, "N E"]
+    optimum: float
+    classes: int
+    seconds: float
+
+    def evaluations_to(self, share: float) -> Float64[np.ndarray, " N"]:
+        """Evaluations until the incumbent is among the best `share` of the classes [N]; inf where it never is."""
+        reached = self.rank <= top(self.classes, share)
+        return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
+
+
+def top(classes: int, share: float) -> int:
+    """How many classes the best share of them is: rounded down, but at least one."""
+    return max(1, int(classes * share + 1e-9))
+
+
+def replay(
+    features: Features,
+    values: Float[np.ndarray, "..."] | Sequence[Any],
+    policy: Any = surrogate.DEFAULT,
+    *,
+    seeds: int | Sequence[int] = 20,
+    evaluations: int = 100,
+    start: int = 8,
+    direction: str = "maximize",
+    present: Bool[np.ndarray, "C S"] | None = None,
+    usable: Bool[np.ndarray, " C"] | None = None,
+    embedding: Float[np.ndarray, "C K"] | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Curves:
+    """Replay searches of one policy, without training anything.
+
+    Every search evaluates `start` random classes, the same for all policies at one seed, and then what the policy
+    suggests, one at a time. It sees one of the trainings of a class, drawn by the search's seed and the class alone. A
+    class whose trainings mostly failed has no true value: it is worse than all that have one.
+
+    Args:
+        features: of C classes.
+        values: results of the trainings of each class [C] or [C, S]; nan or ±inf is a failed one.
+        policy: a preset's name, a `Preset` or a scikit-learn regressor.
+        seeds: of the searches, or how many of them.
+        evaluations: of each search, `start` included.
+        start: random classes at the beginning.
+        direction: "maximize" or "minimize".
+        present: which values are trainings at all, where classes have different numbers of them; default all [C, S].
+        usable: which classes may be evaluated; default all [C].
+        embedding: of the features for this policy, from `surrogate.embed`; default computed, with seed 0.
+        workers: processes; the policy must pickle for more than one.
+        progress: called as progress(done, total, note).
+
+    Raises:
+        InputError: an argument cannot be used, or there are fewer usable classes than evaluations.
+
+    Example:
+        >>> import numpy as np
+        >>> from sklearn.neighbors import KNeighborsRegressor
+        >>> from aqx.benchmark import replay
+        >>> from aqx.surrogate import Features
+        >>> x = np.linspace(-1, 1, 50)
+        >>> features = Features([f"f{i}" for i in range(50)], x[:, None] * np.arange(1, 9))
+        >>> curves = replay(features, -(x - 0.3) ** 2, KNeighborsRegressor(3), seeds=3, evaluations=20)
+        >>> curves.regret.shape, bool(curves.regret[:, -1].max() < 0.01)
+        ((3, 20), True)
+    """
+    preset = surrogate.as_preset(policy)
+    given, trained, chosen = _checked(features, values, present, usable, direction)
+    seed_list = _seeds(seeds)
+    if not 1 <= start <= evaluations:
+        raise InputError(f"start={start} must be from 1 to evaluations={evaluations}")
+    if workers < 1:
+        raise InputError(f"workers={workers} is too few; give 1 or more")
+    if chosen.sum() < evaluations:
+        raise InputError(f"evaluations={evaluations}, but only {chosen.sum()} classes can be evaluated; give fewer")
+    sign = 1.0 if direction == "maximize" else -1.0
+    # Higher is better from here to `_curves`.
+    truth = sign * true_values(given, trained)
+    if np.isnan(truth).all():
+        raise InputError("values: every class failed; nothing can be replayed")
+    seen = np.stack([sign * _seen(given, trained, seed) for seed in seed_list.tolist()])
+    if preset.model is None:
+        coordinates = np.zeros((len(features), 0), np.float32)
+    else:
+        coordinates = surrogate.embed(features, preset, 0) if embedding is None else embedding
+    searches = [
+        (coordinates, seen[n], chosen, preset, seed, evaluations, start) for n, seed in enumerate(seed_list.tolist())
+    ]
+    rows = np.empty((len(searches), evaluations), np.int64)
+    spent = 0.0
+    for done, (n, order, seconds) in enumerate(_run(searches, workers, preset), 1):
+        rows[n] = order
+        spent += seconds
+        if progress:
+            progress(done, len(searches), preset.name)
+    choices = len(searches) * (evaluations - start)
+    return _curves(preset.name, seed_list, rows, seen, truth, sign, spent / max(choices, 1))
+
+
+def true_values(
+    values: Float64[np.ndarray, "C S"], present: Bool[np.ndarray, "C S"] | None = None
+) -> Float64[np.ndarray, " C"]:
+    """Mean of the finite results of each class; nan where more than half of its trainings failed, or all.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.benchmark.replay import true_values
+        >>> true_values(np.array([[0.5, 0.7], [0.5, np.nan], [np.nan, np.inf]]))
+        array([0.6, 0.5, nan])
+    """
+    trained = np.ones(values.shape, bool) if present is None else present
+    finite = np.isfinite(values) & trained
+    counts = finite.sum(axis=1)
+    # Divided first: a sum of the largest losses would overflow.
+    means = (np.where(finite, values, 0) / np.maximum(counts, 1)[:, None]).sum(axis=1)
+    return np.where((counts > 0) & (2 * counts >= trained.sum(axis=1)), means, np.nan)
+
+
+def _search(
+    coordinates: np.ndarray,
+    seen: np.ndarray,
+    usable: np.ndarray,
+    preset: Preset,
+    seed: int,
+    evaluations: int,
+    start: int,
+) -> tuple[np.ndarray, float]:
+    """The rows that one search evaluates, in order, and how long it took to choose them."""
+    order = _generator(seed, 0).permutation(np.flatnonzero(usable))
+    if preset.model is None:
+        return order[:evaluations], 0.0
+    rows = order[:start].tolist()
+    choices = _generator(seed, 2).integers(2**31, size=evaluations)
+    began = time.perf_counter()
+    while len(rows) < evaluations:
+        chosen = surrogate.suggest(
+            coordinates, rows, seen[rows], preset=preset, seed=int(choices[len(rows)]), candidates=usable
+        )
+        rows.append(int(chosen.index[0]))
+    return np.array(rows, np.int64), time.perf_counter() - began
+
+
+def _run(searches: list[tuple[Any, ...]], workers: int, preset: Preset) -> Iterator[tuple[int, np.ndarray, float]]:
+    """Run searches here or in processes; yield the number, rows and seconds of each as it ends."""
+    workers = 1 if preset.model is None else min(workers, len(searches))
+    if workers == 1:
+        for n, search in enumerate(searches):
+            yield n, *_search(*search)
+        return
+    try:
+        pickle.dumps(preset)
+    except Exception as error:
+        raise InputError(
+            f"policy={preset.name!r} cannot be sent to other processes ({error}); use workers=1"
+        ) from error
+    # Processes, as the trees of one suggestion are too small for threads.
+    with worker_pool(workers) as pool:
+        numbers = {pool.submit(_search, *search): n for n, search in enumerate(searches)}
+        try:
+            for future in as_completed(numbers):
+                yield numbers[future], *future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _curves(
+    policy: str,
+    seeds: np.ndarray,
+    rows: np.ndarray,
+    seen: np.ndarray,
+    truth: np.ndarray,
+    sign: float,
+    seconds: float,
+) -> Curves:
+    """Follow the incumbents of N searches."""
+    results = np.take_along_axis(seen, rows, axis=1)
+    results = np.where(np.isfinite(results), results, -np.inf)
+    records = np.maximum.accumulate(results, axis=1)
+    improves = results > np.concatenate([np.full((len(rows), 1), -np.inf), records[:, :-1]], axis=1)
+    # The evaluation that made the record; the first of equal results stays the incumbent.
+    at = np.maximum.accumulate(np.where(improves, np.arange(rows.shape[1]), -1), axis=1)
+    incumbents = np.where(at >= 0, np.take_along_axis(rows, np.maximum(at, 0), axis=1), -1)
+    worth = np.where(np.isfinite(truth), truth, np.nanmin(truth))
+    ranks = _ranks(truth)
+    last = 1 + np.isfinite(truth).sum()
+    best = np.where(at >= 0, worth[incumbents], worth.min())
+    return Curves(
+        policy,
+        seeds,
+        rows,
+        incumbents,
+        sign * best,
+        worth.max() - best,
+        np.where(at >= 0, ranks[incumbents], last),
+        sign * float(worth.max()),
+        len(truth),
+        seconds,
+    )
+
+
+def _ranks(truth: Float64[np.ndarray, " C"]) -> Int64[np.ndarray, " C"]:
+    """1 + the number of classes that are truly better; all failed ones follow the others."""
+    finite = np.sort(truth[np.isfinite(truth)])
+    better = len(finite) - np.searchsorted(finite, np.where(np.isfinite(truth), truth, -np.inf), side="right")
+    return better.astype(np.int64) + 1
+
+
+def _seen(values: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
+    """What a search of this seed sees of each class [C]: one of its trainings."""
+    order = np.argsort(~present, axis=1, kind="stable")  # trainings first
+    draw = np.floor(_generator(seed, 1).random(len(values)) * present.sum(axis=1)).astype(np.int64)
+    return values[np.arange(len(values)), order[np.arange(len(values)), draw]]
+
+
+def _generator(seed: int, use: int) -> np.random.Generator:
+    return np.random.default_rng([seed, use])
+
+
+def _checked(
+    features: Features, values: Any, present: np.ndarray | None, usable: np.ndarray | None, direction: str
+) -> tuple[Float64[np.ndarray, "C S"], Bool[np.ndarray, "C S"], Bool[np.ndarray, " C"]]:
+    classes = len(features)
+    matrix = np.asarray(values, np.float64)
+    matrix = matrix[:, None] if matrix.ndim == 1 else matrix
+    if matrix.ndim != 2 or len(matrix) != classes or not matrix.size:
+        raise InputError(f"values has the shape {np.shape(values)}; give [C] or [C, S] for the {classes} classes")
+    trained = np.ones(matrix.shape, bool) if present is None else np.asarray(present, bool)
+    if trained.shape != matrix.shape or not trained.any(axis=1).all():
+        raise InputError(f"present must have the shape {matrix.shape} of values, and a training in every row")
+    free = np.ones(classes, bool) if usable is None else np.asarray(usable, bool)
+    if free.shape != (classes,):
+        raise InputError(f"usable has the shape {free.shape}; give one bool for each of {classes} classes")
+    if direction not in ("maximize", "minimize"):
+        raise InputError(f"direction={direction!r} is unknown; give 'maximize' or 'minimize'")
+    return matrix, trained, free
+
+
+def _seeds(seeds: int | Sequence[int]) -> Int[np.ndarray, " N"]:
+    listed = np.arange(seeds) if isinstance(seeds, (int, np.integer)) else np.asarray(seeds)
+    if not len(listed) or not np.issubdtype(listed.dtype, np.integer) or (listed < 0).any() or (listed >= _SEED).any():
+        raise InputError(f"seeds={seeds!r} cannot be used; give a number of searches, or their seeds from 0")
+    return listed.astype(np.int64)
