@@ -13,6 +13,8 @@ from aqx.surrogate.features import Features
 
 Progress = Callable[[int, int, str], None]
 _CHUNK = 8192
+# Candidates whose principal components are found, at most; ids are hashes, so that every k-th is a random sample.
+_FITTED = 65536
 # Euclidean distances of P float32 numbers stay finite below this: P · (2·limit)² < 3.4e38 for P < 10⁷.
 _RAW_LIMIT = 1e15
 # Below so many distinct rows UMAP's spectral start has no eigenvectors to find and its picture no meaning.
@@ -26,11 +28,10 @@ def squash(outputs: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 def fit_components(
     rows: Float32[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
-) -> Float32[np.ndarray, "P 1+K"]:
+) -> Float32[np.ndarray, "P columns"]:
     """Find the mean and the first `count` principal components of `transform(rows)`.
 
-    The covariance is summed over chunks of rows, so that 400,000 rows need no second copy in memory. Components
-    without variance are 0; each component's sign is that which makes its largest loading positive.
+    Components without variance are 0; each component's sign is that which makes its largest loading positive.
 
     Args:
         rows: one row per candidate [C, P].
@@ -43,12 +44,11 @@ def fit_components(
     components = np.zeros((rows.shape[1], 1 + count), np.float32)
     if not rows.size:
         return components
-    chunks = [slice(start, start + _CHUNK) for start in range(0, len(rows), _CHUNK)]
-    sums = [transform(rows[chunk]).sum(axis=0, dtype=np.float64) for chunk in chunks]
-    components[:, 0] = np.sum(sums, axis=0) / len(rows)
+    rows = transform(rows[:: -(-len(rows) // _FITTED)])
+    components[:, 0] = rows.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((rows.shape[1], rows.shape[1]))
-    for chunk in chunks:
-        centred = transform(rows[chunk]) - components[:, 0]
+    for start in range(0, len(rows), _CHUNK):
+        centred = rows[start : start + _CHUNK] - components[:, 0]
         covariance += centred.T @ centred
     values, vectors = np.linalg.eigh(covariance)
     keep = np.argsort(values)[::-1][:count]
@@ -61,7 +61,7 @@ def fit_components(
 
 
 def project_on(
-    components: Float32[np.ndarray, "P 1+K"],
+    components: Float32[np.ndarray, "P columns"],
     rows: Float32[np.ndarray, "C P"],
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Float32[np.ndarray, "C K"]:
