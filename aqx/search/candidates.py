@@ -61,7 +61,7 @@ def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidat
         seed: of the embedding, where it has one.
         before: what an earlier call returned; it is returned again where nothing has changed.
     """
-    key = task_id, f"{preset.name}/{preset.form}", 0 if isinstance(preset.embed, Projection) else seed
+    key = task_id, f"{preset.name}/{preset.form}", 0 if isinstance(preset.embed, Projection) else seed % 2**63
     while True:
         counts, number, fitted_to = find_embedding(db, *key)
         if before is not None and (counts, number) == (before.counts, before.stored.embedding_id):

@@ -99,10 +99,12 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any], length: int
     return ", ".join(f"{key} (stored {show(stored, key)}, now {show(given, key)})" for key in keys)
 
 
-def matrix_column(matrix: Float32[np.ndarray, "K D"]) -> pa.FixedSizeListArray:
+def matrix_column(matrix: Float32[np.ndarray, "K D"]) -> pa.Array:
     """The rows of a matrix as one Arrow column of lists, without a copy."""
+    if not matrix.shape[1]:
+        return pa.array([[]] * len(matrix), pa.list_(pa.float32()))
     flat = np.ascontiguousarray(matrix).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=pa.list_(pa.float32(), matrix.shape[1]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), matrix.shape[1])
 
 
 def insert_rows(
