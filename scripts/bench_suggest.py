@@ -31,7 +31,7 @@ import aqx
 from aqx import surrogate
 from aqx.enumeration import enumerate_space
 from aqx.search.study import Study
-from aqx.store import Database, functions, load_spectra
+from aqx.store import Database, functions, invalid_spectra, load_spectra
 
 TASK = "mnist1d"
 RESULTS = 100
@@ -94,7 +94,7 @@ def plain(path: Path, preset: str) -> dict[str, object]:
         matrix[row_of[class_id]] = features
     embedding = surrogate.embed(surrogate.Features(classes.names.tolist(), classes.outputs, matrix), preset)
     records = [record for record in study.records() if record.class_id in row_of]
-    broken = aqx.store.invalid_spectra(study.db, study.task_id)
+    broken = invalid_spectra(study.db, study.task_id)
     (chosen,) = surrogate.suggest(
         embedding,
         [row_of[str(record.class_id)] for record in records],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -250,8 +249,6 @@ def test_an_embedding_replaces_the_earlier_one_of_its_task_preset_and_seed(db: D
     assert all(load_embedding(db, gone) is None for gone in numbers - {number for number, _ in kept.values()})
     with db.read() as con:
         assert con.execute("SELECT count(*) FROM embedding_rows").fetchall() == [(25,)]
-    with pytest.raises(InputError, match=r"agree in length, but got \[2, 3\]"):
-        save_embedding(db, 1, "paper", 0, replace(embedding(2), ids=embedding(3).ids))
 
 
 def test_an_embedding_that_is_not_due_stays(db: Database):

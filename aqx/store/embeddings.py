@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float32, UInt64
 
-from aqx.errors import InputError
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.features import FeatureCounts, count_features
@@ -64,13 +63,7 @@ def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: S
         preset: the surrogate's name.
         seed: of the fit.
         fitted: the embedding.
-
-    Raises:
-        InputError: the lengths do not agree.
     """
-    lengths = {len(fitted.ids), len(fitted.coordinates), len(fitted.has_spectrum)}
-    if len(lengths) > 1:
-        raise InputError(f"ids, coordinates and has_spectrum must agree in length, but got {sorted(lengths)}")
     key = [task_id, preset, seed]
     with db.transaction() as con:
         found = con.execute(
@@ -83,7 +76,7 @@ def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: S
         con.execute("DELETE FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)", key)
         ((number,),) = con.execute("SELECT nextval('embedding_ids')").fetchall()
         packed = io.BytesIO()
-        np.savez(packed, **fitted.loadings)
+        np.savez(packed, allow_pickle=False, **fitted.loadings)
         con.execute(
             "INSERT INTO embeddings VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [number, *key, fitted.fitted_to.classes, fitted.fitted_to.spectra, packed.getvalue(), clock.now()],

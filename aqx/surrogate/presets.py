@@ -60,7 +60,8 @@ def _on_components(features: Features, loadings: Loadings) -> Float32[np.ndarray
     """Coordinates on these components, and whether there is a spectrum."""
     present = features.has_spectrum
     spectra = np.zeros((len(features), 8), np.float32)
-    spectra[present] = project_on(loadings["spectra"], features.spectra[present])
+    if present.any():  # else they may have no columns either
+        spectra[present] = project_on(loadings["spectra"], features.spectra[present])
     return np.hstack([project_on(loadings["outputs"], features.outputs, squash), spectra, present[:, None]])
 
 
