@@ -21,8 +21,8 @@ from _timing import seconds
 import aqx
 from aqx import surrogate
 from aqx.enumeration import enumerate_space
-from aqx.search import candidates
-from aqx.store import Database
+from aqx.store import Database, invalid_spectra
+from aqx.store.features import load_features
 
 FUNCTIONS = ("tanh", "swish", "erf", "softsign", "sigmoid", "elu", "arctan", "cosh")
 
@@ -55,13 +55,14 @@ def bench_suggestions(folder: Path, task: aqx.Task, repeat: int) -> dict[str, tu
     aqx.fisher.compute_spectra(Database(path), task)
     rng = np.random.default_rng(0)
     study = aqx.Study(path, task)
-    table = candidates.load(study.db, study.task_id)
-    for row in rng.choice(np.flatnonzero(table.usable), 100, replace=False):
-        study.add(str(table.names[row]), val_acc=float(rng.random()))
+    table = load_features(study.db, study.task_id)
+    broken = invalid_spectra(study.db, study.task_id).keys()
+    usable = [name for name in table.names if study.class_id(name) not in broken]
+    for name in rng.choice(usable, 100, replace=False):
+        study.add(str(name), val_acc=float(rng.random()))
 
     def refit() -> None:
-        features = surrogate.Features(table.names.tolist(), table.outputs, table.spectra)
-        surrogate.embed(features, "paper", 0)
+        surrogate.embed(surrogate.Features(table.names.tolist(), table.outputs, table.spectra), "paper", 0)
 
     refit()
     plain = seconds(refit, 1)

@@ -14,7 +14,7 @@ import pytest
 from store_helpers import number, one_line, put, value_of
 
 from aqx.errors import StoreError
-from aqx.store import Database, claim_spectra, schema
+from aqx.store import Database, claim_spectra, find_embedding, schema
 
 
 def test_a_block_is_committed_when_it_ends_and_leaves_nothing_open(db_path: Path):
@@ -212,9 +212,22 @@ def test_a_database_of_the_first_version_gets_what_came_since(db_path: Path):
     old = Database(db_path, create=True)
     put(old, "a", "1")
     with old.transaction() as con:
-        con.execute("DROP TABLE spectra_claims; UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+        con.execute("DROP TABLE spectra_claims; DROP TABLE embeddings; DROP TABLE embedding_rows")
+        con.execute("DROP SEQUENCE embedding_ids; UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+        con.execute(
+            "CREATE TABLE embeddings (embedding_id BIGINT NOT NULL, task_id BIGINT NOT NULL, preset VARCHAR NOT NULL,"
+            "fingerprint VARCHAR NOT NULL, created_at TIMESTAMP NOT NULL);"
+            "CREATE TABLE embedding_rows (embedding_id BIGINT NOT NULL, class_id UUID NOT NULL, coordinates FLOAT[]);"
+            "INSERT INTO embeddings VALUES (1, 1, 'forest', 'print', '2026-01-01'); "
+            "INSERT INTO embedding_rows VALUES (1, uuid(), [1, 2])"
+        )
     newer = Database(db_path)
     assert claim_spectra(newer, 1, "worker", limit=1, lease_seconds=60).missing == 0
+    assert find_embedding(newer, 1, "forest", 0)[1] is None  # of another form: fitted anew when it is wanted
+    with newer.read() as con, Database(db_path.with_name("new.duckdb"), create=True).read() as fresh:
+        columns = "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns() WHERE NOT internal"
+        order = " AND database_name = 'aqx' ORDER BY ALL"
+        assert con.execute(columns + order).fetchall() == fresh.execute(columns + order).fetchall()
     assert (value_of(newer, "schema_version"), value_of(newer, "a")) == (str(schema.current_version()), "1")
 
 

@@ -13,10 +13,12 @@ from store_helpers import start_python
 from aqx.errors import InputError, StoreError
 from aqx.store import (
     Database,
+    StoredEmbedding,
     add_spectra,
     claim_spectra,
     clock,
     count_spectra,
+    find_embedding,
     find_task,
     invalid_spectra,
     list_tasks,
@@ -29,6 +31,7 @@ from aqx.store import (
     set_spectra_form,
     spectra_form,
 )
+from aqx.store.features import FeatureCounts
 
 NASTY_NAMES = ["it's", 'say "x"', "a'; DROP TABLE tasks; --", "ünï→💡", "", "nul\0byte", "x" * 1_000_000]
 
@@ -76,9 +79,8 @@ def test_any_name_is_data(db: Database, name: str):
     task_id = register_task(db, name, {"name": name, name: 1})
     task = find_task(db, name)
     assert task is not None and task.task_id == task_id and task.name == name
-    save_embedding(db, task_id, name, name, ids(1), np.zeros((1, 2), np.float32))
-    kept = load_embedding(db, task_id, name)
-    assert kept is not None and kept[0] == name
+    number = save_embedding(db, task_id, name, 0, embedding(1))
+    assert find_embedding(db, task_id, name, 0)[1] == number
     add_classes(db, [(ids(1)[0], name, 1, True, True, False)])
     assert claimed(db, task_id, names=[name]) == [(ids(1)[0], name)]
 
@@ -210,35 +212,57 @@ def test_the_view_of_classes_joins_outputs_where_there_are_some(db: Database):
     assert rows == [(b, "exp(exp(x))", False, None), (a, "relu(x)", True, [1.0, 2.0])]
 
 
-def test_an_embedding_replaces_the_earlier_one_of_its_task_and_preset(db: Database):
-    rng = np.random.default_rng(2)
-    assert load_embedding(db, 1, "paper") is None
-    kept = {}
-    for task_id, preset, rows in [
-        (1, "paper", 50),
-        (1, "other", 3),
-        (2, "paper", 4),
-        (1, "paper", 40_000),
-        (1, "paper", 7),
-    ]:
-        kept[task_id, preset] = (f"print {rows}", ids(rows), rng.standard_normal((rows, 2)).astype(np.float32))
-        save_embedding(db, task_id, preset, *kept[task_id, preset])
-    for key, (fingerprint, names, matrix) in kept.items():
-        found = load_embedding(db, *key)
-        assert found is not None
-        assert (found[0], found[1].tolist()) == (fingerprint, names)
-        np.testing.assert_array_equal(found[2], matrix)
+def embedding(rows: int, columns: int = 2, classes: int = 1000, **loadings: np.ndarray) -> StoredEmbedding:
+    rng = np.random.default_rng(rows)
+    halves = rng.integers(2**64, size=(rows, 2), dtype=np.uint64)
+    coordinates = rng.standard_normal((rows, columns)).astype(np.float32)
+    return StoredEmbedding(FeatureCounts(classes, 7), halves, coordinates, rng.random(rows) < 0.5, loadings)
+
+
+def test_an_embedding_replaces_the_earlier_one_of_its_task_preset_and_seed(db: Database):
+    assert find_embedding(db, 1, "paper", 0) == (FeatureCounts(0, 0, 0), None, None)
+    kept, numbers = {}, set()
+    for step, (task_id, preset, seed, rows, columns) in enumerate(
+        [
+            (1, "paper", 0, 50, 2),
+            (1, "other", 0, 3, 17),
+            (2, "paper", 0, 4, 2),
+            (1, "paper", 1, 5, 2),
+            (1, "none", 0, 6, 0),
+            (1, "paper", 0, 40_000, 3),
+            (1, "paper", 0, 7, 2),
+        ]
+    ):
+        saved = embedding(rows, columns, classes=1000 * 2**step, mean=np.arange(rows, dtype=np.float32))
+        number = save_embedding(db, task_id, preset, seed, saved)
+        kept[task_id, preset, seed] = number, saved
+        numbers.add(number)
+    assert len(numbers) == 7
+    for key, (number, saved) in kept.items():
+        assert find_embedding(db, *key)[1:] == (number, saved.fitted_to)
+        found = load_embedding(db, number)
+        assert found is not None and (found.embedding_id, found.fitted_to) == (number, saved.fitted_to)
+        for name in ("ids", "coordinates", "has_spectrum"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(saved, name))
+            assert getattr(found, name).dtype == getattr(saved, name).dtype
+        np.testing.assert_array_equal(found.loadings["mean"], saved.loadings["mean"])
+    assert all(load_embedding(db, gone) is None for gone in numbers - {number for number, _ in kept.values()})
     with db.read() as con:
-        assert con.execute("SELECT count(*) FROM embedding_rows").fetchall() == [(14,)]
-    with pytest.raises(InputError, match="agree in length, but got 2 and 3"):
-        save_embedding(db, 1, "paper", "", ids(2), np.ones((3, 2), np.float32))
+        assert con.execute("SELECT count(*) FROM embedding_rows").fetchall() == [(25,)]
+
+
+def test_an_embedding_that_is_not_due_stays(db: Database):
+    first = save_embedding(db, 1, "paper", 0, embedding(5, classes=1000))
+    assert save_embedding(db, 1, "paper", 0, embedding(6, classes=1100)) == first
+    assert save_embedding(db, 1, "paper", 0, embedding(4, classes=900)) == first
+    second = save_embedding(db, 1, "paper", 0, embedding(7, classes=1101))
+    assert second != first and find_embedding(db, 1, "paper", 0)[1] == second
 
 
 def test_embeddings_that_are_replaced_do_not_grow_the_file(db: Database):
-    names, matrix = ids(5000), np.random.default_rng(3).standard_normal((5000, 2)).astype(np.float32)
     sizes = []
-    for _ in range(6):
-        save_embedding(db, 1, "paper", "", names, matrix)
+    for step in range(6):
+        save_embedding(db, 1, "paper", 0, embedding(5000, classes=2**step))
         sizes.append(db.path.stat().st_size)
     assert sizes[-1] <= 2 * sizes[0]
 

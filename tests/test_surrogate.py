@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from aqx.errors import Exhausted, InputError
-from aqx.surrogate import PRESETS, Features, Preset, as_preset, embed, fingerprint, suggest
-from aqx.surrogate.embeddings import principal_components, squash
+from aqx.surrogate import PRESETS, Features, Preset, Projection, as_preset, embed, suggest
+from aqx.surrogate.embeddings import fit_components, principal_components, project_on, squash
 from aqx.surrogate.models import extra_trees, nearest_neighbours
 from aqx.surrogate.suggestions import normal_scores
 
@@ -56,7 +56,7 @@ def test_import_of_the_room_loads_neither_umap_nor_sklearn():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# Features and fingerprints
+# Features
 
 
 def test_features_mark_rows_without_a_spectrum():
@@ -81,23 +81,6 @@ def test_features_that_do_not_fit_are_refused(names, outputs, spectra, message):
         Features(names, outputs, spectra)
 
 
-def test_fingerprint_is_that_of_the_contents():
-    names, outputs = ["a", "b"], np.arange(6.0).reshape(2, 3)
-    spectra = np.array([[1.0, 2.0], [np.nan, -np.nan]])
-    same = fingerprint(Features(names, outputs, spectra), "forest", 0)
-    assert same == fingerprint(Features(tuple(names), np.asfortranarray(outputs), spectra.copy()), "forest", 0)
-    others = [
-        fingerprint(Features(["a", "c"], outputs, spectra), "forest", 0),
-        fingerprint(Features(names, outputs + 1, spectra), "forest", 0),
-        fingerprint(Features(names, outputs, spectra + 1), "forest", 0),
-        fingerprint(Features(names, outputs), "forest", 0),
-        fingerprint(Features(names, outputs, spectra), "paper", 0),
-        fingerprint(Features(names, outputs, spectra), "forest", 1),
-    ]
-    assert len({same, *others}) == 7
-    assert len(same) == 32
-
-
 # Embeddings
 
 
@@ -117,6 +100,32 @@ def test_principal_components_without_variance_are_zero():
     assert found.shape == (5, 3)
     np.testing.assert_allclose(found[:, 0], 2 * (np.arange(5) - 2), atol=1e-5)
     assert not found[:, 1:].any()
+
+
+def test_components_of_very_many_candidates_are_those_of_a_sample():
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(150_000, 3)) * [4, 2, 1]).astype(np.float32)
+    loadings = fit_components(rows, 3)[:, 1:]
+    np.testing.assert_allclose(np.abs(loadings), np.eye(3), atol=0.02)
+
+
+def test_a_projection_does_not_depend_on_the_rows_beside():
+    rows = np.random.default_rng(0).normal(size=(10_000, 40)).astype(np.float32)
+    components = fit_components(rows, 5, squash)
+    together = project_on(components, rows, squash)
+    for part in (slice(1), slice(5, 8), slice(8190, 8195), slice(0, None, 7)):
+        np.testing.assert_array_equal(project_on(components, rows[part], squash), together[part])
+
+
+def test_what_joins_an_embedding_gets_the_place_it_would_have_had(planted):
+    features, _ = planted
+    projection = PRESETS["forest"].embed
+    assert isinstance(projection, Projection)
+    loadings = projection.fit(features)
+    some = Features(features.names[40:60], features.outputs[40:60], features.spectra[40:60])
+    np.testing.assert_array_equal(projection.project(some, loadings), embed(features, "forest")[40:60])
+    bare = projection.project(Features(some.names, some.outputs), loadings)
+    assert bare.shape == (20, 17) and not bare[:, 8:].any()
 
 
 def test_squash_keeps_sign_order_and_range():

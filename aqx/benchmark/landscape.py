@@ -20,7 +20,10 @@ from aqx.errors import InputError, ParseError
 from aqx.fisher import compute_spectra
 from aqx.search import candidates as candidate_room
 from aqx.space import Space
-from aqx.store import Database, embeddings, functions
+from aqx.store import Database, functions
+from aqx.store.embeddings import StoredEmbedding, find_embedding, load_embedding, save_embedding
+from aqx.store.features import FeatureRows, load_features
+from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import register_task
 from aqx.surrogate import PRESETS, Features, Preset
 from aqx.tasks import Task
@@ -112,24 +115,21 @@ def landscape_of(
         if not wanted:
             raise InputError(f"table has no function to search among: of {len(set(table.names))}, all are left out")
         task_id = register_task(db, task.name, task.identity())
-        rows, candidates = _candidates(db, task_id, wanted)
-        lacking = candidates.usable[rows] & ~np.isfinite(candidates.spectra[rows]).all(axis=1)
-        if lacking.any() or not candidates.spectra.shape[1]:
-            lacks = [wanted[class_id] for class_id in candidates.class_ids[rows]]
-            compute_spectra(db, task, names=lacks, progress=progress)
-            rows, candidates = _candidates(db, task_id, wanted)
-        class_ids = candidates.class_ids[rows]
+        rows, found, usable = _features(db, task_id, wanted)
+        if (usable & ~found.has_spectrum).any():
+            compute_spectra(db, task, names=list(wanted.values()), progress=progress)
+            rows, found, usable = _features(db, task_id, wanted)
+        class_ids = candidate_room.texts(rows.ids)
         row_of = {class_id: row for row, class_id in enumerate(class_ids)}
-        found = Features(candidates.names[rows].tolist(), candidates.outputs[rows], candidates.spectra[rows])
         coordinates = {
-            preset.name: _embedding(db, task_id, preset, found, class_ids, progress)
+            preset.name: _embedding(db, task_id, preset, found, rows, progress)
             for preset in presets
             if preset.model is not None
         }
     class_of = [row_of.get(known[str(names[text])][0], -1) if text in names else -1 for text in table.names]
     values, present = _by_class(np.array(class_of), table.metrics[objective], len(found))
     return Landscape(
-        objective, direction, class_ids, found, values, present, candidates.usable[rows], dict(reasons), coordinates
+        objective, direction, np.array(class_ids, object), found, values, present, usable, dict(reasons), coordinates
     )
 
 
@@ -168,25 +168,31 @@ def _classes(db: Database, trees: list[Tree], progress: Progress | None) -> dict
     return known
 
 
-def _candidates(db: Database, task_id: int, wanted: dict[str, str]) -> tuple[np.ndarray, candidate_room.Candidates]:
-    """The database's candidates, and which of their rows the table has."""
-    candidates = candidate_room.load(db, task_id)
-    return np.array([row for row, class_id in enumerate(candidates.class_ids) if class_id in wanted]), candidates
+def _features(db: Database, task_id: int, wanted: dict[str, str]) -> tuple[FeatureRows, Features, np.ndarray]:
+    """Stored features of the wanted classes, the same as the surrogate takes them, and which do not break the model."""
+    rows = load_features(db, task_id)
+    at = candidate_room.find_rows(rows.ids, candidate_room.halves(sorted(wanted)))
+    rows = FeatureRows(rows.counts, rows.ids[at], rows.names[at], rows.outputs[at], rows.spectra[at])
+    invalid = invalid_spectra(db, task_id)
+    usable = np.array([class_id not in invalid for class_id in candidate_room.texts(rows.ids)], bool)
+    return rows, Features(rows.names.tolist(), rows.outputs, rows.spectra), usable
 
 
 def _embedding(
-    db: Database, task_id: int, preset: Preset, found: Features, class_ids: np.ndarray, progress: Progress | None
+    db: Database, task_id: int, preset: Preset, found: Features, rows: FeatureRows, progress: Progress | None
 ) -> Float[np.ndarray, "C _"]:
     """The preset's coordinates: those stored with the features, or fitted now and stored."""
     if PRESETS.get(preset.name, preset).embed is not preset.embed:
         return surrogate.embed(found, preset, 0, progress)  # another embedding under a known name
-    kept_as = f"replay {preset.name}"  # beside that of a study in the same database, which has other classes
-    fingerprint = surrogate.fingerprint(found, preset.name, 0)
-    stored = embeddings.load_embedding(db, task_id, kept_as)
-    if stored and stored[0] == fingerprint:
-        return stored[2]
+    # Beside that of a study in the same database, which has other classes.
+    key = task_id, f"replay {preset.name}/{preset.form}", 0
+    _, number, _ = find_embedding(db, *key)
+    stored = load_embedding(db, number) if number is not None else None
+    same = stored is not None and np.array_equal(stored.ids, rows.ids)
+    if stored is not None and same and np.array_equal(stored.has_spectrum, found.has_spectrum):
+        return stored.coordinates
     matrix = surrogate.embed(found, preset, 0, progress)
-    embeddings.save_embedding(db, task_id, kept_as, fingerprint, class_ids.tolist(), matrix)
+    save_embedding(db, *key, StoredEmbedding(rows.counts, rows.ids, matrix, found.has_spectrum))
     return matrix
 
 

@@ -1,16 +1,19 @@
-"""`Candidates`: the classes a study may train, with their features, as rows of matrices."""
+"""`Candidates`: the classes a study may train, with the surrogate's coordinates, as rows of matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from uuid import UUID
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int, UInt64
 
-from aqx import surrogate
-from aqx.store import embeddings, functions, spectra
 from aqx.store.connection import Database
+from aqx.store.embeddings import StoredEmbedding, find_embedding, is_due, load_embedding, save_embedding
+from aqx.store.features import FeatureCounts, FeatureRows, load_features
+from aqx.store.spectra import invalid_spectra
+from aqx.surrogate import Features, Preset, Projection
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,50 +21,127 @@ class Candidates:
     """All candidates of a task: C classes in the order of their ids.
 
     Attributes:
-        version: changes whenever classes or spectra were added.
-        class_ids: as text [C].
-        names: the simplest name of each class [C].
-        outputs: at the database's points [C, n].
-        spectra: features of the Fisher spectrum [C, D]; rows of nan where there is none.
+        counts: of the features in the database when they were read.
+        stored: the embedding that they are in.
+        ids: halves of the class ids [C, 2].
+        coordinates: the surrogate's [C, K]; rows of nan where it has none until the embedding is fitted anew.
+        has_spectrum: whose Fisher spectrum is known [C].
         usable: False where the spectrum is invalid: the model breaks with this function [C].
     """
 
-    version: tuple[int, ...]
-    class_ids: np.ndarray
-    names: np.ndarray
-    outputs: Float32[np.ndarray, "C n"]
-    spectra: Float32[np.ndarray, "C D"]
+    counts: FeatureCounts
+    stored: StoredEmbedding
+    ids: UInt64[np.ndarray, "C 2"]
+    coordinates: Float32[np.ndarray, "C K"]
+    has_spectrum: Bool[np.ndarray, " C"]
     usable: Bool[np.ndarray, " C"]
 
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Class id → row."""
-        return {class_id: row for row, class_id in enumerate(self.class_ids)}
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    def embedding(self, db: Database, task_id: int, preset: str, seed: int) -> Float32[np.ndarray, "C K"]:
-        """Return the surrogate's coordinates of all candidates: the stored ones, or fitted now and stored."""
-        features = surrogate.Features(self.names.tolist(), self.outputs, self.spectra)
-        fingerprint = surrogate.fingerprint(features, preset, seed)
-        stored = embeddings.load_embedding(db, task_id, preset)
-        if stored and stored[0] == fingerprint:
-            return stored[2]
-        matrix = surrogate.embed(features, preset, seed)
-        if matrix.size:  # the random preset needs no coordinates
-            embeddings.save_embedding(db, task_id, preset, fingerprint, self.class_ids.tolist(), matrix)
-        return matrix
+    def rows_of(self, class_ids: Iterable[str]) -> Int[np.ndarray, " R"]:
+        """Return the rows of classes; -1 for one that is no candidate."""
+        return find_rows(self.ids, halves(class_ids))
+
+    def class_ids(self, rows: Int[np.ndarray, " R"]) -> list[str]:
+        """Return the ids of candidates as text."""
+        return texts(self.ids[rows])
 
 
-def load(db: Database, task_id: int) -> Candidates:
-    """Read the candidates of a task."""
-    version = functions.features_version(db, task_id)
-    classes = functions.load_candidates(db)
-    ids, features = spectra.load_spectra(db, task_id)
-    invalid = spectra.invalid_spectra(db, task_id)
-    matrix = np.full((len(classes.names), features.shape[1]), np.nan, np.float32)
-    # Both lists of ids ascend.
-    rows = np.searchsorted(classes.class_ids.astype(str), ids.astype(str)) if len(ids) else np.empty(0, int)
-    found = rows < len(classes.names)
-    found[found] = classes.class_ids[rows[found]] == ids[found]
-    matrix[rows[found]] = features[found]
-    usable = np.array([class_id not in invalid for class_id in classes.class_ids], bool)
-    return Candidates(version, classes.class_ids, classes.names, classes.outputs, matrix, usable)
+def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidates | None = None) -> Candidates:
+    """Return the candidates of a task on the stored embedding, which is fitted where there is none or it is due.
+
+    Candidates that came later join it where the preset's embedding is a projection, so that every process has the same
+    coordinates, whichever of them has fitted.
+
+    Args:
+        db: the database.
+        task_id: the task.
+        preset: the surrogate.
+        seed: of the embedding, where it has one.
+        before: what an earlier call returned; it is returned again where nothing has changed.
+    """
+    key = task_id, f"{preset.name}/{preset.form}", 0 if isinstance(preset.embed, Projection) else seed % 2**63
+    while True:
+        counts, number, fitted_to = find_embedding(db, *key)
+        if before is not None and (counts, number) == (before.counts, before.stored.embedding_id):
+            return before
+        if number is None or fitted_to is None or is_due(fitted_to, counts):
+            features = load_features(db, task_id)
+            if not len(features.ids):
+                return _candidates(db, task_id, _fit(features, preset, seed), features.counts)
+            save_embedding(db, *key, _fit(features, preset, seed))
+            continue  # what is stored now may be another process's
+        stored = before.stored if before and before.stored.embedding_id == number else load_embedding(db, number)
+        if stored is None:
+            continue
+        if fitted_to[:2] != counts[:2]:
+            features = load_features(db, task_id, lacking=number)
+            return _candidates(db, task_id, _joined(stored, features, preset), features.counts, stored)
+        return _candidates(db, task_id, stored, counts)
+
+
+def _fit(rows: FeatureRows, preset: Preset, seed: int) -> StoredEmbedding:
+    features = Features(rows.names.tolist(), rows.outputs, rows.spectra)
+    if isinstance(preset.embed, Projection):
+        loadings = preset.embed.fit(features)
+        coordinates = preset.embed.project(features, loadings)
+    else:
+        loadings, coordinates = {}, preset.embed(features, seed, None)
+    return StoredEmbedding(rows.counts, rows.ids, coordinates, features.has_spectrum, loadings)
+
+
+def _joined(stored: StoredEmbedding, rows: FeatureRows, preset: Preset) -> StoredEmbedding:
+    """The embedding with candidates that it lacks, or whose spectrum it lacks."""
+    features = Features(rows.names.tolist(), rows.outputs, rows.spectra)
+    at = find_rows(stored.ids, rows.ids)
+    known, new = at >= 0, at < 0
+    if isinstance(preset.embed, Projection):
+        found = preset.embed.project(features, stored.loadings)
+    else:
+        found = np.full((len(features), stored.coordinates.shape[1]), np.nan, np.float32)
+        found[known] = stored.coordinates[at[known]]
+    coordinates, has_spectrum = stored.coordinates.copy(), stored.has_spectrum.copy()
+    coordinates[at[known]], has_spectrum[at[known]] = found[known], features.has_spectrum[known]
+    ids = np.concatenate([stored.ids, rows.ids[new]])
+    order = np.lexsort((ids[:, 1], ids[:, 0]))
+    return StoredEmbedding(
+        rows.counts,
+        ids[order],
+        np.concatenate([coordinates, found[new]])[order],
+        np.concatenate([has_spectrum, features.has_spectrum[new]])[order],
+    )
+
+
+def _candidates(
+    db: Database, task_id: int, embedding: StoredEmbedding, counts: FeatureCounts, stored: StoredEmbedding | None = None
+) -> Candidates:
+    usable = np.ones(len(embedding.ids), bool)
+    if counts.invalid:
+        broken = find_rows(embedding.ids, halves(invalid_spectra(db, task_id)))
+        usable[broken[broken >= 0]] = False
+    return Candidates(counts, stored or embedding, embedding.ids, embedding.coordinates, embedding.has_spectrum, usable)
+
+
+def find_rows(ids: UInt64[np.ndarray, "C 2"], wanted: UInt64[np.ndarray, "R 2"]) -> Int[np.ndarray, " R"]:
+    """Return where ids stand among ascending ones; -1 for those that do not."""
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    last, at = len(ids) - 1, np.searchsorted(ids[:, 0], wanted[:, 0])
+    while True:  # past those few that share the first half and have a smaller second
+        here = ids[np.minimum(at, last)]
+        behind = (at <= last) & (here[:, 0] == wanted[:, 0]) & (here[:, 1] < wanted[:, 1])
+        if not behind.any():
+            return np.where((at <= last) & (here == wanted).all(axis=1), at, -1)
+        at = at + behind
+
+
+def texts(ids: UInt64[np.ndarray, "R 2"]) -> list[str]:
+    """Return ids as text."""
+    return [str(UUID(int=hi << 64 | lo)) for hi, lo in ids.tolist()]
+
+
+def halves(class_ids: Iterable[str]) -> UInt64[np.ndarray, "R 2"]:
+    """Return ids, given as text, as pairs of 64-bit halves."""
+    numbers = [UUID(class_id).int for class_id in class_ids]
+    return np.array([(number >> 64, number & (2**64 - 1)) for number in numbers], np.uint64).reshape(-1, 2)

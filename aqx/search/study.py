@@ -81,7 +81,6 @@ class Study:
         self.db = db if isinstance(db, Database) else Database(db, create=True)
         self.task_id = register_task(self.db, self.task.name, self.task.identity())
         self._candidates: Candidates | None = None
-        self._embedding: tuple[Candidates, np.ndarray] | None = None
         self._class_ids: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -287,15 +286,14 @@ class Study:
 
     def _suggest(self, n: int, rows: list[trial_rows.TrialRow]) -> list[Suggestion]:
         table = self._load_candidates()
-        if not len(table.names):
+        if not len(table):
             raise Exhausted(
                 f"{self.db.path} holds no candidates yet; fill it: aqx enumerate {self.db.path} --space act_bench"
             )
         observed, values, pending = self._seen(table, rows)
-        embedding = self._coordinates(table)
         next_id = max((row.trial_id for row in rows), default=0) + 1
         chosen = surrogates.suggest(
-            embedding,
+            table.coordinates,
             observed,
             values,
             pending,
@@ -304,30 +302,22 @@ class Study:
             candidates=table.usable,
             n=n,
         )
+        class_ids = table.class_ids(chosen.index)
+        names = functions.class_names(self.db, class_ids)
         return [
-            Suggestion(str(table.names[row]), str(table.class_ids[row]), self.sign * float(mean), float(spread))
-            for row, mean, spread in zip(chosen.index, chosen.mean, chosen.spread, strict=True)
+            Suggestion(name, class_id, self.sign * float(mean), float(spread))
+            for name, class_id, mean, spread in zip(names, class_ids, chosen.mean, chosen.spread, strict=True)
         ]
 
     def _seen(self, table: Candidates, rows: list[trial_rows.TrialRow]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""
-        observed, values, pending = [], [], []
         abandoned = _abandoned(rows)
-        for row in rows:
-            at = table.row_of.get(row.class_id or "")
-            if at is None or row.purpose not in SEARCHED:
-                continue
-            if row.status in ("done", "failed") or row.class_id in abandoned:
-                observed.append(at)
-                values.append(np.nan if row.objective is None else self.sign * row.objective)
-            elif row.status == "running":
-                pending.append(at)
-        return np.array(observed, np.int64), np.array(values, np.float64), np.array(pending, np.int64)
-
-    def _coordinates(self, table: Candidates) -> np.ndarray:
-        if self._embedding is None or self._embedding[0] is not table:
-            self._embedding = table, table.embedding(self.db, self.task_id, self.preset.name, self.seed)
-        return self._embedding[1]
+        searched = [row for row in rows if row.purpose in SEARCHED and row.class_id]
+        at = table.rows_of(str(row.class_id) for row in searched)
+        ended = np.array([row.status in ("done", "failed") or row.class_id in abandoned for row in searched], bool)
+        values = np.array([np.nan if row.objective is None else self.sign * row.objective for row in searched], float)
+        running = np.array([row.status == "running" for row in searched], bool)
+        return at[ended & (at >= 0)], values[ended & (at >= 0)], at[running & ~ended & (at >= 0)]
 
     def most_promising(self) -> list[str]:
         """Return the ids of the classes without a Fisher spectrum, the best prediction first.
@@ -339,9 +329,8 @@ class Study:
         observed, values, _ = self._seen(table, trial_rows.list_trials(self.db, self.task_id))
         if not len(observed):
             return []
-        order = surrogates.rank(self._coordinates(table), observed, values, preset=self.preset, seed=self.seed)
-        lacks = table.usable & ~np.isfinite(table.spectra).all(axis=1) if table.spectra.shape[1] else table.usable
-        return table.class_ids[order[lacks[order]]].tolist()
+        order = surrogates.rank(table.coordinates, observed, values, preset=self.preset, seed=self.seed)
+        return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
 
     def left_out(self) -> dict[str, int]:
         """Return how many classes the search does not consider, by the reason.
@@ -354,8 +343,7 @@ class Study:
         return {"not finite": counts["not finite"], "constant": counts["constant"], "break the model": broken}
 
     def _load_candidates(self) -> Candidates:
-        if self._candidates is None or self._candidates.version != functions.features_version(self.db, self.task_id):
-            self._candidates = candidate_room.load(self.db, self.task_id)
+        self._candidates = candidate_room.load(self.db, self.task_id, self.preset, self.seed, self._candidates)
         return self._candidates
 
     def _done(self) -> list[Record]:

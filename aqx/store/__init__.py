@@ -1,7 +1,7 @@
 """The store: one DuckDB file that holds functions, their classes, tasks, spectra, trials and embeddings."""
 
 from aqx.store.connection import Database
-from aqx.store.embeddings import load_embedding, save_embedding
+from aqx.store.embeddings import StoredEmbedding, find_embedding, load_embedding, save_embedding
 from aqx.store.spectra import (
     SpectraClaim,
     add_spectra,
@@ -19,6 +19,7 @@ from aqx.store.trials import add_result, add_results, claim, fail, finish, heart
 __all__ = [
     "Database",
     "SpectraClaim",
+    "StoredEmbedding",
     "TaskRow",
     "TrialRow",
     "add_result",
@@ -36,6 +37,7 @@ __all__ = [
     "invalid_spectra",
     "list_tasks",
     "list_trials",
+    "find_embedding",
     "load_embedding",
     "load_spectra",
     "register_task",

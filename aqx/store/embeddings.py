@@ -1,68 +1,136 @@
-"""Fitted embeddings of all candidates, kept with the fingerprint of what they were fitted to."""
+"""Fitted embeddings of all candidates, kept with what they were fitted to, so that later processes need not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, UInt64
 
-from aqx.errors import InputError
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.values import insert_rows, matrix_column, read_matrix
+from aqx.store.features import FeatureCounts, count_features
+from aqx.store.functions import CLASS_ID, ID_HALVES
+from aqx.store.values import insert_rows, matrix_column, read_columns
+
+# An embedding is fitted anew when there are so many times the classes or the spectra that it was fitted to.
+_GROWTH = 1.1
 
 
-def save_embedding(
-    db: Database,
-    task_id: int,
-    preset: str,
-    fingerprint: str,
-    class_ids: Sequence[str] | np.ndarray,
-    matrix: Float32[np.ndarray, "C D"],
-) -> None:
-    """Keep an embedding in the place of the earlier one of this task and preset.
+@dataclass(frozen=True, eq=False)
+class StoredEmbedding:
+    """An embedding of the candidates there were when it was fitted.
+
+    Attributes:
+        fitted_to: how many classes and spectra there were.
+        ids: halves of the candidates' ids, ascending [C, 2].
+        coordinates: of each of them [C, K].
+        has_spectrum: whose spectra were known then [C].
+        loadings: what is needed to give more candidates coordinates of the same kind; empty where that cannot be done.
+        embedding_id: its number, that no other embedding in the database ever has; 0 before it is stored.
+    """
+
+    fitted_to: FeatureCounts
+    ids: UInt64[np.ndarray, "C 2"]
+    coordinates: Float32[np.ndarray, "C K"]
+    has_spectrum: Bool[np.ndarray, " C"]
+    loadings: Mapping[str, np.ndarray] = field(default_factory=dict)
+    embedding_id: int = 0
+
+
+def is_due(fitted_to: FeatureCounts, now: FeatureCounts) -> bool:
+    """Whether an embedding must be fitted anew: there are 10 % more classes or spectra than it was fitted to.
+
+    Example:
+        >>> from aqx.store.features import FeatureCounts
+        >>> [is_due(FeatureCounts(100, 10), FeatureCounts(*now)) for now in ((110, 11), (111, 10), (100, 12))]
+        [False, True, True]
+    """
+    return now.classes > _GROWTH * fitted_to.classes or now.spectra > _GROWTH * fitted_to.spectra
+
+
+def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: StoredEmbedding) -> int:
+    """Keep an embedding in the place of the earlier one of this task, preset and seed, and return its number.
+
+    Where another process was quicker and has stored one that is not due to be fitted anew, that one stays, and its
+    number is returned: two processes that fit at once then go on with the same embedding.
 
     Args:
         db: the database.
         task_id: from `register_task`.
         preset: the surrogate's name.
-        fingerprint: of the inputs that the embedding was fitted to.
-        class_ids: C class ids as text.
-        matrix: their coordinates.
-
-    Raises:
-        InputError: the lengths do not agree.
+        seed: of the fit.
+        fitted: the embedding.
     """
-    if len(class_ids) != len(matrix):
-        raise InputError(f"class_ids and matrix must agree in length, but got {len(class_ids)} and {len(matrix)}")
+    key = [task_id, preset, seed]
     with db.transaction() as con:
-        earlier = "SELECT embedding_id FROM embeddings WHERE task_id = ? AND preset = ?"
-        con.execute(f"DELETE FROM embedding_rows WHERE embedding_id IN ({earlier})", [task_id, preset])
-        con.execute("DELETE FROM embeddings WHERE task_id = ? AND preset = ?", [task_id, preset])
-        ((number,),) = con.execute("SELECT coalesce(max(embedding_id), 0) + 1 FROM embeddings").fetchall()
+        found = con.execute(
+            "SELECT embedding_id, classes, spectra FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)", key
+        ).fetchall()
+        for number, classes, spectra in found:
+            if not is_due(FeatureCounts(classes, spectra), fitted.fitted_to):
+                return number
+            con.execute("DELETE FROM embedding_rows WHERE embedding_id = ?", [number])
+        con.execute("DELETE FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)", key)
+        ((number,),) = con.execute("SELECT nextval('embedding_ids')").fetchall()
+        packed = io.BytesIO()
+        np.savez(packed, allow_pickle=False, **fitted.loadings)
         con.execute(
-            "INSERT INTO embeddings VALUES (?, ?, ?, ?, ?)", [number, task_id, preset, fingerprint, clock.now()]
+            "INSERT INTO embeddings VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [number, *key, fitted.fitted_to.classes, fitted.fitted_to.spectra, packed.getvalue(), clock.now()],
         )
         insert_rows(
             con,
-            "INSERT INTO embedding_rows SELECT ?, class_id::UUID, coordinates FROM incoming",
+            f"INSERT INTO embedding_rows SELECT ?, {CLASS_ID}, has_spectrum, coordinates FROM incoming",
             [number],
-            {"class_id": pa.array(class_ids, pa.string()), "coordinates": matrix_column(matrix)},
+            {
+                "hi": fitted.ids[:, 0],
+                "lo": fitted.ids[:, 1],
+                "has_spectrum": fitted.has_spectrum,
+                "coordinates": matrix_column(fitted.coordinates),
+            },
         )
+        return number
 
 
-def load_embedding(
-    db: Database, task_id: int, preset: str
-) -> tuple[str, np.ndarray, Float32[np.ndarray, "C D"]] | None:
-    """The kept embedding as (fingerprint, class ids [C] as text, coordinates), in the order it was saved; or None."""
+def find_embedding(
+    db: Database, task_id: int, preset: str, seed: int
+) -> tuple[FeatureCounts, int | None, FeatureCounts | None]:
+    """Return what features there are, the number of the kept embedding, and what that was fitted to (None: no such)."""
+    with db.read() as con:
+        counts = count_features(con, task_id)
+        found = con.execute(
+            "SELECT embedding_id, classes, spectra FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)",
+            [task_id, preset, seed],
+        ).fetchall()
+    for number, classes, spectra in found:
+        return counts, number, FeatureCounts(classes, spectra)
+    return counts, None, None
+
+
+def load_embedding(db: Database, embedding_id: int) -> StoredEmbedding | None:
+    """Return an embedding by its number; None where another has taken its place."""
     with db.read() as con:
         found = con.execute(
-            "SELECT embedding_id, fingerprint FROM embeddings WHERE task_id = ? AND preset = ?", [task_id, preset]
+            "SELECT classes, spectra, loadings FROM embeddings WHERE embedding_id = ?", [embedding_id]
         ).fetchall()
         if not found:
             return None
-        ((number, fingerprint),) = found
-        query = "SELECT class_id::VARCHAR, coordinates FROM embedding_rows WHERE embedding_id = ? ORDER BY rowid"
-        return fingerprint, *read_matrix(con, query, [number])
+        ((classes, spectra, packed),) = found
+        columns = read_columns(
+            con,
+            f"SELECT {ID_HALVES}, has_spectrum, coordinates FROM embedding_rows WHERE embedding_id = ? ORDER BY rowid",
+            [embedding_id],
+        )
+    with np.load(io.BytesIO(packed), allow_pickle=False) as loadings:
+        kept = {name: loadings[name] for name in loadings.files}
+    return StoredEmbedding(
+        FeatureCounts(classes, spectra),
+        np.stack([columns["hi"], columns["lo"]], axis=1),
+        columns["coordinates"],
+        columns["has_spectrum"],
+        kept,
+        embedding_id,
+    )

@@ -18,7 +18,9 @@ from aqx.store.values import insert_rows, matrix_column
 
 FLAGS = ("finite", "finite_at_0", "finite_at_20", "finite_gradient_at_0", "constant", "affine")
 
-_CLASS_ID = "((hi::UHUGEINT << 64) | lo::UHUGEINT)::UUID"
+# A UUID of two 64-bit halves, which is how arrays hold ids, and the halves of a UUID.
+CLASS_ID = "((hi::UHUGEINT << 64) | lo::UHUGEINT)::UUID"
+ID_HALVES = "(class_id::UHUGEINT >> 64)::UBIGINT AS hi, (class_id::UHUGEINT & 18446744073709551615)::UBIGINT AS lo"
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _insert_functions(
     select = "" if new else "DISTINCT"
     where = "" if new else "ANTI JOIN functions USING (name)"
     return insert_rows(
-        con, f"INSERT INTO functions SELECT {select} name, {_CLASS_ID}, ? FROM incoming {where}", [size], columns
+        con, f"INSERT INTO functions SELECT {select} name, {CLASS_ID}, ? FROM incoming {where}", [size], columns
     )
 
 
@@ -197,7 +199,7 @@ def _insert_classes(
     columns = {"name": pa.array([names[row] for row in simplest.rows.tolist()], pa.string())}
     columns |= {"hi": halves[:, 0], "lo": halves[:, 1]}
     columns |= {flag: pa.array(simplest.flags[flag]) for flag in FLAGS}
-    selected = f"(SELECT {_CLASS_ID} AS class_id, name, ?::USMALLINT AS size, {flags} FROM incoming)"
+    selected = f"(SELECT {CLASS_ID} AS class_id, name, ?::USMALLINT AS size, {flags} FROM incoming)"
     added = insert_rows(
         con,
         f"INSERT INTO class_info (class_id, name, size, {flags}) "
@@ -224,22 +226,19 @@ def _insert_outputs(
     # Joined without the long column, which each step of a query would copy.
     con.register("incoming", pa.table({"hi": ids[:, 0], "lo": ids[:, 1], "row": np.arange(len(ids))}))
     stored = con.execute(
-        f"SELECT row FROM (SELECT {_CLASS_ID} AS class_id, row FROM incoming) SEMI JOIN class_outputs USING (class_id)"
+        f"SELECT row FROM (SELECT {CLASS_ID} AS class_id, row FROM incoming) SEMI JOIN class_outputs USING (class_id)"
     ).fetchnumpy()["row"]
     con.unregister("incoming")
     if len(stored):
         ids, outputs = np.delete(ids, stored, axis=0), np.delete(outputs, stored, axis=0)
     columns = {"hi": ids[:, 0], "lo": ids[:, 1], "outputs": matrix_column(outputs)}
-    insert_rows(con, f"INSERT INTO class_outputs SELECT {_CLASS_ID}, outputs FROM incoming", [], columns)
+    insert_rows(con, f"INSERT INTO class_outputs SELECT {CLASS_ID}, outputs FROM incoming", [], columns)
 
 
 def known_classes(db: Database) -> tuple[UInt64[np.ndarray, "C 2"], np.ndarray, list[str]]:
     """Return the halves of the ids, the sizes and the simplest names of all stored classes."""
     with db.read() as con:
-        found = con.sql(
-            "SELECT (class_id::UHUGEINT >> 64)::UBIGINT AS hi, "
-            "(class_id::UHUGEINT & 18446744073709551615)::UBIGINT AS lo, size, name FROM class_info"
-        ).to_arrow_table()
+        found = con.sql(f"SELECT {ID_HALVES}, size, name FROM class_info").to_arrow_table()
     ids = np.stack([found["hi"].to_numpy(), found["lo"].to_numpy()], axis=1)
     return ids, found["size"].to_numpy(), found["name"].to_pylist()
 
@@ -302,13 +301,15 @@ def load_candidates(db: Database) -> Classes:
     )
 
 
-def features_version(db: Database, task_id: int) -> tuple[int, int]:
-    """Return the numbers of classes and of a task's spectra; they grow whenever features of candidates are added."""
+def class_names(db: Database, class_ids: Sequence[str]) -> list[str]:
+    """Return the simplest names of stored classes, in the order of their ids."""
     with db.read() as con:
-        ((classes, spectra),) = con.execute(
-            "SELECT (SELECT count(*) FROM class_info), (SELECT count(*) FROM spectra WHERE task_id = ?)", [task_id]
+        names = con.execute(
+            "SELECT class_id::VARCHAR, name FROM class_info WHERE class_id IN (SELECT unnest(?::UUID[]))",
+            [list(class_ids)],
         ).fetchall()
-    return classes, spectra
+    name_of = dict(names)
+    return [name_of[class_id] for class_id in class_ids]
 
 
 def count_functions(db: Database) -> dict[str, int]:

@@ -17,6 +17,20 @@ MIGRATIONS: tuple[str, ...] = (
         task_id BIGINT NOT NULL, class_id UUID NOT NULL, worker VARCHAR NOT NULL, expires_at TIMESTAMP NOT NULL
     );
     """,
+    # Embeddings are fitted anew when they are wanted.
+    """
+    DROP TABLE embedding_rows;
+    DROP TABLE embeddings;
+    CREATE SEQUENCE embedding_ids;
+    CREATE TABLE embeddings (
+        embedding_id BIGINT NOT NULL, task_id BIGINT NOT NULL, preset VARCHAR NOT NULL, seed BIGINT NOT NULL,
+        classes BIGINT NOT NULL, spectra BIGINT NOT NULL, loadings BLOB NOT NULL, created_at TIMESTAMP NOT NULL
+    );
+    CREATE TABLE embedding_rows (
+        embedding_id BIGINT NOT NULL, class_id UUID NOT NULL, has_spectrum BOOLEAN NOT NULL,
+        coordinates FLOAT[] NOT NULL
+    );
+    """,
 )
 
 

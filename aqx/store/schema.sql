@@ -81,13 +81,24 @@ CREATE TABLE trials (
     finished_at TIMESTAMP
 );
 
--- A fitted embedding of all candidates, one per task and preset; fingerprint is that of its inputs.
+-- A fitted embedding of all candidates, one per task, preset and seed. classes, spectra: how many there were; loadings: a NumPy
+-- archive of what gives later candidates coordinates of the same kind, empty where nothing can. A number is never used twice.
+CREATE SEQUENCE embedding_ids;
+
 CREATE TABLE embeddings (
     embedding_id BIGINT NOT NULL,
     task_id BIGINT NOT NULL,
     preset VARCHAR NOT NULL,
-    fingerprint VARCHAR NOT NULL,
+    seed BIGINT NOT NULL,
+    classes BIGINT NOT NULL,
+    spectra BIGINT NOT NULL,
+    loadings BLOB NOT NULL,
     created_at TIMESTAMP NOT NULL
 );
 
-CREATE TABLE embedding_rows (embedding_id BIGINT NOT NULL, class_id UUID NOT NULL, coordinates FLOAT[] NOT NULL);
+CREATE TABLE embedding_rows (
+    embedding_id BIGINT NOT NULL,
+    class_id UUID NOT NULL,
+    has_spectrum BOOLEAN NOT NULL, -- when the embedding was fitted
+    coordinates FLOAT[] NOT NULL
+);

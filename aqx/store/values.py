@@ -99,8 +99,10 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any], length: int
     return ", ".join(f"{key} (stored {show(stored, key)}, now {show(given, key)})" for key in keys)
 
 
-def matrix_column(matrix: Float32[np.ndarray, "K D"]) -> pa.FixedSizeListArray:
+def matrix_column(matrix: Float32[np.ndarray, "K D"]) -> pa.Array:
     """The rows of a matrix as one Arrow column of lists, without a copy."""
+    if not matrix.shape[1]:
+        return pa.array([[]] * len(matrix), pa.list_(pa.float32()))
     flat = np.ascontiguousarray(matrix).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), matrix.shape[1])
 
@@ -130,3 +132,20 @@ def read_matrix(
     return np.array(ids.to_pylist(), dtype=object), matrix.reshape(len(ids), -1) if len(ids) else np.zeros(
         (0, 0), np.float32
     )
+
+
+def read_columns(
+    con: duckdb.DuckDBPyConnection, query: str, parameters: list[Any] | dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Run a query and return its columns; one of lists of equal length is a matrix, one of text an array of objects."""
+    table = con.sql(query, params=parameters).to_arrow_table()
+    return {
+        name: _as_array(column.combine_chunks()) for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+
+
+def _as_array(column: pa.Array) -> np.ndarray:
+    if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(column), len(flat) // max(len(column), 1))
+    return column.to_numpy(zero_copy_only=False)

@@ -1,7 +1,8 @@
 """The surrogate: features of candidates and results so far → which candidate to train next."""
 
-from aqx.surrogate.features import Features, fingerprint
+from aqx.surrogate.features import Features
 from aqx.surrogate.presets import DEFAULT, PRESETS, Preset, as_preset
+from aqx.surrogate.projection import Projection
 from aqx.surrogate.suggestions import Suggestions, embed, rank, suggest
 
 __all__ = [
@@ -9,10 +10,10 @@ __all__ = [
     "PRESETS",
     "Features",
     "Preset",
+    "Projection",
     "Suggestions",
     "as_preset",
     "embed",
-    "fingerprint",
     "rank",
     "suggest",
 ]

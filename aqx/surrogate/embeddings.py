@@ -13,6 +13,8 @@ from aqx.surrogate.features import Features
 
 Progress = Callable[[int, int, str], None]
 _CHUNK = 8192
+# Candidates whose principal components are found, at most; ids are hashes, so that every k-th is a random sample.
+_FITTED = 65536
 # Euclidean distances of P float32 numbers stay finite below this: P · (2·limit)² < 3.4e38 for P < 10⁷.
 _RAW_LIMIT = 1e15
 # Below so many distinct rows UMAP's spectral start has no eigenvectors to find and its picture no meaning.
@@ -24,13 +26,12 @@ def squash(outputs: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return np.copysign(np.log1p(np.abs(outputs)), outputs)
 
 
-def principal_components(
+def fit_components(
     rows: Float32[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
-) -> Float32[np.ndarray, "C K"]:
-    """Project `transform(rows)` on its first `count` principal components.
+) -> Float32[np.ndarray, "P columns"]:
+    """Find the mean and the first `count` principal components of `transform(rows)`.
 
-    The covariance is summed over chunks of rows, so that 400,000 rows need no second copy in memory. Components
-    without variance are 0; each component's sign is that which makes its largest loading positive.
+    Components without variance are 0; each component's sign is that which makes its largest loading positive.
 
     Args:
         rows: one row per candidate [C, P].
@@ -38,27 +39,51 @@ def principal_components(
         transform: applied to each chunk of rows.
 
     Returns:
-        Coordinates [C, K], not scaled: a column's variance is its eigenvalue.
+        For `project_on`: the mean, then the loadings of each component [P, 1 + K].
     """
-    projected = np.zeros((len(rows), count), np.float32)
+    components = np.zeros((rows.shape[1], 1 + count), np.float32)
     if not rows.size:
-        return projected
-    chunks = [slice(start, start + _CHUNK) for start in range(0, len(rows), _CHUNK)]
-    sums = [transform(rows[chunk]).sum(axis=0, dtype=np.float64) for chunk in chunks]
-    mean = (np.sum(sums, axis=0) / len(rows)).astype(np.float32)
+        return components
+    rows = transform(rows[:: -(-len(rows) // _FITTED)])
+    components[:, 0] = rows.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((rows.shape[1], rows.shape[1]))
-    for chunk in chunks:
-        centred = transform(rows[chunk]) - mean
+    for start in range(0, len(rows), _CHUNK):
+        centred = rows[start : start + _CHUNK] - components[:, 0]
         covariance += centred.T @ centred
     values, vectors = np.linalg.eigh(covariance)
     keep = np.argsort(values)[::-1][:count]
     keep = keep[values[keep] > 1e-10 * max(values[-1], 1e-30)]
     loadings = vectors[:, keep]
-    loadings = loadings * np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(len(keep))])
-    loadings = loadings.astype(np.float32)
-    for chunk in chunks:
-        projected[chunk, : len(keep)] = (transform(rows[chunk]) - mean) @ loadings
+    components[:, 1 : 1 + len(keep)] = loadings * np.sign(
+        loadings[np.abs(loadings).argmax(axis=0), np.arange(len(keep))]
+    )
+    return components
+
+
+def project_on(
+    components: Float32[np.ndarray, "P columns"],
+    rows: Float32[np.ndarray, "C P"],
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Float32[np.ndarray, "C K"]:
+    """Project `transform(rows)` on components from `fit_components`.
+
+    Returns:
+        Coordinates [C, K], not scaled: over the rows fitted to, a column's variance is its eigenvalue.
+    """
+    mean, loadings = components[:, 0], components[:, 1:].astype(np.float64)
+    projected = np.zeros((len(rows), loadings.shape[1]), np.float32)
+    for start in range(0, len(rows) if len(components) else 0, _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        # Summed in float64: in float32 a row's coordinates would depend on how many rows come with it.
+        projected[chunk] = (transform(rows[chunk]) - mean) @ loadings
     return projected
+
+
+def principal_components(
+    rows: Float32[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> Float32[np.ndarray, "C K"]:
+    """Project `transform(rows)` on its own first `count` principal components; see `fit_components`."""
+    return project_on(fit_components(rows, count, transform), rows, transform)
 
 
 def umap_union(features: Features, seed: int, progress: Progress | None = None) -> Float32[np.ndarray, "C 2"]:

@@ -1,8 +1,7 @@
-"""`Features`: what the surrogate knows of every candidate; the fingerprint by which a stored embedding is reused."""
+"""`Features`: what the surrogate knows of every candidate."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -54,29 +53,6 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def fingerprint(features: Features, preset: str, seed: int) -> str:
-    """Return a digest of all that an embedding depends on: equal digests, equal embeddings.
-
-    It depends on contents alone, not on library versions, so that an upgrade does not make a search refit and jump.
-
-    Example:
-        >>> import numpy as np
-        >>> from aqx.surrogate import Features, fingerprint
-        >>> a = Features(["relu(x)"], np.zeros((1, 4)))
-        >>> fingerprint(a, "forest", 0) == fingerprint(a, "forest", 1)
-        False
-    """
-    digest = hashlib.blake2b(repr((preset, int(seed))).encode(), digest_size=16)
-    digest.update("\n".join(features.names).encode())
-    for matrix in (features.outputs, features.spectra):
-        digest.update(repr(matrix.shape).encode())
-        for start in range(0, len(matrix), 8192):
-            rows = matrix[start : start + 8192]
-            # All nans are one nan, and -0 is 0: neither difference reaches an embedding.
-            digest.update(np.where(np.isnan(rows), np.float32(np.nan), rows + np.float32(0)).astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 def _matrix(name: str, value: object, rows: int) -> np.ndarray:

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from aqx.errors import InputError
-from aqx.surrogate.embeddings import Progress, principal_components, squash, umap_union
+from aqx.surrogate.embeddings import Progress, fit_components, project_on, squash, umap_union
 from aqx.surrogate.features import Features
 from aqx.surrogate.models import Model, extra_trees, nearest_neighbours, regressor
+from aqx.surrogate.projection import Loadings, Projection
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class Preset:
 
     Attributes:
         name: how it is asked for and stored.
-        embed: features, seed and progress → coordinates [C, K].
+        embed: features, seed and progress → coordinates [C, K]; a `Projection` where later candidates can join.
         model: predicts from the coordinates of results; None chooses at random.
         exploration: standard deviations added to the mean before the highest is chosen.
         ranks: learn normal scores of ranks instead of the results themselves.
         start: number of results below which the choice is random.
+        form: raise it when `embed` is changed: stored embeddings of another form are not used.
     """
 
     name: str
@@ -34,10 +36,11 @@ class Preset:
     exploration: float = 0.0
     ranks: bool = False
     start: int = 3
+    form: int = 1
 
 
-def _components(features: Features, seed: int, progress: Progress | None) -> Float32[np.ndarray, "C K"]:
-    """Principal components of squashed outputs and of spectra, and whether there is a spectrum.
+def _fit_components(features: Features) -> Loadings:
+    """Principal components of squashed outputs and of spectra.
 
     Candidates without a spectrum are put at the mean of the others. Mean regret after 100 evaluations on 1,450
     functions of act_bench (one training each, 8 searches from 8 random results, 40 trees):
@@ -49,22 +52,30 @@ def _components(features: Features, seed: int, progress: Progress | None) -> Flo
     After 20 evaluations `paper` is level on mnist1d and ahead on digits. UMAP's columns cost 20 s of compiling
     and do not help, so they are left out.
     """
+    spectra = fit_components(features.spectra[features.has_spectrum], 8)
+    return {"outputs": fit_components(features.outputs, 8, squash), "spectra": spectra}
+
+
+def _on_components(features: Features, loadings: Loadings) -> Float32[np.ndarray, "C K"]:
+    """Coordinates on these components, and whether there is a spectrum."""
     present = features.has_spectrum
     spectra = np.zeros((len(features), 8), np.float32)
-    spectra[present] = principal_components(features.spectra[present], 8)
-    return np.hstack([principal_components(features.outputs, 8, squash), spectra, present[:, None]])
+    if present.any():  # else they may have no columns either
+        spectra[present] = project_on(loadings["spectra"], features.spectra[present])
+    return np.hstack([project_on(loadings["outputs"], features.outputs, squash), spectra, present[:, None]])
 
 
-def _nothing(features: Features, seed: int, progress: Progress | None) -> Float32[np.ndarray, "C 0"]:
-    return np.empty((len(features), 0), np.float32)
-
+_COMPONENTS = Projection(_fit_components, _on_components)
+_NOTHING = Projection(lambda features: {}, lambda features, loadings: np.empty((len(features), 0), np.float32))
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("forest", _components, extra_trees, exploration=1.0, ranks=True, start=5),
+        Preset(
+            "forest", Projection(_fit_components, _on_components), extra_trees, exploration=1.0, ranks=True, start=5
+        ),
         Preset("paper", umap_union, nearest_neighbours),
-        Preset("random", _nothing, None),
+        Preset("random", _NOTHING, None),
     )
 }
 DEFAULT = "forest"

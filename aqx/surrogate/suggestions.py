@@ -42,7 +42,7 @@ def embed(
         progress: called as progress(done, total, note).
 
     Returns:
-        Coordinates [C, K]; keep them with `fingerprint(features, preset, seed)`.
+        Coordinates [C, K].
 
     Example:
         >>> import numpy as np

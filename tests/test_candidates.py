@@ -1,0 +1,236 @@
+"""Stored embeddings: reused, due after 10 % more features, joined by later classes, the same for every process."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from aqx.enumeration import enumerate_space
+from aqx.search import Study, candidates
+from aqx.search.candidates import Candidates, find_rows
+from aqx.space import Space
+from aqx.store import Database, add_spectra
+from aqx.store.embeddings import find_embedding
+from aqx.store.features import load_features
+from aqx.surrogate import PRESETS, Features, Preset, Projection, embed
+from aqx.surrogate.models import nearest_neighbours
+
+OPERATORS = ["sin", "tanh", "relu", "square", "exp", "identity", "negative", "add", "mul", "sub"]
+FOREST = PRESETS["forest"]
+# An embedding that no later candidate can join, as UMAP's.
+FIXED = Preset("fixed", lambda features, seed, progress: np.float32(seed) + features.outputs[:, :2], nearest_neighbours)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Database:
+    db = Database(tmp_path / "toy.duckdb", create=True)
+    enumerate_space(db, Space(["binary(unary(x),unary(x))"], OPERATORS), points=16)
+    return db
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many candidates each embedding was fitted to, in order."""
+    sizes = []
+    fit = candidates._fit
+
+    def counted(rows, *rest):
+        sizes.append(len(rows.ids))
+        return fit(rows, *rest)
+
+    monkeypatch.setattr(candidates, "_fit", counted)
+    return sizes
+
+
+def give_spectra(db: Database, count: int, start: int = 0) -> list[str]:
+    """Store spectra of candidates, in the order of their ids, and return their ids."""
+    table = candidates.load(db, 1, FOREST, 0)
+    chosen = table.class_ids(np.arange(start, start + count))
+    add_spectra(db, 1, chosen, np.random.default_rng(start).normal(size=(count, 6)).astype(np.float32))
+    return chosen
+
+
+def same(a: Candidates, b: Candidates) -> bool:
+    """Whether two reads agree bit for bit."""
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name), equal_nan=name == "coordinates")
+        for name in ("counts", "ids", "coordinates", "has_spectrum", "usable")
+    )
+
+
+def test_all_candidates_have_the_coordinates_of_their_features(db):
+    give_spectra(db, 40)
+    found = candidates.load(db, 1, FOREST, 0)
+    rows = load_features(db, 1)
+    assert (found.ids == rows.ids).all() and (np.diff(rows.ids[:, 0].astype(float)) > 0).all()
+    expected = embed(Features(rows.names.tolist(), rows.outputs, rows.spectra), "forest")
+    np.testing.assert_array_equal(found.coordinates, expected)
+    assert found.has_spectrum.sum() == 40 and found.usable.all()
+
+
+def test_features_stand_in_the_rows_of_their_classes(db):
+    chosen = give_spectra(db, 7, start=3)
+    rows = load_features(db, 1)
+    with db.read() as con:
+        stored = con.execute(
+            "SELECT class_id::VARCHAR, name, outputs, features FROM classes LEFT JOIN spectra USING (class_id) "
+            "WHERE finite AND NOT constant ORDER BY class_id"
+        ).fetchall()
+    assert rows.names.tolist() == [name for _, name, _, _ in stored]
+    np.testing.assert_array_equal(rows.outputs, np.array([outputs for _, _, outputs, _ in stored], np.float32))
+    assert [class_id for class_id, _, _, features in stored if features] == chosen
+    assert np.flatnonzero(np.isfinite(rows.spectra).all(axis=1)).tolist() == list(range(3, 10))
+    np.testing.assert_array_equal(rows.spectra[3:10], np.array([row[3] for row in stored[3:10]], np.float32))
+
+
+@pytest.mark.parametrize("preset", [FOREST, PRESETS["random"], FIXED], ids=lambda preset: preset.name)
+def test_a_stored_embedding_is_reused(db, fits, preset):
+    first = candidates.load(db, 1, preset, 0)
+    again = candidates.load(Database(db.path), 1, preset, 0)
+    assert len(first) > 50 and same(first, again) and fits == [len(first)]
+    assert candidates.load(db, 1, preset, 0, before=again) is again
+
+
+def test_seeds_matter_only_where_the_embedding_has_one(db, fits):
+    assert same(candidates.load(db, 1, FOREST, 0), candidates.load(db, 1, FOREST, 1))
+    assert len(fits) == 1
+    zero, one = candidates.load(db, 1, FIXED, 0), candidates.load(db, 1, FIXED, 1)
+    assert not same(zero, one) and same(candidates.load(db, 1, FIXED, 0), zero) and len(fits) == 3
+
+
+def test_another_task_preset_or_form_has_its_own_embedding(db, fits):
+    for task_id, preset in [(1, FOREST), (2, FOREST), (1, PRESETS["random"]), (1, replace(FOREST, form=99))] * 2:
+        candidates.load(db, task_id, preset, 0)
+    assert len(fits) == 4
+
+
+def test_spectra_are_fitted_anew_after_a_tenth_more(db, fits):
+    give_spectra(db, 20)
+    before = candidates.load(db, 1, FOREST, 0)
+    assert len(fits) == 2  # without spectra, and with 20
+    give_spectra(db, 2, start=20)
+    joined = candidates.load(db, 1, FOREST, 0, before)
+    assert len(fits) == 2 and joined.has_spectrum.sum() == 22
+    moved = (joined.coordinates != before.coordinates).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == [20, 21]
+    give_spectra(db, 1, start=22)
+    candidates.load(db, 1, FOREST, 0, joined)
+    assert len(fits) == 3
+
+
+@pytest.mark.parametrize("preset", [FOREST, PRESETS["random"]], ids=lambda preset: preset.name)
+def test_new_classes_join_before_the_fit_is_due(db, fits, preset):
+    before = candidates.load(db, 1, preset, 0)
+    enumerate_space(db, Space(["unary(unary(x))"], ["erf", "sigmoid"]))
+    joined = candidates.load(db, 1, preset, 0, before)
+    assert 0 < len(joined) - len(before) <= 4 and len(fits) == 1
+    assert np.isfinite(joined.coordinates).all()
+    at = joined.rows_of(before.class_ids(np.arange(len(before))))
+    np.testing.assert_array_equal(joined.coordinates[at], before.coordinates)
+    assert same(joined, candidates.load(Database(db.path), 1, preset, 0))
+
+
+def test_many_new_classes_make_the_fit_due(db, fits):
+    before = candidates.load(db, 1, FOREST, 0)
+    enumerate_space(db, Space(["unary(unary(x))"], ["erf", "sigmoid", "swish", "softplus", "elu", "arctan", "cosh"]))
+    after = candidates.load(db, 1, FOREST, 0, before)
+    assert fits == [len(before), len(after)] and len(after) > len(before)
+    with db.read() as con:  # the earlier one has gone
+        assert con.execute("SELECT count(*) FROM embedding_rows").fetchall() == [(len(after),)]
+
+
+def test_where_the_embedding_is_no_projection_new_classes_wait(db, fits):
+    before = candidates.load(db, 1, FIXED, 0)
+    enumerate_space(db, Space(["unary(unary(x))"], ["erf", "sigmoid"]))
+    add_spectra(db, 1, before.class_ids(np.array([0])), None, ["broken"])
+    joined = candidates.load(db, 1, FIXED, 0, before)
+    waiting = ~np.isfinite(joined.coordinates).all(axis=1)
+    assert waiting.sum() == len(joined) - len(before) > 0 and len(fits) == 1
+    np.testing.assert_array_equal(joined.coordinates[~waiting], before.coordinates)
+
+
+def test_a_class_that_breaks_the_model_is_not_usable(db, fits):
+    before = candidates.load(db, 1, FOREST, 0)
+    broken = before.class_ids(np.array([5]))
+    add_spectra(db, 1, broken, None, ["loss is nan"])
+    after = candidates.load(db, 1, FOREST, 0, before)
+    assert np.flatnonzero(~after.usable).tolist() == [5] and len(fits) == 1
+
+
+def test_a_process_goes_on_with_what_another_has_stored_meanwhile(db, monkeypatch):
+    """The second fits as well, but a little later and to another place: the first one's stays."""
+    shifted = Projection(FOREST.embed.fit, lambda *given: FOREST.embed.project(*given) + np.float32(1))
+    found = []
+    load = candidates.load_features
+
+    def overtaken(*given):
+        monkeypatch.setattr(candidates, "load_features", load)
+        features = load(*given)
+        found.append(candidates.load(Database(db.path), 1, FOREST, 0))
+        return features
+
+    monkeypatch.setattr(candidates, "load_features", overtaken)
+    assert same(candidates.load(db, 1, replace(FOREST, embed=shifted), 0), found[0])
+
+
+def test_an_embedding_that_another_process_fits_anew_is_taken_over(db, fits):
+    before = candidates.load(db, 1, FOREST, 0)
+    with db.transaction() as con:
+        con.execute("DELETE FROM embeddings; DELETE FROM embedding_rows")
+    other = candidates.load(Database(db.path), 1, FOREST, 0)
+    after = candidates.load(db, 1, FOREST, 0, before)
+    assert after is not before and after.stored.embedding_id == other.stored.embedding_id > before.stored.embedding_id
+    assert len(fits) == 2
+
+
+def test_processes_that_start_at_once_agree(db):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: candidates.load(Database(db.path), 1, FOREST, 0), range(4)))
+    assert all(same(found[0], other) for other in found)
+    assert len({other.stored.embedding_id for other in found}) == 1
+
+
+def test_suggestions_are_the_same_from_a_fresh_and_a_stored_embedding(db):
+    study = Study(db, toy.task)
+    rows = load_features(db, study.task_id)
+    for number, name in enumerate(rows.names[:: len(rows.names) // 12]):
+        study.add(str(name), val_acc=float(np.sin(number)))
+    first = study.suggest(n=3)
+    assert Study(db.path, toy.task).suggest(n=3) == study.suggest(n=3) == first
+    with db.transaction() as con:
+        con.execute("DELETE FROM embeddings; DELETE FROM embedding_rows")
+    assert Study(db.path, toy.task).suggest(n=3) == first
+
+
+def test_a_class_enumerated_since_is_suggested(db, fits):
+    """Every other candidate has a result, so that only the newcomers are left."""
+    study = Study(db, toy.task)
+    for baseline in toy.task.baselines:
+        study.add(baseline, val_acc=0.5)
+    for name in load_features(db, study.task_id).names.tolist()[::10]:
+        study.add(name, val_acc=0.5)
+    study.suggest()
+    table = study._load_candidates()
+    add_spectra(db, study.task_id, table.class_ids(np.arange(len(table))), None, ["broken"] * len(table))
+    enumerate_space(db, Space(["unary(unary(x))"], ["erf", "sigmoid"]))
+    assert len(fits) == 1
+    assert study.suggest()[0].name.split("(")[0] in ("erf", "sigmoid")
+    assert len(fits) == 1
+
+
+def test_the_number_of_an_embedding_is_what_the_store_says(db):
+    found = candidates.load(db, 1, FOREST, 0)
+    counts, number, fitted_to = find_embedding(db, 1, f"forest/{FOREST.form}", 0)
+    assert (counts, number) == (found.counts, found.stored.embedding_id)
+    assert fitted_to is not None and fitted_to[:2] == counts[:2]
+
+
+def test_rows_are_found_by_both_halves_of_an_id():
+    ids = np.array([[1, 5], [7, 0], [7, 3], [7, 9], [2**64 - 1, 2**64 - 1]], np.uint64)
+    wanted = np.array([[7, 9], [7, 4], [0, 0], [2**64 - 1, 2**64 - 1], [7, 0], [1, 6], [7, 3]], np.uint64)
+    assert find_rows(ids, wanted).tolist() == [3, -1, -1, 4, 1, -1, 2]
+    assert find_rows(ids[:0], wanted).tolist() == [-1] * 7
+    assert find_rows(ids, wanted[:0]).tolist() == []
