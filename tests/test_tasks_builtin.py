@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from flax import linen as nn
 from sklearn.datasets import load_digits
 
 from aqx.activation import activation
-from aqx.tasks import builtin_tasks, check_task, data, digits, load_task, mnist1d, training
+from aqx.tasks import builtin_tasks, check_task, data, digits, load_task, mnist1d, sine, training
+from aqx.tasks.convolution import convolve
 
 ROOT = Path(__file__).parent.parent
 BINARY = [
@@ -28,6 +30,10 @@ BINARY = [
     for outer in ("add", "mul", "max", "sub")
     for left, right in (("relu", "tanh"), ("swish", "erf"), ("elu", "sigmoid"), ("softplus", "arctan"), ("tanh", "erf"))
 ]
+
+
+# Uncompiled, as check_task runs them, these take seconds.
+SLOW_TO_CHECK = ("digits-cnn", "digits-vit", "mnist1d-cnn")
 
 
 @pytest.fixture
@@ -42,12 +48,29 @@ def compiled():
     return events
 
 
-@pytest.mark.parametrize("name", builtin_tasks())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_TO_CHECK)) for name in builtin_tasks()]
+)
 def test_check(name: str):
     # Not all baselines, as each model is built and compiled on its own.
-    report = check_task(dataclasses.replace(load_task(name), baselines=("tanh(x)",)))
-    assert report.kind == "Flax Linen" and all(map(math.isfinite, report.losses.values()))
-    assert all(1.5 < loss < 8 for loss in report.losses.values()), "near log 10, as nothing is learned yet"
+    task = load_task(name)
+    assert task.name == name
+    report = check_task(dataclasses.replace(task, baselines=("tanh(x)",)))
+    assert report.kind == "Flax Linen" and 1000 < report.parameters < 20_000
+    untrained = (0.5, 5) if name == "sine" else (1.5, 8)
+    assert all(untrained[0] < loss < untrained[1] for loss in report.losses.values()), "as nothing is learned yet"
+
+
+@pytest.mark.parametrize("name", builtin_tasks())
+def test_rows_are_in_one_part_only(name: str):
+    rows = sys.modules[load_task(name).build_model.__module__].load_data()
+    together = np.concatenate([part.reshape(len(part), -1) for part in rows[::2]])
+    assert len(np.unique(together, axis=0)) == len(together)
+    assert all(part.dtype == np.float32 for part in rows[::2])
+    x, y = load_task(name).batch()
+    assert 128 <= len(x) <= 300
+    np.testing.assert_array_equal(x, rows.x[: len(x)])
+    np.testing.assert_array_equal(y, rows.y[: len(y)])
 
 
 def test_mnist1d_data_are_the_packages_own():
@@ -121,6 +144,50 @@ def test_digits_tell_activations_apart():
     assert math.isnan(square["val_acc"]) and math.isnan(square["test_acc"])
 
 
+def test_sine_is_minimised_and_diverges_to_nan():
+    task = load_task("sine")
+    assert (task.objective, task.direction) == ("val_loss", "minimize")
+    good, weak = (sine.train(activation(name), 0) for name in ("tanh(x)", "negative(x)"))
+    assert set(good) == {"train_loss", "val_loss", "test_loss"}
+    assert sine.NOISE**2 < good["val_loss"] < weak["val_loss"] / 2
+    assert sine.train(activation("tanh(x)"), 0) == good != sine.train(activation("tanh(x)"), 1)
+    assert all(map(math.isnan, sine.train(activation("exp(x)"), 0).values())), "its error is 550"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(builtin_tasks()) - {"mnist1d"}))
+def test_one_program_serves_a_shape(name: str, compiled: list[float]):
+    task: Any = load_task(name)
+    first = task.train(activation("max(identity(x),zero(x))"), 0)
+    compiled.clear()
+    assert task.train(activation("max(identity(x),zero(x))"), 0) == first
+    results = [task.train(activation(f), seed)[task.objective] for f in BINARY[:3] for seed in (1, 2)]
+    assert not compiled
+    assert len({*results, first[task.objective]}) > 4 and all(map(math.isfinite, results))
+    diverged = task.train(activation("div(one(x),zero(x))"), 0)
+    assert not compiled and math.isnan(diverged[task.objective])
+    assert {name.split("_")[0] for name in first} == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides"), [((3, 11, 2), (5, 2, 4), (4,)), ((2, 8, 7, 3), (3, 2, 3, 5), (2, 1))]
+)
+def test_convolve(shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], padding: str):
+    generator = np.random.default_rng(0)
+    x, weights = (jnp.float32(generator.standard_normal(size)) for size in (shape, kernel))
+    layouts = ("NWC", "WIO", "NWC") if len(strides) == 1 else ("NHWC", "HWIO", "NHWC")
+
+    def values(function):
+        outputs, backward = jax.vjp(function, x, weights)
+        return outputs, *backward(jnp.sin(outputs))
+
+    ours = values(lambda x, weights: convolve(x, weights, strides, padding))
+    lax = partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=layouts)
+    for value, other in zip(ours, values(lax), strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-4)
+
+
 class Shallow(nn.Module):
     act: Any
 
@@ -133,7 +200,7 @@ def test_training_equals_a_plain_loop():
     recipe, rows = training.Recipe(steps=4, batch=32, rate=1e-2), mnist1d.load_data()
     metrics = training.train_classifier(Shallow, activation("tanh(x)"), rows, 5, recipe)
 
-    params, order = training._start(np.uint32(5), rows.x, build_model=Shallow, recipe=recipe)
+    params = training._init(np.uint32(5), rows.x[:1], build_model=Shallow)
     model: Any = Shallow(jnp.tanh)
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 4))
     state = optimizer.init(params)
@@ -141,16 +208,32 @@ def test_training_equals_a_plain_loop():
     def loss(params, x, y):
         return -jax.nn.log_softmax(model.apply(params, x))[np.arange(len(y)), y].mean()
 
-    for batch in np.asarray(order):
-        updates, state = optimizer.update(jax.grad(loss)(params, rows.x[batch], rows.y[batch]), state)
+    def accuracy(params, x, y):
+        return np.mean(np.argmax(model.apply(params, x), -1) == y)
+
+    seen = []
+    for batch in training._batches(5, len(rows.x), recipe):
+        x, y = rows.x[batch], rows.y[batch]
+        seen.append((loss(params, x, y), accuracy(params, x, y)))
+        updates, state = optimizer.update(jax.grad(loss)(params, x, y), state)
         params = optax.apply_updates(params, updates)
-    for part, x, y in (("train", *rows[:2]), ("val", *rows[2:4]), ("test", *rows[4:])):
-        assert math.isclose(metrics[f"{part}_loss"], loss(params, x, y), rel_tol=1e-4)
-        assert abs(metrics[f"{part}_acc"] - np.mean(np.argmax(model.apply(params, x), -1) == y)) < 2e-3
+    expected = {"train": np.mean(seen, axis=0)}
+    for part, x, y in (("val", *rows[2:4]), ("test", *rows[4:])):
+        expected[part] = loss(params, x, y), accuracy(params, x, y)
+    for part, (mean_loss, share) in expected.items():
+        assert math.isclose(metrics[f"{part}_loss"], mean_loss, rel_tol=1e-4)
+        assert abs(metrics[f"{part}_acc"] - share) < 2e-3
+
+
+def test_training_metrics_are_of_the_last_epoch():
+    rows = mnist1d.load_data()
+    few = rows._replace(x=rows.x[:70], y=rows.y[:70])
+    metrics = training.train_classifier(Shallow, activation("tanh(x)"), few, 0, training.Recipe(steps=200, batch=32))
+    assert metrics["train_acc"] * 64 == pytest.approx(round(metrics["train_acc"] * 64)), "two batches of 32"
 
 
 def test_batches_are_fresh_orders_of_all_examples():
-    order = np.asarray(training._batches(jax.random.key(0), 10, training.Recipe(steps=8, batch=3)))
+    order = training._batches(0, 10, training.Recipe(steps=8, batch=3))
     assert order.shape == (8, 3)
     epochs = order[:6].reshape(2, 9)
     assert all(len(set(epoch)) == 9 and set(epoch) <= set(range(10)) for epoch in epochs.tolist())

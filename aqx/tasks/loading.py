@@ -20,7 +20,14 @@ from typing import Any
 from aqx.errors import TaskError
 from aqx.tasks.task import FileReference, Task, one_line
 
-BUILT_IN = {"digits": "aqx.tasks.digits", "mnist1d": "aqx.tasks.mnist1d"}
+BUILT_IN = {
+    "digits": "aqx.tasks.digits",
+    "digits-cnn": "aqx.tasks.digits_cnn",
+    "digits-vit": "aqx.tasks.digits_vit",
+    "mnist1d": "aqx.tasks.mnist1d",
+    "mnist1d-cnn": "aqx.tasks.mnist1d_cnn",
+    "sine": "aqx.tasks.sine",
+}
 
 
 def builtin_tasks() -> tuple[str, ...]:

@@ -1,0 +1,36 @@
+"""A convolution as one matrix product over patches, for the small networks of the built-in tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def convolve(
+    x: Float[Array, "N *S D"],
+    kernel: Float[Array, "*K D F"],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **_: Any,
+) -> Float[Array, "N *T F"]:
+    """Convolve, features last, without dilation and groups: `nn.Conv(..., conv_general_dilated=convolve)`.
+
+    XLA's own convolution on a CPU is slow for the few channels and positions here, its gradient most of all.
+    """
+    sizes = kernel.shape[:-2]
+    pads = jax.lax.padtype_to_pads(x.shape[1:-1], sizes, strides, padding)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    spans = [
+        (total - size) // stride * stride + 1 for total, size, stride in zip(x.shape[1:-1], sizes, strides, strict=True)
+    ]
+    windows = [
+        tuple(slice(first, first + span, stride) for first, span, stride in zip(offset, spans, strides, strict=True))
+        for offset in np.ndindex(*sizes)
+    ]
+    patches = jnp.concatenate([x[:, *window] for window in windows], axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])

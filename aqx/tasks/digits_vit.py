@@ -1,0 +1,68 @@
+"""Task `digits-vit`: the handwritten digits of `digits`, and a small vision transformer.
+
+Model: Dosovitskiy, A. et al. (2021). An Image is Worth 16x16 Words. ICLR; with the mean over tokens for a class token.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from aqx.activation import Activation
+from aqx.tasks.digits import load_data
+from aqx.tasks.losses import softmax_cross_entropy
+from aqx.tasks.task import Task
+from aqx.tasks.training import Recipe, train_classifier
+
+DEPTH, WIDTH, HEADS, MLP_WIDTH = 2, 24, 2, 48
+RECIPE = Recipe(steps=200, batch=20, rate=3e-3)
+FISHER_BATCH = 128
+
+
+class Block(nn.Module):
+    """One transformer block, normalised first, in the form that `nn.scan` repeats."""
+
+    act: Activation
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"], _: None) -> tuple[Float[Array, "N T D"], None]:
+        x = x + nn.MultiHeadDotProductAttention(HEADS)(nn.LayerNorm()(x))
+        hidden = self.act(nn.Dense(MLP_WIDTH)(nn.LayerNorm()(x)))
+        return x + nn.Dense(WIDTH)(hidden), None
+
+
+class ViT(nn.Module):
+    """16 patches of 2×2 pixels, two transformer blocks, the mean over the tokens, and 10 outputs."""
+
+    act: Activation
+
+    @nn.compact
+    def __call__(self, x: Float[ArrayLike, "N 64"]) -> Float[Array, "N 10"]:
+        patches = jnp.asarray(x).reshape(-1, 4, 2, 4, 2).swapaxes(2, 3).reshape(-1, 16, 4)
+        tokens = nn.Dense(WIDTH)(patches)
+        tokens += self.param("position", nn.initializers.normal(0.5), (16, WIDTH))
+        blocks = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=DEPTH)
+        tokens, _ = blocks(self.act)(tokens, None)
+        return nn.Dense(10)(nn.LayerNorm()(tokens).mean(axis=1))
+
+
+def build_model(act: Activation) -> ViT:
+    """Return the transformer with an activation."""
+    return ViT(act)
+
+
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    """Return the training rows that the Fisher features are computed on."""
+    data = load_data()
+    return data.x[:FISHER_BATCH], data.y[:FISHER_BATCH]
+
+
+def train(act: Activation, seed: int) -> dict[str, float]:
+    """Train the transformer for 200 steps; return accuracy and loss on train, val and test rows."""
+    return train_classifier(build_model, act, load_data(), seed, RECIPE)
+
+
+task = Task(name="digits-vit", build_model=build_model, batch=batch, loss=softmax_cross_entropy, train=train)
