@@ -162,7 +162,9 @@ def test_a_class_that_breaks_the_model_is_not_usable(db, fits):
 
 def test_a_process_goes_on_with_what_another_has_stored_meanwhile(db, monkeypatch):
     """The second fits as well, but a little later and to another place: the first one's stays."""
-    shifted = Projection(FOREST.embed.fit, lambda *given: FOREST.embed.project(*given) + np.float32(1))
+    forest = FOREST.embed
+    assert isinstance(forest, Projection)
+    shifted = Projection(forest.fit, lambda *given: forest.project(*given) + np.float32(1))
     found = []
     load = candidates.load_features
 
