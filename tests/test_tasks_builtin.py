@@ -68,7 +68,7 @@ def test_rows_are_in_one_part_only(name: str):
     assert len(np.unique(together, axis=0)) == len(together)
     assert all(part.dtype == np.float32 for part in rows[::2])
     x, y = load_task(name).batch()
-    assert 128 <= len(x) <= 300
+    assert 128 <= len(x) <= 300, "few enough for spectra to be cheap"
     np.testing.assert_array_equal(x, rows.x[: len(x)])
     np.testing.assert_array_equal(y, rows.y[: len(y)])
 

@@ -16,6 +16,8 @@ from aqx.tasks.losses import mean_squared_error
 from aqx.tasks.task import Task
 from aqx.tasks.training import Recipe, train_regressor
 
+# Measured, Spearman's correlation between 2 seeds over random functions of act_bench: 0.98, and 0.80 in the upper third;
+# ReLU's error is 0.14, swish's 0.31, the best of 60 0.014, and that of the noise 0.01.
 FREQUENCIES = (1.0, 2.0, 4.0, 7.0)
 NOISE = 0.1
 TRAINING_ROWS, OTHER_ROWS = 512, 1000
@@ -40,13 +42,13 @@ class MLP(nn.Module):
 
 @cache
 def load_data() -> Split:
-    """Return 512 training, 1000 validation and 1000 test rows: x in [-1, 1] and y, of variance about 1, with noise."""
+    """Return 512 training, 1000 validation and 1000 test rows: x and y of variance about 1, and noise in y."""
     generator = np.random.default_rng(0)
     x = generator.uniform(-1, 1, (TRAINING_ROWS + 2 * OTHER_ROWS, 1))
     y = sum(np.sin(np.pi * f * x + f) for f in FREQUENCIES) * np.sqrt(2 / len(FREQUENCIES))
     y = y + NOISE * generator.standard_normal(y.shape)
     split = [TRAINING_ROWS, TRAINING_ROWS + OTHER_ROWS]
-    parts = zip(np.split(np.float32(x * 1.7), split), np.split(np.float32(y), split), strict=True)
+    parts = zip(np.split(np.float32(x * np.sqrt(3)), split), np.split(np.float32(y), split), strict=True)
     return Split(*(array for part in parts for array in part))
 
 
