@@ -48,7 +48,7 @@ def load_data() -> Split:
     y = sum(np.sin(np.pi * f * x + f) for f in FREQUENCIES) * np.sqrt(2 / len(FREQUENCIES))
     y = y + NOISE * generator.standard_normal(y.shape)
     split = [TRAINING_ROWS, TRAINING_ROWS + OTHER_ROWS]
-    parts = zip(np.split(np.float32(x * np.sqrt(3)), split), np.split(np.float32(y), split), strict=True)
+    parts = zip(np.split(np.float32(x * 1.7), split), np.split(np.float32(y), split), strict=True)
     return Split(*(array for part in parts for array in part))
 
 
