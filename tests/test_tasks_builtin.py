@@ -139,8 +139,12 @@ def test_twenty_candidates_compile_once(compiled: list[float]):
 
 
 def test_digits_tell_activations_apart():
-    relu, erf, square = (digits.train(activation(name), 1) for name in ("relu(x)", "erf(x)", "square(x)"))
-    assert 0.65 < relu["val_acc"] < 0.88 < erf["val_acc"] < 0.95
+    relu, erf = (
+        np.mean([digits.train(activation(name), seed)["val_acc"] for seed in range(5)])
+        for name in ("relu(x)", "erf(x)")
+    )
+    assert 0.7 < relu < erf - 0.03 < 0.91
+    square = digits.train(activation("square(x)"), 1)
     assert math.isnan(square["val_acc"]) and math.isnan(square["test_acc"])
 
 

@@ -23,8 +23,9 @@ def convolve(
     XLA's own convolution on a CPU is slow for the few channels and positions here, its gradient most of all.
     """
     sizes = kernel.shape[:-2]
-    pads = jax.lax.padtype_to_pads(x.shape[1:-1], sizes, strides, padding)
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:-1], sizes, strides, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     spans = [
         (total - size) // stride * stride + 1 for total, size, stride in zip(x.shape[1:-1], sizes, strides, strict=True)
     ]

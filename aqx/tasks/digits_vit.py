@@ -17,7 +17,7 @@ from aqx.tasks.losses import softmax_cross_entropy
 from aqx.tasks.task import Task
 from aqx.tasks.training import Recipe, train_classifier
 
-# Measured, Spearman correlation of 2 seeds over random functions of act_bench: 0.94, and 0.21 in the upper third;
+# Measured, Spearman's correlation between 2 seeds over random functions of act_bench: 0.94, and 0.21 in the top third;
 # ReLU 0.80 on average, the best of 30 0.85, 0.23 diverge. With the usual residual and normalisation at the MLP it was
 # 0.5, as the tokens then pass whatever the function is: differences of 0.01 where seeds differ by 0.02.
 DEPTH, WIDTH, HEADS, MLP_WIDTH = 4, 24, 2, 32

@@ -16,7 +16,7 @@ from aqx.tasks.losses import mean_squared_error
 from aqx.tasks.task import Task
 from aqx.tasks.training import Recipe, train_regressor
 
-# Measured, Spearman correlation of 2 seeds over random functions of act_bench: 0.98, and 0.80 in the upper third;
+# Measured, Spearman's correlation between 2 seeds over random functions of act_bench: 0.98, and 0.80 in the top third;
 # ReLU's error is 0.14, swish's 0.31, the best of 60 0.014, and that of the noise 0.01.
 FREQUENCIES = (1.0, 2.0, 4.0, 7.0)
 NOISE = 0.1
@@ -48,7 +48,7 @@ def load_data() -> Split:
     y = sum(np.sin(np.pi * f * x + f) for f in FREQUENCIES) * np.sqrt(2 / len(FREQUENCIES))
     y = y + NOISE * generator.standard_normal(y.shape)
     split = [TRAINING_ROWS, TRAINING_ROWS + OTHER_ROWS]
-    parts = zip(np.split(np.float32(x * np.sqrt(3)), split), np.split(np.float32(y), split), strict=True)
+    parts = zip(np.split(np.float32(x * 1.7), split), np.split(np.float32(y), split), strict=True)
     return Split(*(array for part in parts for array in part))
 
 
