@@ -204,7 +204,7 @@ def test_what_does_not_pickle_runs_alone():
         ({"seeds": [-1]}, "seeds="),
         ({"workers": 0}, "workers=0"),
         ({"direction": "up"}, "direction='up'"),
-        ({"policy": "oracle"}, "forest, paper, random"),
+        ({"policy": "oracle"}, "ensemble, paper, random"),
         ({"values": np.zeros(29)}, r"values has the shape \(29,\)"),
         ({"values": np.full(30, np.nan)}, "every class failed"),
         ({"usable": np.ones(29, bool)}, "usable has the shape"),
@@ -293,7 +293,7 @@ def features_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def landscape(foreign: ResultTable, features_db: Path) -> Landscape:
-    presets = (PRESETS["forest"], PRESETS["random"])
+    presets = (PRESETS["ensemble"], PRESETS["random"])
     return landscape_of(foreign, load_task(TOY), objective="val_loss", presets=presets, features=features_db)
 
 
@@ -327,16 +327,16 @@ def test_a_second_replay_computes_nothing(
     for name in ("enumerate_space", "compute_spectra"):
         monkeypatch.setattr(sys.modules["aqx.benchmark.landscape"], name, None)
     monkeypatch.setattr("aqx.surrogate.embed", None)
-    again = landscape_of(foreign, load_task(TOY), presets=(PRESETS["forest"],), features=features_db)
+    again = landscape_of(foreign, load_task(TOY), presets=(PRESETS["ensemble"],), features=features_db)
     np.testing.assert_array_equal(again.features.spectra, landscape.features.spectra)
-    np.testing.assert_array_equal(again.embeddings["forest"], landscape.embeddings["forest"])
+    np.testing.assert_array_equal(again.embeddings["ensemble"], landscape.embeddings["ensemble"])
     assert (again.objective, again.direction) == ("val_acc", "maximize")
 
 
 def test_an_embedding_of_another_kind_is_not_mistaken_for_the_stored_one(foreign: ResultTable, features_db: Path):
-    odd = Preset("forest", outputs_themselves, nearest_neighbours)
+    odd = Preset("ensemble", outputs_themselves, nearest_neighbours)
     found = landscape_of(foreign, load_task(TOY), presets=(odd,), features=features_db)
-    assert found.embeddings["forest"].shape == found.features.outputs.shape
+    assert found.embeddings["ensemble"].shape == found.features.outputs.shape
 
 
 def test_an_objective_that_the_table_lacks(foreign: ResultTable):
@@ -373,18 +373,30 @@ def small_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command(landscape: Landscape, features_db: Path, foreign_csv: Path, tmp_path: Path):
     plot = tmp_path / "curves.svg"
     arguments = ["--table", foreign_csv, "--task", TOY, "--features", features_db, "--objective", "val_loss"]
-    arguments += ["--seeds", 3, "--evaluations", 6, "--start", 5, "--policy", "random", "--policy", "forest", "--quiet"]
+    arguments += [
+        "--seeds",
+        3,
+        "--evaluations",
+        6,
+        "--start",
+        5,
+        "--policy",
+        "random",
+        "--policy",
+        "ensemble",
+        "--quiet",
+    ]
     result = command(*arguments, "--json", "--plot", plot)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
-    assert [(row["policy"], row["searches"], row["classes"]) for row in rows] == [("random", 3, 7), ("forest", 3, 7)]
+    assert [(row["policy"], row["searches"], row["classes"]) for row in rows] == [("random", 3, 7), ("ensemble", 3, 7)]
     assert rows[0]["regret"]["6"]["high"] >= rows[0]["regret"]["6"]["low"] >= 0
     assert result.stderr == f"{landscape}\n"
     assert plot.read_text().count("random") and "<svg" in plot.read_text()
 
     again = command(*arguments)
     assert again.exit_code == 0, again.output
-    for word in ("policy", "median rank", "mean regret @6", "to top 1 %", "to top 0.1 %", "random", "forest"):
+    for word in ("policy", "median rank", "mean regret @6", "to top 1 %", "to top 0.1 %", "random", "ensemble"):
         assert word in again.stdout
 
 
@@ -393,11 +405,11 @@ def test_the_command_on_a_builtin_task(small_table: Path, tmp_path: Path):
     """In a process of its own, as the shape checks of this one would refuse the built-in task's annotation."""
     plot = tmp_path / "curves.png"
     command = [sys.executable, "-m", "aqx", "bench", "replay", "--table", str(small_table), "--task", "mnist1d", "-q"]
-    command += ["--policy", "forest", "--seeds", "3", "--evaluations", "10", "--json", "--plot", str(plot)]
+    command += ["--policy", "ensemble", "--seeds", "3", "--evaluations", "10", "--json", "--plot", str(plot)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     (row,) = json.loads(result.stdout)
-    assert (row["policy"], row["searches"], row["classes"]) == ("forest", 3, 16)
+    assert (row["policy"], row["searches"], row["classes"]) == ("ensemble", 3, 16)
     assert result.stderr.startswith("16 classes with 32 trainings; val_acc is maximized; functions left out: 1 do not")
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -406,7 +418,7 @@ def test_the_command_on_a_builtin_task(small_table: Path, tmp_path: Path):
     ("arguments", "words"),
     [
         (["--objective", "f1"], ["'f1'", "its metrics are val_acc"]),
-        (["--policy", "oracle"], ["'oracle'", "forest, paper, random"]),
+        (["--policy", "oracle"], ["'oracle'", "ensemble, paper, random"]),
         (["--task", "mnist2d"], ["mnist2d"]),
         (["--table", "none.csv"], ["none.csv"]),
         (["--plot", "curves.bmp"], [".png, .svg, .pdf"]),

@@ -19,7 +19,7 @@ from aqx.surrogate import PRESETS, Features, Preset, Projection, embed
 from aqx.surrogate.models import nearest_neighbours
 
 OPERATORS = ["sin", "tanh", "relu", "square", "exp", "identity", "negative", "add", "mul", "sub"]
-FOREST = PRESETS["forest"]
+ENSEMBLE = PRESETS["ensemble"]
 # An embedding that no later candidate can join, as UMAP's.
 FIXED = Preset("fixed", lambda features, seed, progress: np.float32(seed) + features.outputs[:, :2], nearest_neighbours)
 
@@ -47,7 +47,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def give_spectra(db: Database, count: int, start: int = 0) -> list[str]:
     """Store spectra of candidates, in the order of their ids, and return their ids."""
-    table = candidates.load(db, 1, FOREST, 0)
+    table = candidates.load(db, 1, ENSEMBLE, 0)
     chosen = table.class_ids(np.arange(start, start + count))
     add_spectra(db, 1, chosen, np.random.default_rng(start).normal(size=(count, 6)).astype(np.float32))
     return chosen
@@ -63,10 +63,10 @@ def same(a: Candidates, b: Candidates) -> bool:
 
 def test_all_candidates_have_the_coordinates_of_their_features(db):
     give_spectra(db, 40)
-    found = candidates.load(db, 1, FOREST, 0)
+    found = candidates.load(db, 1, ENSEMBLE, 0)
     rows = load_features(db, 1)
     assert (found.ids == rows.ids).all() and (np.diff(rows.ids[:, 0].astype(float)) > 0).all()
-    expected = embed(Features(rows.names.tolist(), rows.outputs, rows.spectra), "forest")
+    expected = embed(Features(rows.names.tolist(), rows.outputs, rows.spectra), "ensemble")
     np.testing.assert_array_equal(found.coordinates, expected)
     assert found.has_spectrum.sum() == 40 and found.usable.all()
 
@@ -86,7 +86,7 @@ def test_features_stand_in_the_rows_of_their_classes(db):
     np.testing.assert_array_equal(rows.spectra[3:10], np.array([row[3] for row in stored[3:10]], np.float32))
 
 
-@pytest.mark.parametrize("preset", [FOREST, PRESETS["random"], FIXED], ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", [ENSEMBLE, PRESETS["random"], FIXED], ids=lambda preset: preset.name)
 def test_a_stored_embedding_is_reused(db, fits, preset):
     first = candidates.load(db, 1, preset, 0)
     again = candidates.load(Database(db.path), 1, preset, 0)
@@ -95,33 +95,33 @@ def test_a_stored_embedding_is_reused(db, fits, preset):
 
 
 def test_seeds_matter_only_where_the_embedding_has_one(db, fits):
-    assert same(candidates.load(db, 1, FOREST, 0), candidates.load(db, 1, FOREST, 1))
+    assert same(candidates.load(db, 1, ENSEMBLE, 0), candidates.load(db, 1, ENSEMBLE, 1))
     assert len(fits) == 1
     zero, one = candidates.load(db, 1, FIXED, 0), candidates.load(db, 1, FIXED, 1)
     assert not same(zero, one) and same(candidates.load(db, 1, FIXED, 0), zero) and len(fits) == 3
 
 
 def test_another_task_preset_or_form_has_its_own_embedding(db, fits):
-    for task_id, preset in [(1, FOREST), (2, FOREST), (1, PRESETS["random"]), (1, replace(FOREST, form=99))] * 2:
+    for task_id, preset in [(1, ENSEMBLE), (2, ENSEMBLE), (1, PRESETS["random"]), (1, replace(ENSEMBLE, form=99))] * 2:
         candidates.load(db, task_id, preset, 0)
     assert len(fits) == 4
 
 
 def test_spectra_are_fitted_anew_after_a_tenth_more(db, fits):
     give_spectra(db, 20)
-    before = candidates.load(db, 1, FOREST, 0)
+    before = candidates.load(db, 1, ENSEMBLE, 0)
     assert len(fits) == 2  # without spectra, and with 20
     give_spectra(db, 2, start=20)
-    joined = candidates.load(db, 1, FOREST, 0, before)
+    joined = candidates.load(db, 1, ENSEMBLE, 0, before)
     assert len(fits) == 2 and joined.has_spectrum.sum() == 22
     moved = (joined.coordinates != before.coordinates).any(axis=1)
     assert np.flatnonzero(moved).tolist() == [20, 21]
     give_spectra(db, 1, start=22)
-    candidates.load(db, 1, FOREST, 0, joined)
+    candidates.load(db, 1, ENSEMBLE, 0, joined)
     assert len(fits) == 3
 
 
-@pytest.mark.parametrize("preset", [FOREST, PRESETS["random"]], ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", [ENSEMBLE, PRESETS["random"]], ids=lambda preset: preset.name)
 def test_new_classes_join_before_the_fit_is_due(db, fits, preset):
     before = candidates.load(db, 1, preset, 0)
     enumerate_space(db, Space(["unary(unary(x))"], ["erf", "sigmoid"]))
@@ -134,9 +134,9 @@ def test_new_classes_join_before_the_fit_is_due(db, fits, preset):
 
 
 def test_many_new_classes_make_the_fit_due(db, fits):
-    before = candidates.load(db, 1, FOREST, 0)
+    before = candidates.load(db, 1, ENSEMBLE, 0)
     enumerate_space(db, Space(["unary(unary(x))"], ["erf", "sigmoid", "swish", "softplus", "elu", "arctan", "cosh"]))
-    after = candidates.load(db, 1, FOREST, 0, before)
+    after = candidates.load(db, 1, ENSEMBLE, 0, before)
     assert fits == [len(before), len(after)] and len(after) > len(before)
     with db.read() as con:  # the earlier one has gone
         assert con.execute("SELECT count(*) FROM embedding_rows").fetchall() == [(len(after),)]
@@ -153,44 +153,44 @@ def test_where_the_embedding_is_no_projection_new_classes_wait(db, fits):
 
 
 def test_a_class_that_breaks_the_model_is_not_usable(db, fits):
-    before = candidates.load(db, 1, FOREST, 0)
+    before = candidates.load(db, 1, ENSEMBLE, 0)
     broken = before.class_ids(np.array([5]))
     add_spectra(db, 1, broken, None, ["loss is nan"])
-    after = candidates.load(db, 1, FOREST, 0, before)
+    after = candidates.load(db, 1, ENSEMBLE, 0, before)
     assert np.flatnonzero(~after.usable).tolist() == [5] and len(fits) == 1
 
 
 def test_a_process_goes_on_with_what_another_has_stored_meanwhile(db, monkeypatch):
     """The second fits as well, but a little later and to another place: the first one's stays."""
-    forest = FOREST.embed
-    assert isinstance(forest, Projection)
-    shifted = Projection(forest.fit, lambda *given: forest.project(*given) + np.float32(1))
+    shapes = ENSEMBLE.embed
+    assert isinstance(shapes, Projection)
+    shifted = Projection(shapes.fit, lambda *given: shapes.project(*given) + np.float32(1))
     found = []
     load = candidates.load_features
 
     def overtaken(*given):
         monkeypatch.setattr(candidates, "load_features", load)
         features = load(*given)
-        found.append(candidates.load(Database(db.path), 1, FOREST, 0))
+        found.append(candidates.load(Database(db.path), 1, ENSEMBLE, 0))
         return features
 
     monkeypatch.setattr(candidates, "load_features", overtaken)
-    assert same(candidates.load(db, 1, replace(FOREST, embed=shifted), 0), found[0])
+    assert same(candidates.load(db, 1, replace(ENSEMBLE, embed=shifted), 0), found[0])
 
 
 def test_an_embedding_that_another_process_fits_anew_is_taken_over(db, fits):
-    before = candidates.load(db, 1, FOREST, 0)
+    before = candidates.load(db, 1, ENSEMBLE, 0)
     with db.transaction() as con:
         con.execute("DELETE FROM embeddings; DELETE FROM embedding_rows")
-    other = candidates.load(Database(db.path), 1, FOREST, 0)
-    after = candidates.load(db, 1, FOREST, 0, before)
+    other = candidates.load(Database(db.path), 1, ENSEMBLE, 0)
+    after = candidates.load(db, 1, ENSEMBLE, 0, before)
     assert after is not before and after.stored.embedding_id == other.stored.embedding_id > before.stored.embedding_id
     assert len(fits) == 2
 
 
 def test_processes_that_start_at_once_agree(db):
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: candidates.load(Database(db.path), 1, FOREST, 0), range(4)))
+        found = list(pool.map(lambda _: candidates.load(Database(db.path), 1, ENSEMBLE, 0), range(4)))
     assert all(same(found[0], other) for other in found)
     assert len({other.stored.embedding_id for other in found}) == 1
 
@@ -224,8 +224,8 @@ def test_a_class_enumerated_since_is_suggested(db, fits):
 
 
 def test_the_number_of_an_embedding_is_what_the_store_says(db):
-    found = candidates.load(db, 1, FOREST, 0)
-    counts, number, fitted_to = find_embedding(db, 1, f"forest/{FOREST.form}", 0)
+    found = candidates.load(db, 1, ENSEMBLE, 0)
+    counts, number, fitted_to = find_embedding(db, 1, f"ensemble/{ENSEMBLE.form}", 0)
     assert (counts, number) == (found.counts, found.stored.embedding_id)
     assert fitted_to is not None and fitted_to[:2] == counts[:2]
 

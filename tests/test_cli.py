@@ -271,7 +271,7 @@ def test_the_whole_way(task_file: Path, db_path: Path):
 
     suggested = aqx_command("suggest", db_path, "--task", task, "-n", "3", "--json")
     assert len(json.loads(suggested.stdout)) == 3, suggested.output
-    result = aqx_command("search", db_path, "--task", task, "--budget", "6", "--quiet")
+    result = aqx_command("search", db_path, "--task", task, "--budget", "6", "--spectra", "0", "--quiet")
     assert result.exit_code == 0, result.output
     assert "classes left out of the search: 2 constant" in result.stdout
     result = aqx_command("tell", db_path, "--task", task, "mul(x,sigmoid(x))", "val_acc=0.25")

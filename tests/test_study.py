@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from aqx.search.confirmation import compare, confirmation_seeds
 from aqx.space import Space
 from aqx.store import Database
 from aqx.store.functions import load_candidates
+from aqx.store.spectra import count_spectra, load_spectra
 from aqx.tree import parse
 
 OPERATORS = ["sin", "tanh", "relu", "square", "exp", "reciprocal", "identity", "negative", "add", "mul", "sub", "max"]
@@ -129,7 +131,7 @@ def test_an_interrupt_gives_the_claim_back(path):
 
 def test_search_finds_what_is_planted(path):
     study = Study(path, toy.task)
-    assert len(study.search(budget=30)) == 32
+    assert len(study.search(budget=30, spectra=0)) == 32
     distances = [toy.distance(activation(name)) for name in load_candidates(Database(path)).names]
     assert len(distances) > 100
     assert toy.distance(study.best().activation) <= np.sort(distances)[1]
@@ -137,7 +139,7 @@ def test_search_finds_what_is_planted(path):
 
 def test_failures_are_recorded_and_the_search_goes_on(path):
     study = Study(path, toy.task, surrogate="random")
-    study.search(budget=60)
+    study.search(budget=60, spectra=0)
     raised = {record.name: record.reason for record in study.records() if "exp(" in record.name}
     assert raised and set(raised.values()) == {"FloatingPointError: overflow in exp"}
     assert all(record.status == "failed" for record in study.records() if record.name in raised)
@@ -146,15 +148,15 @@ def test_failures_are_recorded_and_the_search_goes_on(path):
 
 def test_the_same_search_again_trains_nothing(path):
     study = Study(path, toy.task)
-    study.search(budget=5)
-    assert Study(path, toy.task).search(budget=5) == []
-    assert len(Study(path, toy.task).search(budget=7)) == 2
+    study.search(budget=5, spectra=0)
+    assert Study(path, toy.task).search(budget=5, spectra=0) == []
+    assert len(Study(path, toy.task).search(budget=7, spectra=0)) == 2
 
 
 def test_a_search_is_a_function_of_its_seed(path, tmp_path):
     copy = tmp_path / "copy.duckdb"
     copy.write_bytes(path.read_bytes())
-    names = [[record.name for record in Study(p, toy.task, seed=3).search(budget=12)] for p in (path, copy)]
+    names = [[record.name for record in Study(p, toy.task, seed=3).search(budget=12, spectra=0)] for p in (path, copy)]
     assert names[0] == names[1]
 
 
@@ -162,15 +164,15 @@ def test_an_interrupted_search_resumes_to_the_same_trials(path, tmp_path):
     copy = tmp_path / "copy.duckdb"
     copy.write_bytes(path.read_bytes())
     whole = Study(path, toy.task)
-    whole.search(budget=8)
+    whole.search(budget=8, spectra=0)
 
     def interrupted(done: int, total: int, note: str) -> None:
         if done == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Study(copy, toy.task).search(budget=8, progress=interrupted)
-    Study(copy, toy.task).search(budget=8)
+        Study(copy, toy.task).search(budget=8, spectra=0, progress=interrupted)
+    Study(copy, toy.task).search(budget=8, spectra=0)
     keep = [(r.id, r.name, r.seed, r.objective) for r in whole.records()]
     assert [(r.id, r.name, r.seed, r.objective) for r in Study(copy, toy.task).records()] == keep
 
@@ -178,14 +180,14 @@ def test_an_interrupted_search_resumes_to_the_same_trials(path, tmp_path):
 def test_two_workers_claim_no_class_twice(path):
     study = Study(path, toy.task)
     with ThreadPoolExecutor(4) as pool:
-        study.search(budget=20, executor=pool)
+        study.search(budget=20, spectra=0, executor=pool)
     records = study.records()
     assert len(records) == 22 and len({record.class_id for record in records}) == 22
 
 
 def test_worker_processes_train_tasks_of_importable_modules(path):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        Study(path, toy.task).search(budget=3, executor=pool)
+        Study(path, toy.task).search(budget=3, spectra=0, executor=pool)
     records = Study(path, toy.task).records()
     assert len(records) == 5 and {record.reason for record in records} <= {None, "FloatingPointError: overflow in exp"}
     assert sum(record.status == "done" for record in records) >= 2
@@ -198,21 +200,21 @@ def test_when_every_baseline_fails_the_task_is_at_fault(path):
     with pytest.raises(
         TaskError, match="every baseline of task 'broken' failed; the first: NameError: name 'optimiser'"
     ):
-        Study(path, toy.make_task(name="broken", train=broken)).search(budget=5)
+        Study(path, toy.make_task(name="broken", train=broken)).search(budget=5, spectra=0)
 
 
 def test_search_needs_a_train_function_and_candidates(path, tmp_path):
     with pytest.raises(TaskError, match="has no train function"):
-        Study(path, toy.make_task(name="untrained", train=None)).search(budget=1)
+        Study(path, toy.make_task(name="untrained", train=None)).search(budget=1, spectra=0)
     with pytest.raises(Exhausted, match="aqx enumerate"):
-        Study(tmp_path / "empty.duckdb", toy.task).search(budget=1)
+        Study(tmp_path / "empty.duckdb", toy.task).search(budget=1, spectra=0)
 
 
 def test_a_search_ends_when_all_candidates_are_trained(tmp_path):
     db = Database(tmp_path / "few.duckdb", create=True)
     enumerate_space(db, Space(["unary(x)"], ["sin", "tanh", "relu"]), points=8)
     study = Study(db, toy.task)
-    assert len(study.search(budget=50)) == 3
+    assert len(study.search(budget=50, spectra=0)) == 3
     with pytest.raises(Exhausted):
         study.ask()
 
@@ -258,6 +260,31 @@ with study.trial() as trial:
 """
 
 
+def test_a_search_computes_the_spectra_that_it_needs(path):
+    study = Study(path, toy.make_task(name="described", baselines=("relu(x)", "tanh(x)", "sin(x)", "square(x)", "x")))
+    study.search(budget=2, spectra=10)
+    described = count_spectra(study.db, study.task_id)
+    # Five baselines and the ten best predictions, then perhaps one more lot; never all of the space.
+    assert 10 <= sum(described.values()) <= 40
+    assert len(load_candidates(study.db).names) > 60
+    trained = {record.class_id for record in study.records("search")}
+    assert trained <= set(load_spectra(study.db, study.task_id)[0])
+
+
+def test_a_model_without_spectra_is_searched_all_the_same(path, caplog):
+    class Layerless(toy.nn.Module):
+        act: object
+
+        @toy.nn.compact
+        def __call__(self, x):
+            return self.act(x[:, :3])
+
+    task = toy.make_task(name="layerless", baselines=("relu(x)", "tanh(x)", "sin(x)", "square(x)", "x"))
+    study = Study(path, replace(task, build_model=lambda act: Layerless(act)))
+    assert len(study.search(budget=2)) == 7
+    assert sum("goes on without" in message for message in caplog.messages) == 1
+
+
 def test_a_killed_training_is_offered_again_but_not_forever(path):
     for _ in range(2):
         subprocess.run([sys.executable, "-c", KILLED, str(path)])
@@ -277,7 +304,7 @@ def expire_claims(path: Path) -> None:
 
 def test_confirm_finds_the_planted_winner_and_resumes(path):
     study = Study(path, toy.task)
-    study.search(budget=25)
+    study.search(budget=25, spectra=0)
     confirmation = study.confirm(top=2, seeds=5)
     assert (confirmation.metric, confirmation.reference) == ("test_acc", "relu(x)")
     rows = {row.name: row for row in confirmation.rows}
@@ -295,7 +322,7 @@ def test_without_a_test_metric_the_best_alone_are_retrained(path):
         return {"val_acc": toy.train(act, seed)["val_acc"]}
 
     study = Study(path, toy.make_task(name="val alone", train=train))
-    study.search(budget=8)
+    study.search(budget=8, spectra=0)
     confirmation = study.confirm(top=2, seeds=3)
     assert confirmation.metric == "val_acc" and len(confirmation.rows) == 4
     assert sum(record.purpose == "confirm" for record in study.records()) == 3 * 4
@@ -371,7 +398,7 @@ def test_confirm_before_any_search_says_so(path):
 
 def test_summary_counts(path):
     study = Study(path, toy.task)
-    study.search(budget=3)
+    study.search(budget=3, spectra=0)
     study.ask()
     (summary,) = summarize(path)
     space = Space(["unary(x)", "binary(unary(x),unary(x))"], OPERATORS)

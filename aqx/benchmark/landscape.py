@@ -172,10 +172,10 @@ def _features(db: Database, task_id: int, wanted: dict[str, str]) -> tuple[Featu
     """Stored features of the wanted classes, the same as the surrogate takes them, and which do not break the model."""
     rows = load_features(db, task_id)
     at = candidate_room.find_rows(rows.ids, candidate_room.halves(sorted(wanted)))
-    rows = FeatureRows(rows.counts, rows.ids[at], rows.names[at], rows.outputs[at], rows.spectra[at])
+    rows = FeatureRows(rows.counts, rows.ids[at], rows.names[at], rows.outputs[at], rows.spectra[at], rows.points)
     invalid = invalid_spectra(db, task_id)
     usable = np.array([class_id not in invalid for class_id in candidate_room.texts(rows.ids)], bool)
-    return rows, Features(rows.names.tolist(), rows.outputs, rows.spectra), usable
+    return rows, Features(rows.names.tolist(), rows.outputs, rows.spectra, rows.points), usable
 
 
 def _embedding(

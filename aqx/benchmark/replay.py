@@ -75,6 +75,7 @@ def replay(
     present: Bool[np.ndarray, "C S"] | None = None,
     usable: Bool[np.ndarray, " C"] | None = None,
     embedding: Float[np.ndarray, "C K"] | None = None,
+    spectra: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Curves:
@@ -95,6 +96,8 @@ def replay(
         present: which values are trainings at all, where classes have different numbers of them; default all [C, S].
         usable: which classes may be evaluated; default all [C].
         embedding: of the features for this policy, from `surrogate.embed`; default computed, with seed 0.
+        spectra: know Fisher spectra only of the classes that `Study.search(spectra=…)` would have computed them for;
+            default of all.
         workers: processes; the policy must pickle for more than one.
         progress: called as progress(done, total, note).
 
@@ -132,7 +135,8 @@ def replay(
     else:
         coordinates = surrogate.embed(features, preset, 0) if embedding is None else embedding
     searches = [
-        (coordinates, seen[n], chosen, preset, seed, evaluations, start) for n, seed in enumerate(seed_list.tolist())
+        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra)
+        for n, seed in enumerate(seed_list.tolist())
     ]
     rows = np.empty((len(searches), evaluations), np.int64)
     spent = 0.0
@@ -172,6 +176,7 @@ def _search(
     seed: int,
     evaluations: int,
     start: int,
+    spectra: int | None,
 ) -> tuple[np.ndarray, float]:
     """The rows that one search evaluates, in order, and how long it took to choose them."""
     order = _generator(seed, 0).permutation(np.flatnonzero(usable))
@@ -180,7 +185,17 @@ def _search(
     rows = order[:start].tolist()
     choices = _generator(seed, 2).integers(2**31, size=evaluations)
     began = time.perf_counter()
+    whole, described = coordinates, np.ones(len(coordinates), bool)
+    if spectra is not None and preset.outputs_alone is not None:
+        coordinates = coordinates.copy()
+        coordinates[:, preset.outputs_alone :] = np.nan
+        described[:] = False
     while len(rows) < evaluations:
+        if not described.all():
+            wanted = surrogate.undescribed(
+                coordinates, rows, seen[rows], described | ~usable, spectra or 0, preset, seed
+            )
+            coordinates[wanted], described[wanted] = whole[wanted], True
         chosen = surrogate.suggest(
             coordinates, rows, seen[rows], preset=preset, seed=int(choices[len(rows)]), candidates=usable
         )

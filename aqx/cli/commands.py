@@ -214,12 +214,22 @@ def suggest(db: str, task: str, count: int, surrogate: str | None, seed: int, as
 @options.workers
 @options.surrogate
 @options.seed
+@click.option(
+    "--spectra",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="The N most promising candidates get Fisher spectra where they have none.",
+)
 @options.quiet
-def search(db: str, task: str, budget: int, workers: int, surrogate: str | None, seed: int, quiet: bool) -> None:
+def search(
+    db: str, task: str, budget: int, workers: int, surrogate: str | None, seed: int, spectra: int, quiet: bool
+) -> None:
     """Train the baselines, then what the surrogate suggests, until the budget is used."""
     study = _study(db, task, surrogate, seed)
     with progress_shown("search", quiet) as progress:
-        finished = study.search(budget=budget, workers=workers, progress=progress)
+        finished = study.search(budget=budget, workers=workers, spectra=spectra, progress=progress)
     failed = sum(record.status == "failed" for record in finished)
     best = study.best()
     found = f"; best so far {best.name}: {cell(best.objective)}" if best else ""

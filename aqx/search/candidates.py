@@ -82,7 +82,7 @@ def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidat
 
 
 def _fit(rows: FeatureRows, preset: Preset, seed: int) -> StoredEmbedding:
-    features = Features(rows.names.tolist(), rows.outputs, rows.spectra)
+    features = Features(rows.names.tolist(), rows.outputs, rows.spectra, rows.points)
     if isinstance(preset.embed, Projection):
         loadings = preset.embed.fit(features)
         coordinates = preset.embed.project(features, loadings)
@@ -93,7 +93,7 @@ def _fit(rows: FeatureRows, preset: Preset, seed: int) -> StoredEmbedding:
 
 def _joined(stored: StoredEmbedding, rows: FeatureRows, preset: Preset) -> StoredEmbedding:
     """The embedding with candidates that it lacks, or whose spectrum it lacks."""
-    features = Features(rows.names.tolist(), rows.outputs, rows.spectra)
+    features = Features(rows.names.tolist(), rows.outputs, rows.spectra, rows.points)
     at = find_rows(stored.ids, rows.ids)
     known, new = at >= 0, at < 0
     if isinstance(preset.embed, Projection):

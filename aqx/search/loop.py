@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import TYPE_CHECKING, Any
 
 from aqx.activation import Activation
-from aqx.errors import Exhausted, InputError, TaskError
+from aqx.errors import AqxError, Exhausted, InputError, TaskError
 from aqx.search.pool import worker_pool
 from aqx.search.trial import LEASE_SECONDS, Record, Trial, heartbeats
 from aqx.store import trials as store
@@ -17,21 +18,36 @@ from aqx.tasks import Task
 if TYPE_CHECKING:
     from aqx.search.study import Study
 
+_log = logging.getLogger("aqx")
+
 Progress = Callable[[int, int, str], None] | None
 
 
 def search(
-    study: Study, budget: int, executor: Executor | None, workers: int | None, progress: Progress
+    study: Study, budget: int, executor: Executor | None, workers: int | None, spectra: int, progress: Progress
 ) -> list[Record]:
     """Train baselines and suggestions until `budget` suggestions have a result; see `Study.search`."""
     if not isinstance(budget, int) or budget < 0:
         raise InputError(f"budget={budget!r} is not a number of trainings; give an integer from 0")
+    if not isinstance(spectra, int) or spectra < 0:
+        raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
     baselines = len(study.task.baselines)
+
+    def describe() -> None:
+        nonlocal spectra
+        try:
+            if spectra:
+                study.describe_promising(spectra)
+        except AqxError as error:
+            spectra = 0
+            _log.warning("aqx: the search goes on without more Fisher spectra: %s", error)
 
     def claims() -> Iterator[Trial]:
         # Counted anew each time: other processes may work on the same study.
         while True:
             suggested = sum(row.status in ("done", "failed", "running") for row in study.records("search"))
+            if suggested < budget:
+                describe()
             try:
                 yield study.claim_next(LEASE_SECONDS, suggestions=suggested < budget)
             except Exhausted:

@@ -15,6 +15,7 @@ import numpy as np
 from aqx import surrogate as surrogates
 from aqx.errors import Exhausted, InputError
 from aqx.evaluation import class_id_of
+from aqx.fisher import compute_spectra
 from aqx.search import candidates as candidate_room
 from aqx.search.candidates import Candidates
 from aqx.search.confirmation import Confirmation, confirm
@@ -48,7 +49,7 @@ class Study:
     Args:
         db: the database's path (made if it does not exist) or a `Database`; `aqx enumerate` and `aqx eigs` fill it.
         task: a `Task`, the name of a built-in one, or "path/to/file.py:task".
-        surrogate: a preset's name ("forest", "paper", "random") or a scikit-learn regressor.
+        surrogate: a preset's name ("ensemble", "paper", "random") or a scikit-learn regressor.
         seed: of the study.
 
     Raises:
@@ -130,9 +131,13 @@ class Study:
         *,
         executor: Executor | None = None,
         workers: int | None = None,
+        spectra: int = 200,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> list[Record]:
         """Train the baselines, then suggestions by the task's own `train`, until `budget` of them have a result.
+
+        All classes in the database are candidates. Those without a Fisher spectrum are predicted from their outputs;
+        before a choice, the most promising of them get their spectra, and are judged by both.
 
         Results of earlier calls count, so the same call resumes what was interrupted. A training that raises or gives
         nan is a failed trial, and the search goes on.
@@ -141,6 +146,8 @@ class Study:
             budget: suggestions trained in all, baselines not counted.
             executor: where trainings run: any `concurrent.futures.Executor`; this process alone opens the database.
             workers: trainings at a time; without an executor, more than one are processes of their own.
+            spectra: how many of the most promising candidates are to have a spectrum; 0 computes none. A model of which
+                spectra cannot be computed is searched without, with a warning.
             progress: called as progress(done, total, note).
 
         Returns:
@@ -149,7 +156,7 @@ class Study:
         Raises:
             TaskError: the task has no `train`, or every baseline fails.
         """
-        return search(self, budget, executor, workers, progress)
+        return search(self, budget, executor, workers, spectra, progress)
 
     def confirm(
         self,
@@ -331,6 +338,21 @@ class Study:
             return []
         order = surrogates.rank(table.coordinates, observed, values, preset=self.preset, seed=self.seed)
         return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
+
+    def describe_promising(self, among: int) -> None:
+        """Compute the Fisher spectra that the `among` most promising candidates, and the trained ones, lack.
+
+        Nothing is computed before there are results to predict from, nor for a few candidates only.
+        """
+        table = self._load_candidates()
+        settled = table.has_spectrum | ~table.usable
+        if settled.all():
+            return
+        observed, values, _ = self._seen(table, trial_rows.list_trials(self.db, self.task_id))
+        rows = surrogates.undescribed(table.coordinates, observed, values, settled, among, self.preset, self.seed)
+        if len(rows):
+            names = functions.class_names(self.db, table.class_ids(rows))
+            compute_spectra(self.db, self.task, names=names)
 
     def left_out(self) -> dict[str, int]:
         """Return how many classes the search does not consider, by the reason.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float32, UInt64
 
 from aqx.store.connection import Database
-from aqx.store.functions import ID_HALVES
+from aqx.store.functions import ID_HALVES, read_points
 from aqx.store.values import read_columns
 
 # Rows copied at a time: outputs of 400,000 classes are 400 MB, of which no second copy is made.
@@ -44,6 +44,7 @@ class FeatureRows:
         names: the simplest name of each class [C].
         outputs: at the database's points [C, n].
         spectra: features of the Fisher spectrum [C, D]; rows of nan where there is none.
+        points: of the outputs [n].
     """
 
     counts: FeatureCounts
@@ -51,6 +52,7 @@ class FeatureRows:
     names: np.ndarray
     outputs: Float32[np.ndarray, "C n"]
     spectra: Float32[np.ndarray, "C D"]
+    points: Float32[np.ndarray, " n"]
 
 
 def count_features(con: duckdb.DuckDBPyConnection, task_id: int) -> FeatureCounts:
@@ -84,12 +86,15 @@ def load_features(db: Database, task_id: int, lacking: int | None = None) -> Fea
             """,
             {"task": task_id} | ({} if lacking is None else {"embedding": lacking}),
         )
+        outputs = _read_rows(con, "SELECT rowid AS row, outputs AS value FROM class_outputs", known["outputs_row"])
+        stored = read_points(con)
         return FeatureRows(
             count_features(con, task_id),
             np.stack([known["hi"], known["lo"]], axis=1),
             known["name"],
-            _read_rows(con, "SELECT rowid AS row, outputs AS value FROM class_outputs", known["outputs_row"]),
+            outputs,
             _read_rows(con, "SELECT rowid AS row, features AS value FROM spectra", known["spectrum_row"]),
+            stored[1] if stored and outputs.size else np.zeros(outputs.shape[1], np.float32),
         )
 
 

@@ -67,7 +67,7 @@ class Classes:
 def get_points(db: Database) -> tuple[str, Float[np.ndarray, " n"]] | None:
     """Return how this database's points were sampled, and the points; None before the first enumeration."""
     with db.read() as con:
-        return _points(con)
+        return read_points(con)
 
 
 def set_points(db: Database, sampling: str, points: Float[np.ndarray, " n"]) -> None:
@@ -77,7 +77,7 @@ def set_points(db: Database, sampling: str, points: Float[np.ndarray, " n"]) -> 
         StoreError: the database has other points.
     """
     with db.transaction() as con:
-        stored = _points(con)
+        stored = read_points(con)
         if stored is None:
             value = json.dumps({"sampling": sampling, "points": points.tolist()})
             con.execute("INSERT INTO meta VALUES ('points', ?)", [value])
@@ -322,7 +322,8 @@ def count_functions(db: Database) -> dict[str, int]:
     return dict(zip(("functions", "classes", "usable", "not finite", "constant"), counts, strict=True))
 
 
-def _points(con: duckdb.DuckDBPyConnection) -> tuple[str, Float[np.ndarray, " n"]] | None:
+def read_points(con: duckdb.DuckDBPyConnection) -> tuple[str, Float[np.ndarray, " n"]] | None:
+    """Return how the points were drawn, and the points, inside the caller's transaction; None where there are none."""
     row = con.execute("SELECT value FROM meta WHERE key = 'points'").fetchone()
     if row is None:
         return None

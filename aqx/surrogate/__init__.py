@@ -3,7 +3,7 @@
 from aqx.surrogate.features import Features
 from aqx.surrogate.presets import DEFAULT, PRESETS, Preset, as_preset
 from aqx.surrogate.projection import Projection
-from aqx.surrogate.suggestions import Suggestions, embed, rank, suggest
+from aqx.surrogate.suggestions import Suggestions, embed, rank, suggest, undescribed
 
 __all__ = [
     "DEFAULT",
@@ -16,4 +16,5 @@ __all__ = [
     "embed",
     "rank",
     "suggest",
+    "undescribed",
 ]

@@ -27,7 +27,7 @@ def squash(outputs: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def fit_components(
-    rows: Float32[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+    rows: Float[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> Float32[np.ndarray, "P columns"]:
     """Find the mean and the first `count` principal components of `transform(rows)`.
 
@@ -41,10 +41,11 @@ def fit_components(
     Returns:
         For `project_on`: the mean, then the loadings of each component [P, 1 + K].
     """
-    components = np.zeros((rows.shape[1], 1 + count), np.float32)
     if not rows.size:
-        return components
-    rows = transform(rows[:: -(-len(rows) // _FITTED)])
+        return np.zeros((rows.shape[1], 1 + count), np.float32)
+    rows = rows[:: -(-len(rows) // _FITTED)]
+    rows = np.concatenate([transform(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)])
+    components = np.zeros((rows.shape[1], 1 + count), np.float32)
     components[:, 0] = rows.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((rows.shape[1], rows.shape[1]))
     for start in range(0, len(rows), _CHUNK):
@@ -62,7 +63,7 @@ def fit_components(
 
 def project_on(
     components: Float32[np.ndarray, "P columns"],
-    rows: Float32[np.ndarray, "C P"],
+    rows: Float[np.ndarray, "C P"],
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Float32[np.ndarray, "C K"]:
     """Project `transform(rows)` on components from `fit_components`.
@@ -80,7 +81,7 @@ def project_on(
 
 
 def principal_components(
-    rows: Float32[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+    rows: Float[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> Float32[np.ndarray, "C K"]:
     """Project `transform(rows)` on its own first `count` principal components; see `fit_components`."""
     return project_on(fit_components(rows, count, transform), rows, transform)

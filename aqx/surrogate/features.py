@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aqx.errors import InputError
+from aqx.surrogate.symmetry import mid_quantiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,7 @@ class Features:
         spectra: weighted quantiles of its Fisher spectrum [C, D], so that the L1 distance of two rows is the
             weight-weighted Wasserstein-1 distance of two spectra; a row with a nan has no spectrum. Left out, or
             with D = 0, outputs are all there is.
+        points: where the outputs were taken [P]; default quantiles of N(0, 1), as a database has them by default.
         has_spectrum: which candidates have a spectrum [C]; derived.
 
     Raises:
@@ -35,6 +37,7 @@ class Features:
     names: Sequence[str]
     outputs: np.ndarray  # float32 [C, P]; what is given may be of any real dtype
     spectra: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # float32 [C, D]
+    points: np.ndarray = field(default_factory=lambda: np.empty(0))  # float64 [P]
     has_spectrum: np.ndarray = field(init=False, repr=False)  # bool [C]
 
     def __post_init__(self):
@@ -47,7 +50,10 @@ class Features:
             bad = int(np.argmin(finite))
             raise InputError(f"outputs of {names[bad]!r} (row {bad}) are not finite; leave such candidates out")
         present = np.isfinite(spectra).all(axis=1) if spectra.shape[1] else np.zeros(len(names), bool)
-        fields = {"names": names, "outputs": outputs, "spectra": spectra, "has_spectrum": present}
+        points = np.asarray(self.points, np.float64) if self.points.size else mid_quantiles(outputs.shape[1])
+        if points.shape != outputs.shape[1:]:
+            raise InputError(f"points has the shape {points.shape}; give one for each of {outputs.shape[1]} outputs")
+        fields = {"names": names, "outputs": outputs, "spectra": spectra, "points": points, "has_spectrum": present}
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from aqx.errors import InputError
-from aqx.surrogate.embeddings import Progress, fit_components, project_on, squash, umap_union
+from aqx.surrogate.embeddings import Progress, fit_components, project_on, umap_union
 from aqx.surrogate.features import Features
-from aqx.surrogate.models import Model, extra_trees, nearest_neighbours, regressor
+from aqx.surrogate.models import Model, average, extra_trees, gaussian_process, nearest_neighbours, regressor
 from aqx.surrogate.projection import Loadings, Projection
+from aqx.surrogate.symmetry import parts
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Preset:
         exploration: standard deviations added to the mean before the highest is chosen.
         ranks: learn normal scores of ranks instead of the results themselves.
         start: number of results below which the choice is random.
+        outputs_alone: how many coordinates, the first ones, need no spectrum: a candidate without one has nan in the
+            others, and is predicted from these. None where there is no such division.
         form: raise it when `embed` is changed: stored embeddings of another form are not used.
     """
 
@@ -36,55 +39,64 @@ class Preset:
     exploration: float = 0.0
     ranks: bool = False
     start: int = 3
+    outputs_alone: int | None = None
     form: int = 1
 
 
-def _fit_components(features: Features) -> Loadings:
-    """Principal components of squashed outputs and of spectra.
-
-    Candidates without a spectrum are put at the mean of the others. Mean regret after 100 evaluations on 1,450
-    functions of act_bench (one training each, 8 searches from 8 random results, 40 trees):
-
-        mnist1d MLP       random 0.0147, `paper` 0.0076, these 0.0024, these and UMAP's union 0.0032, no spectra 0.0032
-        digits deep MLP   random 0.0060, all others 0
-        sine regression   random 0.0261, `paper` 0.0087, these 0, these and UMAP's union 0, no spectra 0.0058
-
-    After 20 evaluations `paper` is level on mnist1d and ahead on digits. UMAP's columns cost 20 s of compiling
-    and do not help, so they are left out.
-    """
-    spectra = fit_components(features.spectra[features.has_spectrum], 8)
-    return {"outputs": fit_components(features.outputs, 8, squash), "spectra": spectra}
+# Columns of the default embedding: odd part, even part, mean and scale of the outputs; then the spectrum.
+_ODD, _EVEN, _SPECTRUM = 6, 6, 8
+_GROUPS = (_ODD, _EVEN, 1, 1, _SPECTRUM)
+_OUTPUTS = _ODD + _EVEN + 2
+_CHUNK = 8192
 
 
-def _on_components(features: Features, loadings: Loadings) -> Float32[np.ndarray, "C K"]:
-    """Coordinates on these components, and whether there is a spectrum."""
-    present = features.has_spectrum
-    spectra = np.zeros((len(features), 8), np.float32)
-    if present.any():  # else they may have no columns either
-        spectra[present] = project_on(loadings["spectra"], features.spectra[present])
-    return np.hstack([project_on(loadings["outputs"], features.outputs, squash), spectra, present[:, None]])
+def _fit_shapes(features: Features) -> Loadings:
+    """Principal components of the oriented odd and even parts of the outputs, and of the spectra."""
+    return {
+        "odd": fit_components(features.outputs, _ODD, lambda rows: parts(rows, features.points).odd),
+        "even": fit_components(features.outputs, _EVEN, lambda rows: parts(rows, features.points).even),
+        "spectra": fit_components(features.spectra[features.has_spectrum], _SPECTRUM),
+    }
 
 
-_COMPONENTS = Projection(_fit_components, _on_components)
+def _on_shapes(features: Features, loadings: Loadings) -> Float32[np.ndarray, "C K"]:
+    """Coordinates on these components, mean and scale of the outputs; nan for the spectrum where there is none."""
+    coordinates = np.full((len(features), sum(_GROUPS)), np.nan, np.float32)
+    for start in range(0, len(features), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        shape = parts(features.outputs[chunk], features.points)
+        odd, even = project_on(loadings["odd"], shape.odd), project_on(loadings["even"], shape.even)
+        coordinates[chunk, :_OUTPUTS] = np.hstack([odd, even, shape.mean, shape.scale])
+    if (present := features.has_spectrum).any():
+        coordinates[present, _OUTPUTS:] = project_on(loadings["spectra"], features.spectra[present])
+    return coordinates
+
+
 _NOTHING = Projection(lambda features: {}, lambda features, loadings: np.empty((len(features), 0), np.float32))
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            "forest", Projection(_fit_components, _on_components), extra_trees, exploration=1.0, ranks=True, start=5
+            "ensemble",
+            Projection(_fit_shapes, _on_shapes),
+            average(extra_trees, gaussian_process(_GROUPS)),
+            exploration=1.0,
+            ranks=True,
+            start=5,
+            outputs_alone=_OUTPUTS,
         ),
         Preset("paper", umap_union, nearest_neighbours),
         Preset("random", _NOTHING, None),
     )
 }
-DEFAULT = "forest"
+DEFAULT = "ensemble"
 
 
 def as_preset(surrogate: Any) -> Preset:
     """Return the preset that a name, a `Preset` or a scikit-learn regressor stands for.
 
-    A regressor is used in place of the trees of `forest`, on the same embedding (and under its name, so that a
+    A regressor is used in place of the models of `ensemble`, on the same embedding (and under its name, so that a
     stored embedding serves both).
 
     Raises:

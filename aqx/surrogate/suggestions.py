@@ -37,7 +37,7 @@ def embed(
 
     Args:
         features: of all candidates.
-        preset: a preset's name, or a scikit-learn regressor (which works on the embedding of "forest").
+        preset: a preset's name, or a scikit-learn regressor (which works on the embedding of "ensemble").
         seed: of UMAP; principal components do not depend on it.
         progress: called as progress(done, total, note).
 
@@ -67,12 +67,19 @@ def suggest(
 ) -> Suggestions:
     """Choose the next candidates: those with the highest mean + exploration · spread, ties broken at random.
 
+    Where there are too few results to learn from, candidates are drawn at random, but far from what has been seen (with
+    a probability that grows with the squared distance, Arthur & Vassilvitskii 2007).
+
+    Each candidate is predicted from what is known of it: from outputs and spectrum by the results of candidates that
+    have both, or from outputs alone by all results.
+
     A candidate observed several times counts with the mean of its finite values. Failed ones count as the worst
     finite value (or as the lowest rank). Pending ones, and those chosen before in the same call, count as if their
     prediction had come true: then their neighbours are no longer uncertain, and workers spread out.
 
     Args:
-        embedding: coordinates of all candidates [C, K]; a row with a nan is never chosen.
+        embedding: coordinates of all candidates [C, K]; a row with a nan, its spectrum's coordinates aside, is never
+            chosen.
         observed: rows that have a result.
         values: their results, higher is better; nan (or ±inf) is a failed one.
         pending: rows in training elsewhere.
@@ -107,17 +114,18 @@ def suggest(
         raise InputError(f"candidates has the shape {candidates.shape}; give one bool for each of {rows} rows")
     if n < 1:
         raise InputError(f"n={n} is too small; ask for 1 or more suggestions")
-    free = np.asarray(np.isfinite(embedding).all(axis=1))
+    known = _Known.of(embedding, chosen_preset)
+    free = known.outputs.copy()
     free[observed] = free[pending] = False
     if candidates is not None:
         free &= candidates
     if not free.any():
         raise Exhausted("no candidate is left to suggest")
     rng = np.random.default_rng(seed)
-    results = _Results.of(observed, values, embedding, ranks=chosen_preset.ranks)
+    results = _Results.of(observed, values, known, ranks=chosen_preset.ranks)
     picks = []
     for _ in range(min(n, int(free.sum()))):
-        picks.append(_choose(chosen_preset, embedding, results, pending, free, rng))
+        picks.append(_choose(chosen_preset, embedding, known, results, pending, free, rng))
         free[picks[-1][0]] = False
         pending = np.append(pending, picks[-1][0])
     index, mean, spread = zip(*picks, strict=True)
@@ -157,12 +165,62 @@ def rank(
     """
     chosen = as_preset(preset)
     observed = _rows("observed", observed, len(embedding))
-    results = _Results.of(observed, np.asarray(values, np.float64).ravel(), embedding, ranks=chosen.ranks)
-    if chosen.model is None or not results.suffice(chosen):
+    known = _Known.of(embedding, chosen)
+    results = _Results.of(observed, np.asarray(values, np.float64).ravel(), known, ranks=chosen.ranks)
+    if not results.suffice(chosen):
         return np.empty(0, np.int64)
-    known = np.flatnonzero(np.isfinite(embedding).all(axis=1))
-    mean, spread = chosen.model(embedding[results.rows], results.targets, embedding[known], seed)
-    return known[np.argsort(-(mean + chosen.exploration * spread), kind="stable")]
+    rows = np.flatnonzero(known.outputs)
+    mean, spread = _predict(chosen, embedding, known, results.rows, results.targets, rows, seed)
+    return rows[np.argsort(-(mean + chosen.exploration * spread), kind="stable")]
+
+
+def undescribed(
+    embedding: Float32[np.ndarray, "C K"],
+    observed: Sequence[Any] | np.ndarray,
+    values: Sequence[Any] | np.ndarray,
+    described: Bool[np.ndarray, " C"],
+    among: int,
+    preset: Any = DEFAULT,
+    seed: int = 0,
+) -> Int[np.ndarray, " R"]:
+    """Find the promising candidates whose Fisher spectrum is worth computing before the next choice.
+
+    Args:
+        embedding: as in `suggest`.
+        observed: as in `suggest`.
+        values: as in `suggest`.
+        described: whose spectrum is known, or is not wanted [C].
+        among: how many of the best predictions, and of the results, should have one.
+        preset: as in `embed`.
+        seed: of the model.
+
+    Returns:
+        The rows without a spectrum among the observed and the `among` most promising ones; none while they are fewer
+        than a fifth of those, as spectra are computed many at a time, or while there is nothing to predict from.
+    """
+    chosen = as_preset(preset)
+    if chosen.outputs_alone is None:
+        return np.empty(0, np.int64)
+    order = rank(embedding, observed, values, preset=chosen, seed=seed)
+    if not len(order):
+        return order
+    seen = _rows("observed", observed, len(embedding))
+    best = np.concatenate([np.unique(seen), order[~np.isin(order, seen)][:among]])
+    lacking = best[~described[best]]
+    return lacking if 5 * len(lacking) >= among else lacking[:0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of candidates: the coordinates that outputs give [C], and all of them [C]."""
+
+    outputs: np.ndarray
+    all: np.ndarray
+
+    @classmethod
+    def of(cls, embedding: np.ndarray, preset: Preset) -> _Known:
+        finite = np.isfinite(embedding)
+        return cls(*(np.asarray(finite[:, :columns].all(axis=1)) for columns in (preset.outputs_alone, None)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,14 +232,14 @@ class _Results:
     targets: np.ndarray
 
     @classmethod
-    def of(cls, observed: np.ndarray, values: np.ndarray, embedding: np.ndarray, ranks: bool) -> _Results:
+    def of(cls, observed: np.ndarray, values: np.ndarray, known: _Known, ranks: bool) -> _Results:
         finite = np.isfinite(values)
         values = np.clip(values, -1e150, 1e150)  # sums and squares of float64 stay finite
         rows, at = np.unique(observed, return_inverse=True)
         counts = np.bincount(at, finite, len(rows))
         sums = np.bincount(at, np.where(finite, values, 0), len(rows))
         means = np.divide(sums, counts, out=np.full(len(rows), -np.inf), where=counts > 0)
-        usable = np.isfinite(embedding[rows]).all(axis=1)
+        usable = known.outputs[rows]
         rows, means = rows[usable], means[usable]
         targets = normal_scores(means)
         worst = means[np.isfinite(means)].min(initial=np.inf)
@@ -217,6 +275,7 @@ def normal_scores(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 def _choose(
     preset: Preset,
     embedding: np.ndarray,
+    known: _Known,
     results: _Results,
     pending: np.ndarray,
     free: np.ndarray,
@@ -225,17 +284,54 @@ def _choose(
     """Choose one free row: (row, mean, spread)."""
     left = np.flatnonzero(free)
     seed = int(rng.integers(2**31))
-    if preset.model is None or not results.suffice(preset):
-        return int(rng.choice(left)), np.nan, np.nan
-    x, y = embedding[results.rows], results.targets
-    pending = pending[np.isfinite(embedding[pending]).all(axis=1)]
+    pending = pending[known.outputs[pending]]
+    if not results.suffice(preset):
+        seen = np.concatenate([results.rows, pending])
+        return int(rng.choice(left, p=_far_from(seen, left, embedding[:, : preset.outputs_alone]))), np.nan, np.nan
+    rows, targets = results.rows, results.targets
     if preset.exploration and len(pending):
-        believed, _ = preset.model(x, y, embedding[pending], seed)
-        x, y = np.vstack([x, embedding[pending]]), np.append(y, believed)
-    mean, spread = preset.model(x, y, embedding[left], seed)
+        believed, _ = _predict(preset, embedding, known, rows, targets, pending, seed)
+        rows, targets = np.append(rows, pending), np.append(targets, believed)
+    mean, spread = _predict(preset, embedding, known, rows, targets, left, seed)
     wanted = mean + preset.exploration * spread
     best = int(rng.choice(np.flatnonzero(wanted == wanted.max())))
     return int(left[best]), *results.in_units(mean[best], spread[best])
+
+
+def _predict(
+    preset: Preset,
+    embedding: np.ndarray,
+    known: _Known,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    query: np.ndarray,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict rows, each from what is known of it, by the results of rows of which the same is known."""
+    assert preset.model is not None
+    whole = known.all[rows]
+    if whole.sum() < preset.start or np.ptp(targets[whole]) == 0:
+        described = np.zeros(len(query), bool)  # too few to learn from
+    else:
+        described = known.all[query]
+    mean, spread = np.empty(len(query)), np.empty(len(query))
+    for asked, learnt, columns in ((described, whole, None), (~described, slice(None), preset.outputs_alone)):
+        if asked.any():
+            x = embedding[rows[learnt], :columns]
+            mean[asked], spread[asked] = preset.model(x, targets[learnt], embedding[query[asked], :columns], seed)
+    return mean, spread
+
+
+def _far_from(seen: np.ndarray, left: np.ndarray, coordinates: np.ndarray) -> np.ndarray | None:
+    """Probabilities of rows that grow with the squared distance to the nearest row seen; None for equal ones."""
+    if not len(seen) or not coordinates.shape[1]:
+        return None
+    spread = coordinates[left].std(axis=0)
+    scaled = coordinates / np.where(spread > 0, spread, 1)
+    nearest = np.full(len(left), np.inf)
+    for row in seen:
+        nearest = np.minimum(nearest, np.square(scaled[left] - scaled[row]).sum(axis=1, dtype=np.float64))
+    return nearest / nearest.sum() if nearest.sum() > 0 else None
 
 
 def _rows(name: str, value: Sequence[Any] | np.ndarray, count: int) -> np.ndarray:
