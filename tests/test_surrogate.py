@@ -212,7 +212,7 @@ def test_mirrored_and_negated_functions_have_the_same_parts(points):
         for part in parts(four, points):
             # Random points leave the mirror image to interpolation, roughest at the outermost ones.
             np.testing.assert_allclose(part[1:], part[:1].repeat(3, 0), atol=1e-5 if len(points) == 64 else 1)
-            assert np.abs(part[1:] - part[0]).mean() < 0.01
+            assert np.abs(part[1:] - part[0]).mean() < 0.02
 
 
 def test_parts_give_the_function_back():
