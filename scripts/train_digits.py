@@ -34,7 +34,7 @@ class CNN(nn.Module):
 
 
 optimizer = optax.adam(3e-3)
-task = aqx.Task("digits-cnn", CNN, batch=lambda: (train_x, train_y), loss=aqx.losses.softmax_cross_entropy)
+task = aqx.Task("my-cnn", CNN, batch=lambda: (train_x, train_y), loss=aqx.losses.softmax_cross_entropy)
 
 
 @jax.jit  # at the top of the file and with `act` as an argument: compiled once for all functions of a shape

@@ -202,7 +202,7 @@ def tree_at(paper, row: int) -> Tree:
     return parse(families[at].name(int(row - starts[at])))
 
 
-COUNTS = [60, pytest.param(2000, marks=pytest.mark.slow)]
+COUNTS = [20, pytest.param(2000, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("count", COUNTS)

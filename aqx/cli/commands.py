@@ -41,6 +41,9 @@ class _Aqx(click.Group):
             _fail("interrupted; what is stored stays, and the same command goes on from there", 130)
 
 
+_OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a verdict"
+
+
 def _fail(message: str, code: int) -> None:
     click.echo(f"error: {message}" if code != 130 else message, err=True)
     sys.exit(code)
@@ -232,7 +235,7 @@ def search(
         finished = study.search(budget=budget, workers=workers, spectra=spectra, progress=progress)
     failed = sum(record.status == "failed" for record in finished)
     best = study.best()
-    found = f"; best so far {best.name}: {cell(best.objective)}" if best else ""
+    found = f"; best so far {best.name}: {cell(best.objective)}, {_OPTIMISTIC}" if best else ""
     left_out = [f"{count:,} {reason}" for reason, count in study.left_out().items() if count]
     if left_out:
         click.echo(f"classes left out of the search: {', '.join(left_out)}")
@@ -242,8 +245,8 @@ def search(
 @main.command()
 @options.db
 @options.task
-@click.option("--top", type=click.IntRange(1), default=3, show_default=True, metavar="K", help="The best K.")
-@click.option("--seeds", type=click.IntRange(2), default=5, show_default=True, metavar="S", help="Fresh seeds each.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="K", help="The best K.")
+@click.option("--seeds", type=click.IntRange(2), default=10, show_default=True, metavar="S", help="Fresh seeds each.")
 @options.workers
 @options.quiet
 @options.as_json
@@ -280,8 +283,9 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
 @click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="How many.")
 @options.as_json
 def top(db: str, task: str, count: int, as_json: bool) -> None:
-    """List the best results."""
+    """List the best results: of many noisy trainings, so that the first look better than they are."""
     show_rows(_study(db, task).top(count), _columns("name", "objective", "trials"), as_json)
+    click.echo(f"these are {_OPTIMISTIC}", err=True)
 
 
 @main.command()

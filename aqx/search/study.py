@@ -161,7 +161,7 @@ class Study:
     def confirm(
         self,
         top: int = 5,
-        seeds: int = 5,
+        seeds: int = 10,
         *,
         executor: Executor | None = None,
         workers: int | None = None,

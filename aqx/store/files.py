@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,16 +67,17 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray |
         raise InputError(f"columns must agree in length, but got { {k: len(v) for k, v in columns.items()} }")
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        # Not by tempfile, whose files nobody else may read.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "wb") as file:
                 if path.suffix.lower() == ".csv":
                     csv.write_csv(table, file)
                 else:
                     parquet.write_table(table, file, compression="zstd")
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise StoreError(f"table={str(path)!r} cannot be written: {error.strerror or error}") from error
