@@ -11,7 +11,7 @@ import pytest
 from aqx.errors import Exhausted, InputError
 from aqx.surrogate import PRESETS, Features, Preset, Projection, as_preset, embed, rank, suggest, undescribed
 from aqx.surrogate.embeddings import fit_components, principal_components, project_on, squash
-from aqx.surrogate.models import _fit_kernel, extra_trees, gaussian_process, nearest_neighbours
+from aqx.surrogate.models import _fit_kernel, _telling, extra_trees, gaussian_process, nearest_neighbours
 from aqx.surrogate.suggestions import normal_scores
 from aqx.surrogate.symmetry import mid_quantiles, parts
 
@@ -408,6 +408,19 @@ def test_the_gaussian_process_is_that_of_scikit_learn():
         other = ConstantKernel(np.exp(amplitude)) * Matern(each, nu=1.5) + WhiteKernel(np.exp(noise + step))
         refitted = GaussianProcessRegressor(other, optimizer=None).fit(x, y - y.mean())
         assert refitted.log_marginal_likelihood_value_ < best + 0.2
+
+
+def test_the_gaussian_process_learns_from_the_telling_ones_of_thousands_of_results():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 2)).astype(np.float32)
+    y = -(x[:, 0] ** 2) - x[:, 1]
+    query = rng.normal(size=(300, 2)).astype(np.float32)
+    mean, _ = gaussian_process((1, 1))(x, y, query, 0)
+    expected = -(query[:, 0] ** 2) - query[:, 1]
+    assert np.corrcoef(mean, expected)[0, 1] > 0.99
+    kept = _telling(y)
+    assert len(set(kept)) == 512 and set(np.argsort(-y)[:256]) <= set(kept)
+    assert y[kept].min() == y.min()
 
 
 @pytest.mark.parametrize("rows", [2, 5, 60])

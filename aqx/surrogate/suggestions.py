@@ -205,6 +205,7 @@ def undescribed(
     if not len(order):
         return order
     seen = _rows("observed", observed, len(embedding))
+    among = min(among, len(order))
     best = np.concatenate([np.unique(seen), order[~np.isin(order, seen)][:among]])
     lacking = best[~described[best]]
     return lacking if 5 * len(lacking) >= among else lacking[:0]
