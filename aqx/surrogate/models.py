@@ -50,8 +50,8 @@ def gaussian_process(groups: Sequence[int]) -> Model:
     Args:
         groups: how many coordinates each group has; fewer coordinates than these are the first groups alone.
 
-    The time grows with the cube of the number of results. Of more than 512 it takes the best 256, and 256 that are spread
-    evenly over the ranks of the others.
+    The time grows with the cube of the number of results. Of more than 512 it takes the best 256, and 256 spread evenly
+    over the ranks of the others.
 
     Source: Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), equations 2.25, 2.26, 4.17 and 5.9.
     """
