@@ -43,10 +43,10 @@ class Preset:
     form: int = 1
 
 
-# Columns of the default embedding: odd part, even part, mean and scale of the outputs; then the spectrum.
+# Columns of the default embedding: odd part, even part, mean, scale and orientation of the outputs; then the spectrum.
 _ODD, _EVEN, _SPECTRUM = 6, 6, 8
-_GROUPS = (_ODD, _EVEN, 1, 1, _SPECTRUM)
-_OUTPUTS = _ODD + _EVEN + 2
+_GROUPS = (_ODD, _EVEN, 1, 1, 2, _SPECTRUM)
+_OUTPUTS = sum(_GROUPS[:-1])
 _CHUNK = 8192
 
 
@@ -60,13 +60,13 @@ def _fit_shapes(features: Features) -> Loadings:
 
 
 def _on_shapes(features: Features, loadings: Loadings) -> Float32[np.ndarray, "C K"]:
-    """Coordinates on these components, mean and scale of the outputs; nan for the spectrum where there is none."""
+    """Coordinates on these components, and the other columns; nan for the spectrum where there is none."""
     coordinates = np.full((len(features), sum(_GROUPS)), np.nan, np.float32)
     for start in range(0, len(features), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         shape = parts(features.outputs[chunk], features.points)
         odd, even = project_on(loadings["odd"], shape.odd), project_on(loadings["even"], shape.even)
-        coordinates[chunk, :_OUTPUTS] = np.hstack([odd, even, shape.mean, shape.scale])
+        coordinates[chunk, :_OUTPUTS] = np.hstack([odd, even, shape.mean, shape.scale, shape.orientation])
     if (present := features.has_spectrum).any():
         coordinates[present, _OUTPUTS:] = project_on(loadings["spectra"], features.spectra[present])
     return coordinates

@@ -19,16 +19,18 @@ class Parts(NamedTuple):
         even: e at the points, with ⟨e⟩ = 0 and ⟨x²·e⟩ ≥ 0 [C, P].
         mean: m/s, squashed by arcsinh; negative where the even part was turned over against it [C, 1].
         scale: log s, where s² = ⟨o²⟩ + ⟨e²⟩ before scaling [C, 1].
+        orientation: ⟨x·f⟩/s and ⟨x²·(f − m)⟩/s, whose signs the others do not know [C, 2].
     """
 
     odd: Float[np.ndarray, "C P"]
     even: Float[np.ndarray, "C P"]
     mean: Float[np.ndarray, "C 1"]
     scale: Float[np.ndarray, "C 1"]
+    orientation: Float[np.ndarray, "C 2"]
 
 
 def parts(outputs: Float32[np.ndarray, "C P"], points: Float[np.ndarray, " P"]) -> Parts:
-    """Take functions apart so that f(x), −f(x), f(−x) and −f(−x) have the same parts.
+    """Take functions apart so that f(x), −f(x), f(−x) and −f(−x) have the same parts, their orientation aside.
 
     Weights are initialised alike for w and −w. So a network whose activation stands between two layers of weights
     trains with these four alike (in distribution), and what it learns from one of them holds for the others.
@@ -46,12 +48,13 @@ def parts(outputs: Float32[np.ndarray, "C P"], points: Float[np.ndarray, " P"]) 
     share = np.clip((-x - x[left]) / gap, 0, 1)
     mirrored = values[:, left] * (1 - share) + values[:, right] * share
     odd, even = (values - mirrored) / 2, (values + mirrored) / 2
-    odd *= np.where(odd @ x < 0, -1.0, 1.0)[:, None]
     mean = even.mean(axis=1, keepdims=True)
     even -= mean
-    turn = np.where(even @ (x * x) < 0, -1.0, 1.0)[:, None]
+    orientation = np.stack([odd @ x, even @ (x * x)], axis=1) / len(x)
+    odd *= np.where(orientation[:, :1] < 0, -1.0, 1.0)
+    turn = np.where(orientation[:, 1:] < 0, -1.0, 1.0)
     scale = np.sqrt((odd**2 + even**2).mean(axis=1, keepdims=True) + 1e-12)
-    return Parts(odd / scale, even * turn / scale, np.arcsinh(mean * turn / scale), np.log(scale))
+    return Parts(odd / scale, even * turn / scale, np.arcsinh(mean * turn / scale), np.log(scale), orientation / scale)
 
 
 def mid_quantiles(count: int) -> Float[np.ndarray, " P"]:
