@@ -4,7 +4,7 @@ from aqx import fisher
 from aqx.activation import Activation, activation, stack
 from aqx.errors import AqxError, Exhausted, InputError, ParseError, StoreError, TaskError, UnsupportedError
 from aqx.operators import register
-from aqx.search import Study
+from aqx.search import Pruned, RetryPolicy, Study
 from aqx.space import Space
 from aqx.tasks import Task, load_task, losses
 from aqx.tree import Tree, parse
@@ -17,6 +17,8 @@ __all__ = [
     "Exhausted",
     "InputError",
     "ParseError",
+    "Pruned",
+    "RetryPolicy",
     "Space",
     "StoreError",
     "Study",

@@ -2,13 +2,13 @@
 
 scripts/bench_suggest [--cycles 11] [--only small large] [--data FOLDER] [--no-plain]
 
-Two databases are made first, each with 100 results: `small`, 5,000 classes of the paper's space and of Act-Bench's, all
-with mnist1d's Fisher spectra, and `large`, the whole space of the paper, about 400,000 classes, all of them candidates,
-500 with spectra. `fit` is the first suggestion that finds no stored embedding, `first` that of a later process: its
-start and imports, opening the study, and the suggestion; `next` is the median of cycles of `ask` and `tell`, each of
-which sees one result more; after "of" stand the seconds of the processor, all threads together, which a busy machine
-stretches. The answer is checked against an embedding fitted anew. The plain way is the published surrogate, `paper`,
-which fits UMAP for every suggestion, on the classes of `small`.
+Two databases are made first, each with 100 results: `small`, 5,000 classes and some of the paper's space and of
+Act-Bench's, all with mnist1d's Fisher spectra, and `large`, the whole space of the paper, about 400,000 classes, all of
+them candidates, 500 with spectra. `fit` is the first suggestion that finds no stored embedding, `first` that of a later
+process: its start and imports, opening the study, and the suggestion; `next` is the median of cycles of `ask` and
+`tell`, each of which sees one result more; after "of" stand the seconds of the processor, all threads together, which a
+busy machine stretches. The answer is checked against an embedding fitted anew. The plain way is the published
+surrogate, `paper`, which fits UMAP for every suggestion, on the classes of `small`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def make(path: Path, name: str) -> None:
         stored = functions.count_functions(db)["functions"]
         enumerate_space(db, aqx.Space.paper(), sample=stored, seed=stored)
         missing = SMALL - functions.count_functions(db)["usable"]
-    aqx.fisher.compute_spectra(db, task, limit=SMALL if name == "small" else LARGE_SPECTRA)
+    aqx.fisher.compute_spectra(db, task, limit=None if name == "small" else LARGE_SPECTRA)
     study, rng = Study(db, task), np.random.default_rng(0)
     chosen = rng.choice(functions.load_candidates(db).names, RESULTS, replace=False)
     for candidate in [*task.baselines, *chosen[len(task.baselines) :]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import toy
 from click.testing import CliRunner, Result
+from sklearn.neighbors import KNeighborsRegressor
 
 from aqx.benchmark import (
     Curves,
@@ -28,7 +30,7 @@ from aqx.benchmark import (
 from aqx.cli import main
 from aqx.errors import InputError, UnsupportedError
 from aqx.report import Panel, check_plot, draw_panels
-from aqx.surrogate import PRESETS, Features, Preset
+from aqx.surrogate import PRESETS, Features, Preset, as_preset
 from aqx.surrogate.models import nearest_neighbours
 from aqx.tasks import load_task
 
@@ -184,6 +186,13 @@ def test_processes_change_nothing():
     settings = {"seeds": 3, "evaluations": 20, "embedding": features.outputs}
     alone, together = (replay(features, values, preset, workers=workers, **settings) for workers in (1, 2))
     np.testing.assert_array_equal(alone.evaluated, together.evaluated)
+
+
+@pytest.mark.parametrize(
+    "preset", [*PRESETS.values(), as_preset(KNeighborsRegressor())], ids=lambda preset: preset.name
+)
+def test_presets_travel_to_other_processes(preset: Preset):
+    assert pickle.loads(pickle.dumps(preset)).name == preset.name
 
 
 def test_what_does_not_pickle_runs_alone():

@@ -74,6 +74,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def copied(filled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(filled, tmp_path / "copied.duckdb"))
+
+
 # --- mistakes
 
 
@@ -339,16 +344,61 @@ def test_show_lists_equal_functions(db_path: Path):
     assert "  not in " in aqx_command("show", "max(x,mish(x))", db_path).stdout
 
 
-@pytest.mark.parametrize("metric", ["val_acc", "val_acc=", "val_acc=high"])
+@pytest.mark.parametrize("metric", ["=", "val_acc=", "val_acc=high"])
 def test_tell_wants_numbers(metric: str, filled: Path, task_file: Path):
     result = aqx_command("tell", filled, "--task", f"{task_file}:task", "relu(x)", metric)
     check_error(result, metric, "METRIC=NUMBER")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["relu(x)"], "METRIC=NUMBER"),
+        (["relu(x)", "tanh(x)", "val_acc=1"], "a function's NAME"),
+        (["val_acc=1"], "a function's NAME"),
+        (["--trial", "1", "relu(x)", "val_acc=1"], "or --trial ID instead"),
+        (["--trial", "1"], "--failed REASON"),
+        (["--trial", "1", "val_acc=1", "--failed", "boom"], "--failed REASON"),
+        (["relu(x)", "--failed", "boom"], "--trial with --failed"),
+        (["--trial", "1", "val_acc=1", "--seed", "3"], "--seed belongs to a NAME"),
+        (["--trial", "1", "val_acc=1"], "trial_id 1 is not in this database"),
+    ],
+)
+def test_tell_names_what_is_missing(words: list[str], said: str, copied: Path, task_file: Path):
+    check_error(aqx_command("tell", copied, "--task", f"{task_file}:task", *words), said)
+
+
+def test_a_script_in_another_framework_takes_part(copied: Path, task_file: Path):
+    """What a PyTorch or Keras script does: claim, train, tell; and what a user does when something went wrong."""
+    here = [copied, "--task", f"{task_file}:task"]
+    name, trial, seed = aqx_command("claim", *here).stdout.split()
+    assert (name, trial) == ("relu(x)", "1") and int(seed) >= 0
+    claimed = json.loads(aqx_command("claim", *here, "--json").stdout)
+    assert (claimed["name"], claimed["trial"]) == ("tanh(x)", 2)
+    assert aqx_command("tell", *here, "--trial", 1, "val_acc=0.25", "loss=2").stdout.endswith("as trial 1: done\n")
+    assert aqx_command("tell", *here, "--trial", 2, "--failed", "out of memory").stdout.endswith("trial 2: failed\n")
+    check_error(aqx_command("tell", *here, "--trial", 1, "val_acc=0.5"), "trial 1 (relu(x)) is done already")
+    listed = json.loads(aqx_command("trials", *here, "--json").stdout)
+    assert [(row["status"], row["objective"], row["reason"]) for row in listed] == [
+        ("done", 0.25, None),
+        ("failed", None, "out of memory"),
+    ]
+    assert "tanh(x)" in aqx_command("trials", *here, "--status", "failed").stdout
+    assert "relu(x)" not in aqx_command("trials", *here, "--status", "failed").stdout
+    assert aqx_command("retry", *here).stdout == "1 queued; the next search or claim takes them first: tanh(x)\n"
+    assert aqx_command("claim", *here).stdout.split()[:2] == ["tanh(x)", "3"]
+    check_error(aqx_command("retry", *here, "--trial", 3), "trial 3 (tanh(x)) is running itself")
+    check_error(aqx_command("reset", *here), "would delete 1 results; add --yes")
+    assert aqx_command("reset", *here, "--keep-done").stdout == "1 trials deleted\n"
+    assert aqx_command("reset", *here, "--yes").stdout == "1 trials deleted\n"
+    assert [row["status"] for row in json.loads(aqx_command("trials", *here, "--json").stdout)] == ["running"]
+    assert aqx_command("claim", *here).stdout.split()[:2] == ["relu(x)", "4"]
+
+
 def test_version_and_help():
     assert aqx_command("--help").exit_code == 0
     listed = aqx_command("--help").stdout
-    for command in "enumerate eigs suggest search confirm summary top show tell task".split():
+    for command in "enumerate eigs suggest search confirm summary top show claim tell trials retry reset task".split():
         assert f"\n  {command} " in listed
         assert aqx_command(command, "--help").exit_code == 0
 

@@ -213,6 +213,8 @@ def test_a_database_of_the_first_version_gets_what_came_since(db_path: Path):
     put(old, "a", "1")
     with old.transaction() as con:
         con.execute("DROP TABLE spectra_claims; DROP TABLE embeddings; DROP TABLE embedding_rows")
+        for column in ("retry_of", "seconds", "environment"):
+            con.execute(f"ALTER TABLE trials DROP COLUMN {column}")
         con.execute("DROP SEQUENCE embedding_ids; UPDATE meta SET value = '1' WHERE key = 'schema_version'")
         con.execute(
             "CREATE TABLE embeddings (embedding_id BIGINT NOT NULL, task_id BIGINT NOT NULL, preset VARCHAR NOT NULL,"

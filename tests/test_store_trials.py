@@ -28,8 +28,12 @@ from aqx.store import (
     get_trial,
     heartbeat,
     list_trials,
+    lose,
+    prune,
     release,
+    remove,
     report,
+    retry,
 )
 
 RELU, TANH = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
@@ -79,7 +83,7 @@ def test_a_claim_carries_everything(db: Database, time: Clock):
     trial = taken(db, seed=7, worker="host:1", purpose="baseline")
     lease = time.time + timedelta(seconds=60)
     expected = TrialRow(
-        1, 1, RELU, "relu(x)", 7, "baseline", "running", None, {}, None, "host:1", time.time, time.time, lease, None
+        1, 1, RELU, "relu(x)", 7, "baseline", "running", None, None, "host:1", time.time, time.time, lease, None
     )
     assert trial == expected == get_trial(db, 1)
     time.move(5)
@@ -107,6 +111,7 @@ ENDS = {
     "running": lambda db: None,
     "done": lambda db: finish(db, 1, 0.5, {}),
     "failed": lambda db: fail(db, 1, "boom"),
+    "pruned": lambda db: prune(db, 1, 0.1, {}),
     "queued": lambda db: release(db, 1),
 }
 FIRST = {"search": {}, "baseline": {"purpose": "baseline"}, "confirm": {"purpose": "confirm"}}
@@ -140,10 +145,9 @@ def test_a_function_is_claimed_once(db: Database, first: dict, second: dict, cla
         assert again is not None and (again.trial_id, again.seed, again.status) == (1, 0, "running")
     else:
         assert again is None
-    if end in ("done", "failed"):
-        assert take(db, **{"class_id": RELU} | second, allow_repeat=True) is not None or not clash
-    if clash and end == "running":
-        assert take(db, **{"class_id": RELU} | second, allow_repeat=True) is None
+    if clash and end != "queued":
+        granted = take(db, **{"class_id": RELU} | second, retry_failed=True) is not None
+        assert granted == (end == "failed")
 
 
 def test_a_claim_that_is_not_renewed_goes_stale_and_its_late_result_is_accepted(db: Database, time: Clock):
@@ -288,6 +292,72 @@ def test_a_killed_worker_leaves_its_claim_to_the_next(db: Database, time: Clock)
     time.move(601)
     assert get_trial(db, 1).status == "stale"
     assert taken(db, trial.class_id, name=trial.name).trial_id == 2
+
+
+def test_a_lost_trial_is_stale_at_once_and_its_late_result_is_accepted(db: Database):
+    first = taken(db)
+    assert (lose(db, 1, "its machine is gone").status, get_trial(db, 1).reason) == ("stale", "its machine is gone")
+    assert taken(db).trial_id == 2
+    done = finish(db, first.trial_id, 0.5, {}, seconds=3.5, environment={"host": "a"})
+    assert (done.status, done.reason, done.seconds, done.environment) == ("done", None, 3.5, {"host": "a"})
+    assert lose(db, 1, "too late") == done, "what has a result stays as it is"
+
+
+@pytest.mark.parametrize("last", [None, math.nan, math.inf])
+def test_a_pruned_trial_without_a_value_is_a_failed_one(db: Database, last: float | None):
+    taken(db)
+    pruned = prune(db, 1, last, {"a": 1})
+    assert (pruned.status, pruned.objective, pruned.metrics) == ("failed", None, {"a": 1})
+    assert pruned.reason and taken(db, TANH) and prune(db, 2, 0.25, {}).objective == 0.25
+
+
+@pytest.mark.parametrize("end", [end for end in ENDS if end not in ("running", "queued")])
+def test_a_function_is_trained_again_when_somebody_asks_for_it(db: Database, end: str):
+    taken(db)
+    ENDS[end](db)
+    before = get_trial(db, 1)
+    (queued,) = retry(db, 1, [1], lambda trial_id: 100 + trial_id)
+    assert (queued.trial_id, queued.status, queued.retry_of, queued.seed) == (2, "queued", 1, 102)
+    with pytest.raises(InputError, match=r"trial 1 \(relu\(x\)\) is queued as trial 2"):
+        retry(db, 1, [1])
+    again = taken(db)
+    assert (again.trial_id, again.seed) == (2, 102) and take(db) is None
+    fail(db, 2, "boom")
+    assert take(db) is None and get_trial(db, 1) == before
+    retry(db, 1, [1, 2])
+    assert [trial.retry_of for trial in list_trials(db, 1)] == [None, 1, 2], "one function is queued once"
+
+
+def test_a_retry_of_a_confirmation_keeps_its_seed(db: Database):
+    taken(db, purpose="confirm", seed=7)
+    fail(db, 1, "boom")
+    assert retry(db, 1, [1], lambda trial_id: 0)[0].seed == 7
+    assert taken(db, purpose="confirm", seed=7).trial_id == 2
+
+
+def test_what_is_not_there_or_not_over_is_not_retried(db: Database):
+    taken(db)
+    for task, trial_id, words in ((1, 1, "is running itself"), (1, 9, "not in this database"), (2, 1, "another task")):
+        with pytest.raises(InputError, match=words):
+            retry(db, task, [trial_id])
+    assert len(list_trials(db, 1)) == 1
+
+
+def test_removed_trials_are_gone_and_their_numbers_with_them(db: Database):
+    for n, end in enumerate(("done", "failed", "pruned", "queued", "running"), 1):
+        trial = taken(db, str(uuid.UUID(int=n)))
+        if end in ("done", "failed", "pruned"):
+            {"done": finish, "failed": lambda db, i, *_: fail(db, i, "boom"), "pruned": prune}[end](
+                db, trial.trial_id, 0.5, {}
+            )
+    release(db, 4)
+    claim(db, 2, class_id=RELU, name="relu(x)", seed=0, lease_seconds=60)
+    assert remove(db, 1, {"failed", "queued", "stale"}) == 2
+    assert [trial.status for trial in list_trials(db, 1)] == ["done", "pruned", "running"]
+    assert remove(db, 1, {"done", "pruned", "running"}) == 3 and remove(db, 2, {"running"}) == 1
+    with pytest.raises(InputError, match="trial_id 5 is not in this database"):
+        finish(db, 5, 0.5, {})
+    assert taken(db).trial_id == 7
 
 
 def test_many_results_are_added_at_once_or_not_at_all(db: Database):

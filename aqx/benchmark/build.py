@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from aqx.activation import activation
 from aqx.benchmark.table import ResultTable, load_table, save_table
 from aqx.enumeration import enumerate_space
 from aqx.errors import InputError, StoreError, TaskError
-from aqx.search.pool import available_cores, worker_pool
+from aqx.search.pool import available_cores, run_each
 from aqx.space import Space
 from aqx.store import Database
 from aqx.store.files import check_ending
@@ -119,35 +120,11 @@ def _results(task: Task, jobs: list[Job], workers: int) -> Iterator[tuple[Job, R
     if workers == 1:
         yield from ((job, _train(task, *job)) for job in jobs)
         return
-    suspects: list[Job] = []  # those that were running when a process died: one of them did it
-    left = iter(jobs)
-    while True:
-        yield from ((job, _train_alone(task, job)) for job in suspects)
-        running: dict[Future[Result], Job] = {}
-        with worker_pool(workers) as pool:
-            try:
-                while True:
-                    # Two for each worker, so that none waits for this process.
-                    while len(running) < 2 * workers and (job := next(left, None)):
-                        running[pool.submit(_train, task, *job)] = job
-                    if not running:
-                        return
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        result = future.result()
-                        yield running.pop(future), result
-            except BrokenExecutor:
-                suspects = list(running.values())
-            finally:
-                for future in running:
-                    future.cancel()
-
-
-def _train_alone(task: Task, job: Job) -> Result:
-    with worker_pool(1) as pool:
+    for job, future in run_each(workers, functools.partial(_train, task), jobs):
         try:
-            return pool.submit(_train, task, *job).result()
+            yield job, future.result()
         except BrokenExecutor:
-            return {"reason": "the training's process died"}
+            yield job, {"reason": "the training's process died"}
 
 
 def _train(task: Task, name: str, seed: int) -> Result:

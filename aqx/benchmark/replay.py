@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from aqx import surrogate
 from aqx.errors import InputError
-from aqx.search.pool import worker_pool
+from aqx.search.pool import run_each
 from aqx.surrogate import Features, Preset
 
 Progress = Callable[[int, int, str], None]
@@ -217,13 +216,9 @@ def _run(searches: list[tuple[Any, ...]], workers: int, preset: Preset) -> Itera
             f"policy={preset.name!r} cannot be sent to other processes ({error}); use workers=1"
         ) from error
     # Processes, as the trees of one suggestion are too small for threads.
-    with worker_pool(workers) as pool:
-        numbers = {pool.submit(_search, *search): n for n, search in enumerate(searches)}
-        try:
-            for future in as_completed(numbers):
-                yield numbers[future], *future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    numbers = {id(search): n for n, search in enumerate(searches)}
+    for search, future in run_each(workers, _search, searches):
+        yield numbers[id(search)], *future.result()
 
 
 def _curves(

@@ -313,13 +313,95 @@ def show(name: str, db: str | None, as_json: bool) -> None:
 @main.command()
 @options.db
 @options.task
-@click.argument("name")
-@click.argument("metrics", nargs=-1, required=True, metavar="METRIC=NUMBER…")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of that training.")
-def tell(db: str, task: str, name: str, metrics: tuple[str, ...], seed: int) -> None:
-    """Record a result that was trained elsewhere, e.g. aqx tell DB --task T "relu(x)" val_acc=0.61."""
-    record = _study(db, task).add(name, seed, **dict(map(_metric, metrics)))
+@click.option("--hours", type=click.FloatRange(0, min_open=True), default=24.0, show_default=True, help="Its lease.")
+@options.surrogate
+@options.seed
+@options.as_json
+def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as_json: bool) -> None:
+    """Claim the next function for a training in any framework: prints its name, the trial's id and its seed.
+
+    Answer with aqx tell DB --task T --trial ID METRIC=NUMBER. A claim without an answer lapses after its lease; a later
+    answer is accepted all the same.
+    """
+    trial = _study(db, task, surrogate, seed).claim_next(hours * 3600)
+    known = {"name": trial.name, "trial": trial.id, "seed": trial.seed}
+    click.echo(json.dumps(known) if as_json else " ".join(map(str, known.values())))
+
+
+@main.command()
+@options.db
+@options.task
+@click.argument("result", nargs=-1, metavar="[NAME] METRIC=NUMBER…")
+@click.option("--trial", "trial_id", type=click.IntRange(1), metavar="ID", help="Answer to aqx claim; no NAME then.")
+@click.option("--failed", "reason", metavar="REASON", help="With --trial: it failed, and why.")
+@click.option("--seed", type=int, help="Seed of a training that was not claimed; default 0.")
+def tell(
+    db: str, task: str, result: tuple[str, ...], trial_id: int | None, reason: str | None, seed: int | None
+) -> None:
+    """Record the result of a claim, or one that was trained elsewhere.
+
+    \b
+    aqx tell DB --task T --trial 17 val_acc=0.61
+    aqx tell DB --task T --trial 18 --failed "out of memory"
+    aqx tell DB --task T "relu(x)" val_acc=0.61
+    """  # noqa: D301  (click wants the \b itself)
+    names = [word for word in result if "=" not in word]
+    metrics = dict(_metric(word) for word in result if "=" in word)
+    if len(names) != (trial_id is None):
+        raise click.UsageError("give a function's NAME, or --trial ID instead of one", click.get_current_context())
+    if (reason is None) != bool(metrics) or (reason is not None and trial_id is None):
+        raise click.UsageError("give METRIC=NUMBER, or --trial with --failed REASON", click.get_current_context())
+    if trial_id is not None and seed is not None:
+        raise click.UsageError("--seed belongs to a NAME; a trial has its own", click.get_current_context())
+    study = _study(db, task)
+    if trial_id is None:
+        record = study.add(names[0], seed or 0, **metrics)
+    elif reason is not None:
+        record = study.fail(trial_id, reason)
+    else:
+        record = study.tell(trial_id, **metrics)
     click.echo(f"recorded {record.name} as trial {record.id}: {record.status}")
+
+
+@main.command("trials")
+@options.db
+@options.task
+@click.option(
+    "--status", type=click.Choice(["queued", "running", "stale", "done", "pruned", "failed"]), help="Only these."
+)
+@options.as_json
+def trials_(db: str, task: str, status: str | None, as_json: bool) -> None:
+    """List the trials: what was trained where, for how long, and what came of it."""
+    records = [record for record in _study(db, task).records() if status in (None, record.status)]
+    columns = _columns("id", "name", "purpose", "status", "objective", "seconds", "worker", "reason")
+    show_rows(records, columns, as_json)
+
+
+@main.command()
+@options.db
+@options.task
+@click.option("--trial", "trial_ids", type=click.IntRange(1), multiple=True, metavar="ID", help="This one; repeatable.")
+def retry(db: str, task: str, trial_ids: tuple[int, ...]) -> None:
+    """Queue functions to be trained once more; default those that failed or were lost. What is stored of them stays."""
+    queued = _study(db, task).retry(*trial_ids)
+    names = ", ".join(record.name for record in queued[:5]) + (", …" if len(queued) > 5 else "")
+    click.echo(f"{len(queued)} queued; the next search or claim takes them first" + (f": {names}" if names else ""))
+
+
+@main.command()
+@options.db
+@options.task
+@click.option("--keep-done", is_flag=True, help="Keep the trials that have a result.")
+@click.option("--yes", is_flag=True, help="Delete results too.")
+def reset(db: str, task: str, keep_done: bool, yes: bool) -> None:
+    """Delete a task's trials for good, but for those that are running. Functions and spectra stay."""
+    study = _study(db, task)
+    results = sum(record.status in ("done", "pruned") for record in study.records())
+    if results and not keep_done and not yes:
+        raise click.UsageError(
+            f"this would delete {results:,} results; add --yes to do so, or --keep-done", click.get_current_context()
+        )
+    click.echo(f"{study.reset(keep_done=keep_done):,} trials deleted")
 
 
 @main.command("import")
@@ -370,9 +452,9 @@ def _study(db: str, task: str, surrogate: str | None = None, seed: int = 0) -> S
     """Open the study of an existing database; only `enumerate` makes one."""
     from aqx.search import Study
     from aqx.store import Database
+    from aqx.surrogate import DEFAULT
 
-    chosen = {"surrogate": surrogate} if surrogate else {}
-    return Study(Database(db), task, seed=seed, **chosen)
+    return Study(Database(db), task, seed=seed, surrogate=surrogate or DEFAULT)
 
 
 def _columns(*names: str) -> dict[str, Callable[[Any], Any]]:

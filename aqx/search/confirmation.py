@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +13,6 @@ import numpy as np
 from aqx.errors import InputError
 from aqx.search.loop import train_all
 from aqx.search.trial import LEASE_SECONDS, Record, Trial
-from aqx.store import trials as store
 
 if TYPE_CHECKING:
     from aqx.search.study import Study
@@ -98,25 +98,22 @@ def confirm(
         (class_id, name, seed) for seed in confirmation_seeds(study.seed, seeds) for class_id, name in names.items()
     ]
 
-    def claims() -> Iterator[Trial]:
+    def next_trial() -> Trial | None:
+        known = defaultdict(list)
+        for record in study.records("confirm"):
+            known[record.class_id, record.seed].append(record)
         for class_id, name, seed in jobs:
-            row = store.claim(
-                study.db,
-                study.task_id,
-                class_id=class_id,
-                name=name,
-                seed=seed,
-                purpose="confirm",
-                lease_seconds=LEASE_SECONDS,
-            )
-            if row is not None:  # else done in an earlier call, or another process is at it
-                yield Trial(row.trial_id, row.name, row.seed, study.task.objective, study.db)
+            if not study.retry_policy.settles(known[class_id, seed]):
+                trial = study.claim(name, class_id, "confirm", LEASE_SECONDS, seed)
+                if trial is not None:  # else another process was quicker
+                    return trial
+        return None
 
     def finish(record: Record) -> None:
         if progress:
             progress(len(_results(study, jobs)), len(jobs), record.name)
 
-    train_all(study, claims(), executor, workers, finish)
+    train_all(study, next_trial, executor, workers, finish)
     results = _results(study, jobs)
     values = {wanted: {name: np.full(seeds, np.nan) for name in names.values()} for wanted in (objective, metric)}
     for position, (class_id, name, seed) in enumerate(jobs):

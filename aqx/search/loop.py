@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+import pickle
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from aqx.activation import Activation
 from aqx.errors import AqxError, Exhausted, InputError, TaskError
-from aqx.search.pool import worker_pool
-from aqx.search.trial import LEASE_SECONDS, Record, Trial, heartbeats
+from aqx.search.environment import environment
+from aqx.search.pool import ThisProcess, WorkerPool
+from aqx.search.preemption import sigterm_ends_block
+from aqx.search.retry import GIVEN_UP
+from aqx.search.trial import LEASE_SECONDS, Outcome, Record, Trial, heartbeats, number, reason_of, traceback_of
 from aqx.store import trials as store
+from aqx.store.trial_rows import ENDED
+from aqx.store.values import plain_metrics
 from aqx.tasks import Task
 
 if TYPE_CHECKING:
@@ -33,134 +39,172 @@ def search(
         raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
     baselines = len(study.task.baselines)
 
-    def describe() -> None:
+    def describe(records: list[Record]) -> None:
         nonlocal spectra
         try:
             if spectra:
-                study.describe_promising(spectra)
+                study.describe_promising(spectra, records)
         except AqxError as error:
             spectra = 0
             _log.warning("aqx: the search goes on without more Fisher spectra: %s", error)
 
-    def claims() -> Iterator[Trial]:
+    def next_trial() -> Trial | None:
         # Counted anew each time: other processes may work on the same study.
-        while True:
-            suggested = sum(row.status in ("done", "failed", "running") for row in study.records("search"))
-            if suggested < budget:
-                describe()
-            try:
-                yield study.claim_next(LEASE_SECONDS, suggestions=suggested < budget)
-            except Exhausted:
-                if suggested == 0 < budget:
-                    raise  # there is nothing to search in, which the user should hear
-                return
+        records = study.records()
+        suggested = sum(record.purpose == "search" and record.status in (*ENDED, "running") for record in records)
+        if suggested < budget:
+            describe(records)
+        try:
+            return study.claim_next(LEASE_SECONDS, suggestions=suggested < budget, records=records)
+        except Exhausted:
+            if suggested == 0 < budget:
+                raise  # there is nothing to search in, which the user should hear
+            return None
 
     finished: list[Record] = []
 
     def finish(record: Record) -> None:
         finished.append(record)
-        _stop_if_hopeless(study, baselines)
+        records = study.records()
+        _stop_if_hopeless(study, records, baselines)
         if progress:
-            done = study.records()
-            total = sum(r.status in ("done", "failed") and r.purpose in ("search", "baseline") for r in done)
-            best = study.best()
+            total = sum(r.status in ENDED and r.purpose in ("search", "baseline") for r in records)
+            best = study.best(records)
             progress(total, budget + baselines, f"best {best.objective:.4f} {best.name}" if best else "")
 
-    train_all(study, claims(), executor, workers, finish)
+    train_all(study, next_trial, executor, workers, finish)
     return finished
 
 
-def _stop_if_hopeless(study: Study, baselines: int) -> None:
+def _stop_if_hopeless(study: Study, records: list[Record], baselines: int) -> None:
     """When every baseline fails, the fault is the task's, and no suggestion will do better."""
-    records = study.records("baseline")
-    if baselines and len(records) == baselines and all(record.status == "failed" for record in records):
-        raise TaskError(f"every baseline of task {study.task.name!r} failed; the first: {records[0].reason}")
+    tried: dict[str | None, list[Record]] = {}
+    for record in records:
+        if record.purpose == "baseline":
+            tried.setdefault(record.class_id, []).append(record)
+    hopeless = (
+        study.retry_policy.settles(group) and all(record.status == "failed" for record in group)
+        for group in tried.values()
+    )
+    if baselines and len(tried) == baselines and all(hopeless):
+        reason = next(iter(tried.values()))[-1].reason
+        raise TaskError(f"every baseline of task {study.task.name!r} failed; the first: {reason}")
 
 
 def train_all(
     study: Study,
-    claims: Iterator[Trial],
+    next_trial: Callable[[], Trial | None],
     executor: Executor | None,
     workers: int | None,
     finish: Callable[[Record], None],
 ) -> None:
-    """Run the task's training for every claim, here or in an executor, storing each result as it comes."""
+    """Run the task's training for every trial, here or in an executor, storing each result as it comes.
+
+    A training that is lost with its process is stale at once, and `next_trial` may offer its function again.
+    """
     if study.task.train is None:
         raise TaskError(f"task {study.task.name!r} has no train function; give Task(train=…), or use ask and tell")
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers} is too few; give 1 or more")
-    if executor is None and (workers or 1) == 1:
-        for trial in claims:
-            with _stored(trial, finish):
-                trial.report(**train(study.task, trial.activation, trial.seed))
-    elif executor is not None:
-        _train_in(executor, workers or getattr(executor, "_max_workers", None) or 1, study, claims, finish)
-    else:
-        with worker_pool(workers or 1) as pool:
-            _train_in(pool, workers or 1, study, claims, finish)
+    if executor is not None:
+        width = workers or getattr(executor, "_max_workers", None) or 1
+        _train_in(executor, width, study, next_trial, finish)
+        return
+    with WorkerPool(workers) if workers and workers > 1 else ThisProcess() as own:
+        _train_in(own, workers or 1, study, next_trial, finish)
 
 
-def train(task: Task, act: Activation, seed: int) -> dict[str, Any]:
-    """Run a task's training; what an executor is given to do."""
+def train(task: Task, act: Activation, seed: int) -> Outcome:
+    """Run a task's training and return what came of it; whatever the training raises becomes a reason."""
     assert task.train is not None
-    metrics = task.train(act, seed)
-    if not isinstance(metrics, dict):
-        raise TaskError(f"train must return a dict of metrics, but returned {type(metrics).__name__}")
-    return metrics
+    started = time.monotonic()
+    metrics: dict[str, Any] = {}
+    reason = None
+    try:
+        returned = task.train(act, seed)
+        if not isinstance(returned, dict):
+            raise TaskError(f"train must return a dict of metrics, but returned {type(returned).__name__}")
+        metrics = plain_metrics(returned)
+        number(task.objective, metrics)
+    except Exception as error:
+        reason = reason_of(error)
+        metrics = {**metrics, "traceback": traceback_of(error)}
+    return Outcome(metrics, reason, time.monotonic() - started, environment(task))
 
 
-@contextlib.contextmanager
-def _stored(trial: Trial, finish: Callable[[Record], None]) -> Iterator[None]:
-    with heartbeats(trial.db, [trial.id]):
-        try:
-            yield
-        except Exception as error:
-            record = trial.fail(error)
-        except BaseException:
-            store.release(trial.db, trial.id)
-            raise
-        else:
-            record = trial.finish()
-    finish(record)
+def train_pickled(work: bytes) -> Outcome:
+    """Unpickle (task, activation, seed) and train: an error in that is an answer, where an executor would break."""
+    return train(*pickle.loads(work))
 
 
 def _train_in(
-    executor: Executor, workers: int, study: Study, claims: Iterator[Trial], finish: Callable[[Record], None]
+    executor: Executor,
+    workers: int,
+    study: Study,
+    next_trial: Callable[[], Trial | None],
+    finish: Callable[[Record], None],
 ) -> None:
-    running: dict[Future[dict[str, Any]], Trial] = {}
+    running: dict[Future[Outcome], Trial] = {}
     claimed: list[int] = []
+    lost_in_a_row = 0
+    in_this_process = isinstance(executor, ThisProcess | ThreadPoolExecutor)
 
-    def settle(future: Future[dict[str, Any]]) -> None:
+    def submit(trial: Trial) -> Future[Outcome]:
+        if in_this_process:
+            return executor.submit(train, study.task, trial.activation, trial.seed)
+        return executor.submit(train_pickled, pickle.dumps((study.task, trial.activation, trial.seed)))
+
+    def settle(future: Future[Outcome]) -> None:
+        nonlocal lost_in_a_row
+        try:
+            outcome = future.result()
+        except AqxError:
+            raise  # the task or the activation cannot be had where the work is done: no training will do better
+        except Exception as error:
+            # What a training raises comes as an outcome: this befell its process, or the way to it.
+            lost_in_a_row += 1
+            trial = forget(future)
+            reason = f"lost with its worker ({reason_of(error)})"
+            store.lose(study.db, trial.id, reason)
+            _log.warning("aqx: trial %d, %s: %s", trial.id, trial.name, reason)
+            if lost_in_a_row >= max(GIVEN_UP, 2 * workers):
+                raise TaskError(
+                    f"{lost_in_a_row} trainings in a row were lost, the last by {reason_of(error)}"
+                ) from error
+        else:
+            lost_in_a_row = 0
+            try:
+                record = running[future].end(outcome)
+            except InputError as error:  # somebody else has told its result meanwhile, which stays
+                _log.warning("aqx: %s", error)
+                forget(future)
+            else:
+                forget(future)
+                finish(record)
+
+    def forget(future: Future[Outcome]) -> Trial:
         trial = running.pop(future)
         claimed.remove(trial.id)
-        try:
-            trial.report(**future.result())
-        except BrokenExecutor:
-            running[future] = trial  # given back with the others
-            claimed.append(trial.id)
-            raise
-        except Exception as error:
-            finish(trial.fail(error))
-        else:
-            finish(trial.finish())
+        return trial
 
-    with heartbeats(study.db, claimed):
+    with heartbeats(study.db, claimed), sigterm_ends_block():
         try:
-            more = True
-            while more or running:
-                while more and len(running) < workers:
-                    trial = next(claims, None)
-                    if trial is None:
-                        more = False
-                        break
+            while True:
+                while len(running) < workers and (trial := next_trial()):
                     claimed.append(trial.id)
-                    running[executor.submit(train, study.task, trial.activation, trial.seed)] = trial
-                if running:
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        settle(future)
-        except BrokenExecutor as error:
-            raise TaskError(f"a worker process died ({error}); run the same search again to go on") from error
+                    try:
+                        running[submit(trial)] = trial
+                    except RuntimeError as error:  # broken, or shut down
+                        raise TaskError(
+                            f"the executor takes no more work ({reason_of(error)}); "
+                            "run the same again with a new one to go on"
+                        ) from error
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    settle(future)
         finally:
-            for future, trial in running.items():
+            for future in running:
                 future.cancel()
-                store.release(study.db, trial.id)
+            for trial_id in claimed:
+                store.release(study.db, trial_id)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -20,9 +20,12 @@ from aqx.search import candidates as candidate_room
 from aqx.search.candidates import Candidates
 from aqx.search.confirmation import Confirmation, confirm
 from aqx.search.loop import search
+from aqx.search.pruning import rule_of
+from aqx.search.retry import RetryPolicy
 from aqx.search.trial import (
     ASKED_LEASE_SECONDS,
     LEASE_SECONDS,
+    SEARCHED,
     Ranking,
     Record,
     Suggestion,
@@ -34,10 +37,9 @@ from aqx.store import Database, functions, trial_rows, trials
 from aqx.store.lease import worker_name
 from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import register_task
+from aqx.store.trial_rows import ENDED, STATUSES
 from aqx.tasks import Task, load_task
 from aqx.tree import parse
-
-SEARCHED = ("baseline", "search", "added")  # what the search learns from; confirmations stay apart
 
 
 class Study:
@@ -51,9 +53,11 @@ class Study:
         task: a `Task`, the name of a built-in one, or "path/to/file.py:task".
         surrogate: a preset's name ("ensemble", "paper", "random") or a scikit-learn regressor.
         seed: of the study.
+        retry: how often a function is trained again whose training was lost with its process, or failed.
+        pruner: what `Trial.should_prune` goes by: "median", "halving" or "never".
 
     Raises:
-        InputError: the task or the surrogate cannot be used.
+        InputError: the task, the surrogate or the pruner cannot be used.
         StoreError: the database cannot be used, or holds another task of this name.
 
     Example:
@@ -73,12 +77,15 @@ class Study:
         *,
         surrogate: Any = surrogates.DEFAULT,
         seed: int = 0,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008  (it is frozen)
+        pruner: str = "median",
     ):
         self.task = load_task(task) if isinstance(task, str) else task
         if seed < 0:
             raise InputError(f"seed={seed!r} cannot seed a study; give an integer from 0")
         self.preset = surrogates.as_preset(surrogate)
-        self.seed = seed
+        rule_of(pruner)
+        self.seed, self.retry_policy, self.pruner = seed, retry, pruner
         self.db = db if isinstance(db, Database) else Database(db, create=True)
         self.task_id = register_task(self.db, self.task.name, self.task.identity())
         self._candidates: Candidates | None = None
@@ -107,17 +114,24 @@ class Study:
         Raises:
             InputError: the objective is missing or not a number, or the trial has a result already.
         """
-        trial_id = trial.id if isinstance(trial, Trial) else trial
-        reported = trial.metrics if isinstance(trial, Trial) else {}
-        metrics = {**reported, **metrics}
-        return as_record(trials.finish(self.db, trial_id, number(self.task.objective, metrics), metrics))
+        if isinstance(trial, Trial):
+            trial.report(**metrics)
+            number(self.task.objective, trial.metrics)
+            return trial.finish()
+        return as_record(trials.finish(self.db, trial, number(self.task.objective, metrics), metrics))
+
+    def fail(self, trial: Trial | int, reason: str) -> Record:
+        """Store that a training failed, and why; see `tell`."""
+        return as_record(trials.fail(self.db, trial.id if isinstance(trial, Trial) else trial, reason))
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
         """Claim the next function for the length of a `with` block, in which it is trained and reported.
 
         The claim's lease is renewed meanwhile. An exception marks the trial failed, with the reason, and goes on to
-        the caller; so is a block that ends without the objective. Being interrupted gives the claim back.
+        the caller; so is a block that ends without the objective. `aqx.Pruned`, or leaving without the objective after
+        `trial.should_prune()` said so, marks it pruned. Being interrupted by Ctrl-C or SIGTERM, which schedulers send
+        before they take a machine away, is no failure: it gives the claim back.
 
         Raises:
             Exhausted: no candidate is left.
@@ -140,11 +154,13 @@ class Study:
         before a choice, the most promising of them get their spectra, and are judged by both.
 
         Results of earlier calls count, so the same call resumes what was interrupted. A training that raises or gives
-        nan is a failed trial, and the search goes on.
+        nan is a failed trial, and the search goes on; one whose worker process dies is tried once more (see `retry`).
 
         Args:
             budget: suggestions trained in all, baselines not counted.
-            executor: where trainings run: any `concurrent.futures.Executor`; this process alone opens the database.
+            executor: where trainings run: any `concurrent.futures.Executor`, such as a Dask cluster's
+                (`client.get_executor()`), submitit's for SLURM or mpi4py's; this process alone opens the database. Task
+                and activation travel by pickle.
             workers: trainings at a time; without an executor, more than one are processes of their own.
             spectra: how many of the most promising candidates are to have a spectrum; 0 computes none. A model of which
                 spectra cannot be computed is searched without, with a warning.
@@ -154,7 +170,7 @@ class Study:
             The trials that this call finished, in order.
 
         Raises:
-            TaskError: the task has no `train`, or every baseline fails.
+            TaskError: the task has no `train`, every baseline fails, or worker after worker is lost.
         """
         return search(self, budget, executor, workers, spectra, progress)
 
@@ -209,14 +225,48 @@ class Study:
         )
         return as_record(row)
 
-    def best(self) -> Record | None:
-        """Return the best trial of the search so far, or None; it is the best of many noisy results (see `confirm`)."""
-        return max(self._done(), key=lambda record: self.sign * (record.objective or 0), default=None)
+    def retry(self, *trial_ids: int) -> list[Record]:
+        """Queue functions to be trained once more, whatever came of them; what is stored of them stays.
+
+        The search takes them up before anything else. Without arguments these are the failed and the lost ones, but
+        for those that have a result since.
+
+        Returns:
+            The queued trials.
+
+        Raises:
+            InputError: there is no such trial of this task, or it has not ended.
+        """
+        if not trial_ids:
+            trial_ids = tuple(
+                group[-1].trial_id
+                for group in self._same(self.records())
+                if {record.status for record in group} <= {"failed", "stale"}
+            )
+        return [as_record(row) for row in trials.retry(self.db, self.task_id, trial_ids, self.trial_seed)]
+
+    def reset(self, *, keep_done: bool) -> int:
+        """Delete the trials of this task for good, but for those that are running, and return how many they were.
+
+        Args:
+            keep_done: keep what has a result, pruned trials included.
+        """
+        kept = {"running", "done", "pruned"} if keep_done else {"running"}
+        return trials.remove(self.db, self.task_id, set(STATUSES) - kept)
+
+    def best(self, records: Sequence[Record] | None = None) -> Record | None:
+        """Return the best trial of the search so far, or None; it is the best of many noisy results (see `confirm`).
+
+        Args:
+            records: from `records()`, where they are at hand.
+        """
+        done = self._done(self.records() if records is None else records)
+        return max(done, key=lambda record: self.sign * (record.objective or 0), default=None)
 
     def top(self, n: int = 10) -> list[Ranking]:
         """Return the n best functions by the mean of their results in the search."""
         results: dict[str, list[Record]] = {}
-        for record in self._done():
+        for record in self._done(self.records()):
             results.setdefault(record.class_id or record.name, []).append(record)
         ranking = [
             Ranking(group[0].name, group[0].class_id, statistics.fmean(r.objective or 0.0 for r in group), len(group))
@@ -230,7 +280,7 @@ class Study:
         Raises:
             Exhausted: no candidate is left.
         """
-        return self._suggest(n, trial_rows.list_trials(self.db, self.task_id))
+        return self._suggest(n, self.records())
 
     @property
     def sign(self) -> int:
@@ -248,57 +298,81 @@ class Study:
             self._class_ids[name] = stored[0] if stored else class_id_of(parse(name))
         return self._class_ids[name]
 
-    def claim_next(self, lease_seconds: float, suggestions: bool = True) -> Trial:
+    def claim_next(
+        self, lease_seconds: float, suggestions: bool = True, records: Sequence[Record] | None = None
+    ) -> Trial:
         """Claim the next function to train for so many seconds.
+
+        Args:
+            lease_seconds: how long the claim lasts without a heartbeat.
+            suggestions: whether the surrogate may choose, once nothing else is left.
+            records: from `records()`, where they are at hand.
 
         Raises:
             Exhausted: no candidate is left, or only suggestions are and none is wanted.
         """
         while True:
-            rows = trial_rows.list_trials(self.db, self.task_id)
-            for name, class_id, purpose in self._wanted(rows, suggestions):
-                row = trials.claim(
-                    self.db,
-                    self.task_id,
-                    class_id=class_id,
-                    name=name,
-                    seed=self.trial_seed,
-                    purpose=purpose,
-                    worker=worker_name(),
-                    lease_seconds=lease_seconds,
-                )
-                if row is not None:
-                    return Trial(row.trial_id, row.name, row.seed, self.task.objective, self.db)
+            for name, class_id, purpose in self._wanted(self.records() if records is None else records, suggestions):
+                trial = self.claim(name, class_id, purpose, lease_seconds, self.trial_seed)
+                if trial is not None:
+                    return trial
             if not suggestions:
                 raise Exhausted("nothing is left but suggestions")
+            records = None  # another process was quicker: look again
+
+    def claim(
+        self, name: str, class_id: str | None, purpose: str, lease_seconds: float, seed: int | Callable[[int], int]
+    ) -> Trial | None:
+        """Claim this function, or return None where another process was quicker; see `aqx.store.claim`."""
+        row = trials.claim(
+            self.db,
+            self.task_id,
+            class_id=class_id,
+            name=name,
+            seed=seed,
+            purpose=purpose,
+            worker=worker_name(),
+            lease_seconds=lease_seconds,
+            retry_failed=self.retry_policy.failed > 0,
+        )
+        return None if row is None else Trial(row.trial_id, row.name, row.seed, self)
 
     def trial_seed(self, trial_id: int) -> int:
         """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
         return int(np.random.SeedSequence([self.seed, trial_id]).generate_state(1)[0] >> 1)
 
-    def _wanted(self, rows: list[trial_rows.TrialRow], suggestions: bool) -> Iterator[tuple[str, str, str]]:
+    def _wanted(self, records: Sequence[Record], suggestions: bool) -> Iterator[tuple[str, str, str]]:
         """Yield what to claim, best first: (name, class id, purpose)."""
-        searched = [row for row in rows if row.purpose in SEARCHED and row.class_id]
-        taken = {row.class_id for row in searched if row.status in ("done", "failed", "running")} | _abandoned(rows)
+        groups = {group[0].class_id: group for group in self._same(records) if group[0].purpose in SEARCHED}
+        settled = {class_id for class_id, group in groups.items() if self.retry_policy.settles(group)}
         for name in self.task.baselines:
-            if self.class_id(name) not in taken:
+            if self.class_id(name) not in settled:
                 yield name, self.class_id(name), "baseline"
-        # What was given back comes first, so that a resumed search goes on where it was.
-        for row in searched:
-            if row.status in ("queued", "stale") and row.class_id not in taken:
-                yield row.name, str(row.class_id), row.purpose
+        # What was given back or lost comes first, so that a resumed search goes on where it was.
+        for class_id, group in groups.items():
+            if class_id is not None and class_id not in settled:
+                yield group[-1].name, class_id, "baseline" if group[-1].purpose == "baseline" else "search"
         if suggestions:
-            (suggestion,) = self._suggest(1, rows)
+            (suggestion,) = self._suggest(1, records)
             yield suggestion.name, suggestion.class_id, "search"
 
-    def _suggest(self, n: int, rows: list[trial_rows.TrialRow]) -> list[Suggestion]:
+    @staticmethod
+    def _same(records: Sequence[Record]) -> list[list[Record]]:
+        """Group the trials that stand for the same training, in the order of their first ids."""
+        groups: dict[tuple[str | None, ...], list[Record]] = defaultdict(list)
+        for record in records:
+            function = (record.class_id, None if record.class_id else record.name)
+            groups[(*function, str(record.seed) if record.purpose == "confirm" else None)].append(record)
+        return list(groups.values())
+
+    def _suggest(self, n: int, records: Sequence[Record]) -> list[Suggestion]:
         table = self._load_candidates()
         if not len(table):
             raise Exhausted(
                 f"{self.db.path} holds no candidates yet; fill it: aqx enumerate {self.db.path} --space act_bench"
             )
-        observed, values, pending = self._seen(table, rows)
-        next_id = max((row.trial_id for row in rows), default=0) + 1
+        observed, values, pending = self._seen(table, records)
+        next_id = max((record.id for record in records), default=0) + 1
         chosen = surrogates.suggest(
             table.coordinates,
             observed,
@@ -316,15 +390,23 @@ class Study:
             for name, class_id, mean, spread in zip(names, class_ids, chosen.mean, chosen.spread, strict=True)
         ]
 
-    def _seen(self, table: Candidates, rows: list[trial_rows.TrialRow]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _seen(self, table: Candidates, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""
-        abandoned = _abandoned(rows)
-        searched = [row for row in rows if row.purpose in SEARCHED and row.class_id]
-        at = table.rows_of(str(row.class_id) for row in searched)
-        ended = np.array([row.status in ("done", "failed") or row.class_id in abandoned for row in searched], bool)
-        values = np.array([np.nan if row.objective is None else self.sign * row.objective for row in searched], float)
-        running = np.array([row.status == "running" for row in searched], bool)
-        return at[ended & (at >= 0)], values[ended & (at >= 0)], at[running & ~ended & (at >= 0)]
+        groups = [group for group in self._same(records) if group[0].purpose in SEARCHED and group[0].class_id]
+        # Lost too often: it may well be the function that kills the process.
+        given_up = {
+            group[0].class_id
+            for group in groups
+            if {record.status for record in group} == {"stale"} and self.retry_policy.settles(group)
+        }
+        searched = [record for group in groups for record in group]
+        at = table.rows_of(str(record.class_id) for record in searched)
+        ended = np.array(
+            [r.status in ENDED or (r.status == "stale" and r.class_id in given_up) for r in searched], bool
+        )
+        values = np.array([np.nan if r.objective is None else self.sign * r.objective for r in searched], float)
+        running = np.array([r.status == "running" for r in searched], bool)
+        return at[ended & (at >= 0)], values[ended & (at >= 0)], at[running & (at >= 0)]
 
     def most_promising(self) -> list[str]:
         """Return the ids of the classes without a Fisher spectrum, the best prediction first.
@@ -333,13 +415,13 @@ class Study:
         its outputs; the spectra that most deserve to be computed come first.
         """
         table = self._load_candidates()
-        observed, values, _ = self._seen(table, trial_rows.list_trials(self.db, self.task_id))
+        observed, values, _ = self._seen(table, self.records())
         if not len(observed):
             return []
         order = surrogates.rank(table.coordinates, observed, values, preset=self.preset, seed=self.seed)
         return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
 
-    def describe_promising(self, among: int) -> None:
+    def describe_promising(self, among: int, records: Sequence[Record]) -> None:
         """Compute the Fisher spectra that the `among` most promising candidates, and the trained ones, lack.
 
         Nothing is computed before there are results to predict from, nor for a few candidates only.
@@ -348,7 +430,7 @@ class Study:
         settled = table.has_spectrum | ~table.usable
         if settled.all():
             return
-        observed, values, _ = self._seen(table, trial_rows.list_trials(self.db, self.task_id))
+        observed, values, _ = self._seen(table, records)
         rows = surrogates.undescribed(table.coordinates, observed, values, settled, among, self.preset, self.seed)
         if len(rows):
             names = functions.class_names(self.db, table.class_ids(rows))
@@ -368,11 +450,6 @@ class Study:
         self._candidates = candidate_room.load(self.db, self.task_id, self.preset, self.seed, self._candidates)
         return self._candidates
 
-    def _done(self) -> list[Record]:
-        return [record for record in self.records() if record.status == "done" and record.purpose in SEARCHED]
-
-
-def _abandoned(rows: list[trial_rows.TrialRow]) -> set[str | None]:
-    """The classes whose training was lost twice without a word: it may well be they that kill the process."""
-    lost = Counter(row.class_id for row in rows if row.status == "stale" and row.purpose in SEARCHED)
-    return {class_id for class_id, times in lost.items() if times > 1}
+    @staticmethod
+    def _done(records: Sequence[Record]) -> list[Record]:
+        return [record for record in records if record.status == "done" and record.purpose in SEARCHED]

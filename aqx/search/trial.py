@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aqx.activation import Activation, activation
 from aqx.errors import AqxError, InputError
+from aqx.search.environment import environment
+from aqx.search.preemption import sigterm_ends_block
+from aqx.search.pruning import curve_of, rule_of
+from aqx.store import trial_rows
 from aqx.store import trials as store
 from aqx.store.connection import Database
 from aqx.store.lease import kept_alive
+from aqx.store.values import plain_metrics
 
+if TYPE_CHECKING:
+    from aqx.search.study import Study
+
+SEARCHED = ("baseline", "search", "added")  # what the search learns from; confirmations stay apart
 LEASE_SECONDS = 120.0  # how long a claim outlives the last heartbeat of its process
 HEARTBEAT_SECONDS = 30.0
 ASKED_LEASE_SECONDS = 24 * 3600.0  # `ask` leaves no process behind whose heart could beat
+_TRACEBACK_LENGTH = 4000
 
 _log = logging.getLogger("aqx")
+
+
+class Pruned(Exception):
+    """Raised inside `with study.trial()` to stop a hopeless training; it ends the block and goes no further."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +57,13 @@ class Suggestion:
 
 
 @dataclass(frozen=True)
-class Record:
-    """A finished trial: what was trained and what came of it."""
+class Record(trial_rows.TrialRow):
+    """A trial as it is stored: what was trained, where and how, and what came of it; see `TrialRow`."""
 
-    id: int
-    name: str
-    class_id: str | None
-    seed: int
-    purpose: str
-    status: str
-    objective: float | None
-    metrics: dict[str, Any]
-    reason: str | None
+    @property
+    def id(self) -> int:
+        """Its number in the database."""
+        return self.trial_id
 
     @cached_property
     def activation(self) -> Activation:
@@ -70,6 +81,23 @@ class Ranking:
     trials: int
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left behind, wherever it ran.
+
+    Attributes:
+        metrics: what it reported.
+        reason: why it failed, or None.
+        seconds: how long it took.
+        environment: where and with what it ran.
+    """
+
+    metrics: dict[str, Any]
+    reason: str | None
+    seconds: float
+    environment: dict[str, str]
+
+
 @dataclass
 class Trial:
     """A claimed training.
@@ -78,14 +106,16 @@ class Trial:
         id: its number in the database.
         name: the function.
         seed: for whatever is random in the training.
+        metrics: what was reported so far.
     """
 
     id: int
     name: str
     seed: int
-    objective: str
-    db: Database = field(repr=False)
+    study: Study = field(repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
+    _hopeless: bool = field(default=False, repr=False)
+    _started: float = field(default_factory=time.monotonic, repr=False)
 
     @cached_property
     def activation(self) -> Activation:
@@ -105,44 +135,109 @@ class Trial:
             else:
                 self.metrics.setdefault(f"{name}_by_step", []).append([int(step), value])
 
+    def should_prune(self) -> bool:
+        """Return whether the training is hopeless, by the study's pruner and the intermediate values of the objective.
+
+        What was reported is stored, so that other processes compare with it: one short transaction, so not for every
+        step of a fast training. A training whose objective is nan is hopeless.
+
+        Raises:
+            InputError: the trial has a result already, or a reported value cannot be stored.
+
+        Example:
+            >>> import aqx, tempfile
+            >>> folder = tempfile.TemporaryDirectory()
+            >>> study = aqx.Study(folder.name + "/search.duckdb", "mnist1d")
+            >>> with study.trial() as trial:
+            ...     for epoch in range(1, 4):
+            ...         trial.report(step=epoch, val_acc=float("nan"))
+            ...         if trial.should_prune():
+            ...             raise aqx.Pruned
+            >>> study.records()[0].status, study.records()[0].reason
+            ('failed', 'objective is nan')
+        """
+        study = self.study
+        own = curve_of(plain_metrics(self.metrics), study.task.objective, study.sign)
+        if not own:
+            return False
+        store.report(study.db, self.id, self.metrics)
+        if math.isnan(own[-1][1]):
+            self._hopeless = True
+        else:
+            others = [
+                curve_of(record.metrics, study.task.objective, study.sign)
+                for record in study.records()
+                if record.id != self.id and record.purpose in SEARCHED
+            ]
+            self._hopeless = rule_of(study.pruner)(own, others)
+        return self._hopeless
+
     @contextlib.contextmanager
     def running(self) -> Iterator[Trial]:
         """Keep the claim while the block runs, then store its result, or why it failed.
 
-        An exception fails the trial and goes on to the caller; being interrupted gives the claim back.
+        An exception fails the trial and goes on to the caller; an interruption (Ctrl-C, SIGTERM) gives the claim back.
         """
-        with heartbeats(self.db, [self.id]):
+        with heartbeats(self.study.db, [self.id]), sigterm_ends_block():
             try:
-                yield self
-            except Exception as error:
-                self.fail(error)
+                try:
+                    yield self
+                except Pruned:
+                    self._prune()
+                    return
+                except Exception as error:
+                    self.fail(error)
+                    raise
+                try:
+                    self.finish()
+                except AqxError as error:
+                    self.metrics.clear()
+                    self.fail(error)
+                    raise
+            except Exception:
                 raise
             except BaseException:
-                store.release(self.db, self.id)
+                store.release(self.study.db, self.id)
                 raise
-        try:
-            self.finish()
-        except AqxError as error:
-            self.metrics.clear()
-            self.fail(error)
-            raise
 
     def finish(self) -> Record:
         """Store what was reported as the trial's result; without the objective it is a failed one."""
-        if self.objective not in self.metrics:
-            seen = ", ".join(self.metrics) or "nothing"
-            reason = f"the training ended without reporting {self.objective} (it reported {seen})"
-            _log.warning("aqx: trial %d, %s: %s", self.id, self.name, reason)
-            return as_record(store.fail(self.db, self.id, reason, self.metrics))
-        return as_record(store.finish(self.db, self.id, number(self.objective, self.metrics), self.metrics))
+        objective = self.study.task.objective
+        if objective in self.metrics:
+            value = number(objective, self.metrics)
+            return as_record(store.finish(self.study.db, self.id, value, self.metrics, **self._circumstances()))
+        if self._hopeless:
+            return self._prune()
+        seen = ", ".join(self.metrics) or "nothing"
+        reason = f"the training ended without reporting {objective} (it reported {seen})"
+        _log.warning("aqx: trial %d, %s: %s", self.id, self.name, reason)
+        return as_record(store.fail(self.study.db, self.id, reason, self.metrics, **self._circumstances()))
 
     def fail(self, error: BaseException | str) -> Record:
         """Store that the training failed, and why."""
         metrics = dict(self.metrics)
         if isinstance(error, BaseException):
-            metrics["traceback"] = "".join(traceback.format_exception(error))[-4000:]
-            error = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return as_record(store.fail(self.db, self.id, error, metrics))
+            metrics["traceback"] = traceback_of(error)
+            error = reason_of(error)
+        return as_record(store.fail(self.study.db, self.id, error, metrics, **self._circumstances()))
+
+    def end(self, outcome: Outcome) -> Record:
+        """Store what a training that ran elsewhere left behind."""
+        circumstances = {"seconds": outcome.seconds, "environment": outcome.environment}
+        if outcome.reason is not None:
+            row = store.fail(self.study.db, self.id, outcome.reason, outcome.metrics, **circumstances)
+        else:
+            value = number(self.study.task.objective, outcome.metrics)
+            row = store.finish(self.study.db, self.id, value, outcome.metrics, **circumstances)
+        return as_record(row)
+
+    def _prune(self) -> Record:
+        curve = curve_of(plain_metrics(self.metrics), self.study.task.objective, self.study.sign)
+        last = self.study.sign * curve[-1][1] if curve else None
+        return as_record(store.prune(self.study.db, self.id, last, self.metrics, **self._circumstances()))
+
+    def _circumstances(self) -> dict[str, Any]:
+        return {"seconds": time.monotonic() - self._started, "environment": environment(self.study.task)}
 
 
 def number(objective: str, metrics: dict[str, Any]) -> float:
@@ -159,11 +254,19 @@ def number(objective: str, metrics: dict[str, Any]) -> float:
         raise InputError(f"{objective}={metrics[objective]!r} is not a number; report one") from None
 
 
-def as_record(row: store.TrialRow) -> Record:
+def reason_of(error: BaseException) -> str:
+    """Return why a training failed, in one line."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the end of an exception's traceback."""
+    return "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:]
+
+
+def as_record(row: trial_rows.TrialRow) -> Record:
     """Return a stored trial as people and scripts see it."""
-    return Record(
-        row.trial_id, row.name, row.class_id, row.seed, row.purpose, row.status, row.objective, row.metrics, row.reason
-    )
+    return Record(**vars(row))
 
 
 def heartbeats(db: Database, trial_ids: list[int]) -> contextlib.AbstractContextManager[None]:

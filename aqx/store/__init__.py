@@ -14,7 +14,20 @@ from aqx.store.spectra import (
 )
 from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
 from aqx.store.trial_rows import TrialRow, count_trials, get_trial, list_trials
-from aqx.store.trials import add_result, add_results, claim, fail, finish, heartbeat, release, report
+from aqx.store.trials import (
+    add_result,
+    add_results,
+    claim,
+    fail,
+    finish,
+    heartbeat,
+    lose,
+    prune,
+    release,
+    remove,
+    report,
+    retry,
+)
 
 __all__ = [
     "Database",
@@ -37,14 +50,18 @@ __all__ = [
     "invalid_spectra",
     "list_tasks",
     "list_trials",
+    "lose",
+    "prune",
     "find_embedding",
     "load_embedding",
     "load_spectra",
     "register_task",
     "release",
+    "remove",
     "release_spectra_claims",
     "renew_spectra_claims",
     "report",
+    "retry",
     "save_embedding",
     "set_spectra_form",
     "spectra_form",

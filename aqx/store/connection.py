@@ -13,6 +13,7 @@ import filelock
 
 from aqx.errors import StoreError
 from aqx.store import schema
+from aqx.store.network import warn_of_network
 from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, check_path, explain
 
 # Measured on 400,000 rows of FLOAT[256]: row groups of 16k take 2.7 s of CPU and 366 MB, the default of 120k 3.0 s and
@@ -32,6 +33,9 @@ class Database:
     DuckDB lets one process at a time have a file open, so every transaction takes the lock file `<path>.lock`, attaches
     the file, and detaches it before the lock is released. A lock left by a dead process is no lock. What this
     object keeps is an empty DuckDB instance: starting one takes ten times as long as attaching a file to it.
+
+    All that aqx knows of how to reach a database is in this class: `transaction` and `read` yield a connection in which
+    `aqx`'s tables are there to use. A database behind a server of DuckDB's would be another class of these two methods.
 
     Args:
         path: the file.
@@ -61,6 +65,7 @@ class Database:
         self._instance: duckdb.DuckDBPyConnection | None = None
         self._process = os.getpid()
         check_path(self._file, create)
+        warn_of_network(self._file)
         if create and not self.path.exists():
             with self._locked(write=True):
                 self._create()

@@ -31,6 +31,11 @@ MIGRATIONS: tuple[str, ...] = (
         coordinates FLOAT[] NOT NULL
     );
     """,
+    """
+    ALTER TABLE trials ADD COLUMN retry_of BIGINT;
+    ALTER TABLE trials ADD COLUMN seconds DOUBLE;
+    ALTER TABLE trials ADD COLUMN environment JSON;
+    """,
 )
 
 

@@ -61,8 +61,10 @@ CREATE TABLE spectra_claims (
     expires_at TIMESTAMP NOT NULL
 );
 
--- purpose: search, baseline, confirm, added. status: queued, running, done, failed; running past expires_at is called stale.
--- class_id is NULL for a function that was never enumerated. In metrics the strings "nan", "inf", "-inf" stand for numbers.
+-- purpose: search, baseline, confirm, added. status: queued, running, done, pruned, failed; running past expires_at is called
+-- stale. class_id is NULL for a function that was never enumerated. In metrics the strings "nan", "inf", "-inf" stand for numbers.
+-- retry_of: the trial that somebody asked to be trained once more; what came of it and of earlier ones does not count against
+-- this one. seconds, environment: how long the training took, and where and with what it ran.
 CREATE TABLE trials (
     trial_id BIGINT NOT NULL,
     task_id BIGINT NOT NULL,
@@ -78,7 +80,10 @@ CREATE TABLE trials (
     started_at TIMESTAMP NOT NULL,
     heartbeat_at TIMESTAMP,
     expires_at TIMESTAMP,
-    finished_at TIMESTAMP
+    finished_at TIMESTAMP,
+    retry_of BIGINT,
+    seconds DOUBLE,
+    environment JSON
 );
 
 -- A fitted embedding of all candidates, one per task, preset and seed. classes, spectra: how many there were; loadings: a NumPy

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -14,13 +17,15 @@ from aqx.store.connection import Database
 from aqx.store.values import decode_metrics
 
 PURPOSES = ("search", "baseline", "confirm", "added")
-STATUSES = ("queued", "running", "stale", "done", "failed")
+STATUSES = ("queued", "running", "stale", "done", "pruned", "failed")
+ENDED = ("done", "pruned", "failed")
 
 # A claim past its lease reads as stale; nothing is written for that, so clocks that disagree can do no lasting harm.
 _SELECT = """
     SELECT trial_id, task_id, class_id::VARCHAR, name, seed, purpose,
            if(status = 'running' AND expires_at < $now, 'stale', status) AS state,
-           objective, metrics::VARCHAR, reason, worker, started_at, heartbeat_at, expires_at, finished_at
+           objective, reason, worker, started_at, heartbeat_at, expires_at, finished_at, retry_of, seconds,
+           metrics::VARCHAR, coalesce(environment, '{}')::VARCHAR
     FROM trials
 """
 
@@ -36,16 +41,19 @@ class TrialRow:
         name: the function.
         seed: of the training.
         purpose: "search", "baseline", "confirm" or "added" (trained elsewhere).
-        status: "queued" (given back, waiting for a worker), "running", "stale" (running, but past its lease), "done" or
-            "failed".
-        objective: of a trial that is done.
-        metrics: everything reported; arrays are lists.
-        reason: why it failed.
+        status: "queued" (given back, waiting for a worker), "running", "stale" (running, but past its lease), "done",
+            "pruned" (stopped early) or "failed".
+        objective: of a trial that is done; of a pruned one, the last value that was seen.
+        reason: why it failed, or was lost.
         worker: who claimed it.
         started_at: UTC, as all times.
         heartbeat_at: when the worker was last heard of.
         expires_at: when the claim lapses.
         finished_at: when the result or the failure came.
+        retry_of: the trial that it was asked to repeat.
+        seconds: how long the training took; None where nobody measured.
+        metrics: everything reported; arrays are lists.
+        environment: where and with what it was trained: versions, device, host, state of the code.
     """
 
     trial_id: int
@@ -56,13 +64,16 @@ class TrialRow:
     purpose: str
     status: str
     objective: float | None
-    metrics: dict[str, Any]
     reason: str | None
     worker: str | None
     started_at: datetime
     heartbeat_at: datetime | None
     expires_at: datetime | None
     finished_at: datetime | None
+    retry_of: int | None = None
+    seconds: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def get_trial(db: Database, trial_id: int) -> TrialRow:
@@ -106,9 +117,13 @@ def select(con: duckdb.DuckDBPyConnection, condition: str, now: datetime, **para
 
 
 def _trial(row: tuple[Any, ...]) -> TrialRow:
-    columns: dict[str, Any] = dict(zip((field.name for field in fields(TrialRow)), row, strict=True))
-    columns["metrics"] = decode_metrics(columns["metrics"])
-    return TrialRow(**columns)
+    *columns, metrics, environment = row
+    return TrialRow(*columns, metrics=decode_metrics(metrics), environment=dict(_environment(environment)))
+
+
+@functools.lru_cache(maxsize=64)
+def _environment(text: str) -> dict[str, str]:
+    return json.loads(text)
 
 
 def select_one(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> TrialRow:
@@ -137,3 +152,9 @@ def select_same(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) 
         and (other.purpose == "confirm") == (trial.purpose == "confirm")
         and (trial.purpose != "confirm" or other.seed == trial.seed)
     ]
+
+
+def since_retry(same: Sequence[TrialRow]) -> list[TrialRow]:
+    """Of the trials that stand for the same training, those that count: what came before a retry was asked does not."""
+    asked = max((trial.retry_of or 0 for trial in same), default=0)
+    return [trial for trial in same if trial.trial_id > asked]

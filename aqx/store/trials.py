@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow as pa
 from aqx.errors import InputError
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.trial_rows import PURPOSES, TrialRow, select_one, select_same
+from aqx.store.trial_rows import ENDED, PURPOSES, TrialRow, select, select_one, select_same, since_retry
 from aqx.store.values import clean_text, encode_metrics, insert_rows
 
 
@@ -27,13 +29,13 @@ def claim(
     lease_seconds: float | int,
     purpose: str = "search",
     worker: str | None = None,
-    allow_repeat: bool = False,
+    retry_failed: bool = False,
 ) -> TrialRow | None:
     """Take a function for training, or return None where it is taken already.
 
-    It is taken when a trial of its class is running within its lease, done, or failed. Trials to confirm count apart
-    from the others, and each seed by itself. A stale claim holds nothing back; a queued trial is taken over with its id
-    and seed.
+    It is taken when a trial of its class is running within its lease, done, pruned, or failed. Trials to confirm count
+    apart from the others, and each seed by itself. A stale claim holds nothing back; a queued trial is taken over with
+    its id and seed. Where a trial was queued by `retry`, only what came after the trial that it repeats counts.
 
     Args:
         db: the database.
@@ -44,7 +46,7 @@ def claim(
         lease_seconds: how long the claim lasts without a heartbeat.
         purpose: one of `PURPOSES`.
         worker: who claims, for people to read.
-        allow_repeat: claim also what is done or failed (never what is running).
+        retry_failed: claim also what has failed.
 
     Raises:
         InputError: an unknown purpose, a seed outside 64 bits, or a name that is not valid text.
@@ -55,12 +57,13 @@ def claim(
         chosen = seed if isinstance(seed, int) else seed(trial_id)
         wanted = _new_trial(trial_id, task_id, class_id, name, chosen, purpose, now)
         same = select_same(con, wanted, now)
-        states = {trial.status for trial in same}
-        if "running" in states or (not allow_repeat and states & {"done", "failed"}):
+        running = any(trial.status == "running" for trial in same)
+        ended = {trial.status for trial in since_retry(same)} & set(ENDED)
+        if running or ended - ({"failed"} if retry_failed else set()):
             return None
         queued = [trial.trial_id for trial in same if trial.status == "queued"]
         if queued:
-            trial_id = queued[0]
+            trial_id = queued[-1]
         else:
             _insert(con, wanted)
         con.execute(
@@ -107,7 +110,15 @@ def report(db: Database, trial_id: int, metrics: Mapping[str, Any]) -> None:
         con.execute("UPDATE trials SET metrics = ? WHERE trial_id = ?", [merged, trial_id])
 
 
-def finish(db: Database, trial_id: int, objective: float | int, metrics: Mapping[str, Any]) -> TrialRow:
+def finish(
+    db: Database,
+    trial_id: int,
+    objective: float | int,
+    metrics: Mapping[str, Any],
+    *,
+    seconds: float | int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> TrialRow:
     """Store the result of a trial, also of one whose claim has lapsed or was given back.
 
     An objective that is nan or infinite makes the trial a failed one, so that it never wins.
@@ -117,6 +128,8 @@ def finish(db: Database, trial_id: int, objective: float | int, metrics: Mapping
         trial_id: from `claim`.
         objective: the number that the search optimises.
         metrics: added to what was reported before.
+        seconds: how long the training took.
+        environment: where and with what it ran.
 
     Returns:
         The finished trial.
@@ -124,16 +137,59 @@ def finish(db: Database, trial_id: int, objective: float | int, metrics: Mapping
     Raises:
         InputError: no such trial, or it has a result already (which stays), or a metric cannot be stored.
     """
-    return _close(db, trial_id, metrics, float(objective), _verdict(objective))
+    reason = _verdict(objective)
+    end = _End("failed" if reason else "done", float(objective), reason, seconds, environment)
+    return _close(db, trial_id, metrics, end)
 
 
-def fail(db: Database, trial_id: int, reason: str, metrics: Mapping[str, Any] | None = None) -> TrialRow:
-    """Store that a trial failed, and why.
+def prune(
+    db: Database,
+    trial_id: int,
+    objective: float | int | None,
+    metrics: Mapping[str, Any],
+    *,
+    seconds: float | int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> TrialRow:
+    """Store that a training was stopped early, with the last value of its objective; see `finish`.
+
+    A value that is missing or not finite makes the trial a failed one.
+    """
+    reason = "stopped before the objective was seen" if objective is None else _verdict(objective)
+    end = _End("failed" if reason else "pruned", objective, reason, seconds, environment)
+    return _close(db, trial_id, metrics, end)
+
+
+def fail(
+    db: Database,
+    trial_id: int,
+    reason: str,
+    metrics: Mapping[str, Any] | None = None,
+    *,
+    seconds: float | int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> TrialRow:
+    """Store that a trial failed, and why; see `finish`.
 
     Raises:
         InputError: no such trial, or it has a result already (which stays), or a metric cannot be stored.
     """
-    return _close(db, trial_id, metrics or {}, None, reason or "no reason given")
+    return _close(db, trial_id, metrics or {}, _End("failed", None, reason or "no reason given", seconds, environment))
+
+
+def lose(db: Database, trial_id: int, reason: str) -> TrialRow:
+    """Note that the process of a running trial is known to be gone: the trial is stale at once.
+
+    A result that comes after all is accepted. A trial that is not running stays as it is.
+    """
+    now = clock.now()
+    with db.transaction() as con:
+        if select_one(con, trial_id, now).status == "running":
+            con.execute(
+                "UPDATE trials SET expires_at = ?, reason = ? WHERE trial_id = ?",
+                [now - timedelta(microseconds=1), clean_text(reason), trial_id],
+            )
+        return select_one(con, trial_id, now)
 
 
 def release(db: Database, trial_id: int) -> bool:
@@ -152,6 +208,66 @@ def release(db: Database, trial_id: int) -> bool:
             [trial_id],
         )
         return True
+
+
+def retry(
+    db: Database, task_id: int, trial_ids: Iterable[int], seed: Callable[[int], int] | None = None
+) -> list[TrialRow]:
+    """Queue functions to be trained once more; the trials that they were trained in stay as they are.
+
+    Args:
+        db: the database.
+        task_id: whose trials they are.
+        trial_ids: trials that ended or went stale; where several stand for the same training, one is queued.
+        seed: makes the new training's seed from the new trial's id; without it, and for a confirmation, the old stays.
+
+    Returns:
+        The new trials, queued.
+
+    Raises:
+        InputError: there is no such trial of this task, or it is queued or running; then none is queued.
+    """
+    now = clock.now()
+    queued: list[TrialRow] = []
+    with db.transaction() as con:
+        for repeated in sorted(set(trial_ids)):
+            old = select_one(con, repeated, now)
+            if old.task_id != task_id:
+                raise InputError(f"trial_id {repeated} belongs to another task; name that task")
+            same = select_same(con, old, now)
+            if waiting := [trial for trial in same if trial.status in ("queued", "running")]:
+                if any(trial in queued for trial in waiting):
+                    continue
+                state = f"as trial {waiting[-1].trial_id}" if waiting[-1].trial_id != repeated else "itself"
+                raise InputError(
+                    f"trial {repeated} ({old.name[:60]}) is {waiting[-1].status} {state}; let it end first"
+                )
+            trial_id = _next_id(con)
+            again = replace(old, trial_id=trial_id, status="queued", started_at=now)
+            if old.purpose == "added":
+                again = replace(again, purpose="search")
+            if seed is not None and old.purpose != "confirm":
+                again = replace(again, seed=_checked_seed(seed(trial_id)))
+            _insert(con, again)
+            con.execute("UPDATE trials SET retry_of = ? WHERE trial_id = ?", [max(t.trial_id for t in same), trial_id])
+            queued.append(select_one(con, trial_id, now))
+    return queued
+
+
+def remove(db: Database, task_id: int, statuses: Collection[str]) -> int:
+    """Delete the trials of a task that have these statuses, for good; their ids are never used again.
+
+    Returns:
+        How many were deleted.
+    """
+    now = clock.now()
+    with db.transaction() as con:
+        doomed = [
+            trial.trial_id for trial in select(con, "task_id = $task", now, task=task_id) if trial.status in statuses
+        ]
+        con.execute("INSERT OR REPLACE INTO meta VALUES ('last_trial_id', ?)", [str(_next_id(con) - 1)])
+        con.execute("DELETE FROM trials WHERE list_contains(?, trial_id)", [doomed])
+    return len(doomed)
 
 
 def add_result(
@@ -174,7 +290,8 @@ def add_result(
     with db.transaction() as con:
         trial_id = _next_id(con)
         _insert(con, _new_trial(trial_id, task_id, class_id, name, seed, "added", now))
-        return _store_end(con, trial_id, encoded, float(objective), _verdict(objective), now)
+        reason = _verdict(objective)
+        return _store_end(con, trial_id, encoded, _End("failed" if reason else "done", float(objective), reason), now)
 
 
 def add_results(
@@ -254,9 +371,7 @@ def _new_trial(
     if purpose not in PURPOSES:
         raise InputError(f"purpose must be one of {', '.join(PURPOSES)}, but got {purpose!r}")
     name, seed = _checked_name(name), _checked_seed(seed)
-    return TrialRow(
-        trial_id, task_id, class_id, name, seed, purpose, "running", None, {}, None, None, now, now, now, None
-    )
+    return TrialRow(trial_id, task_id, class_id, name, seed, purpose, "running", None, None, None, now, now, now, None)
 
 
 def _checked_seed(seed: int) -> int:
@@ -272,7 +387,13 @@ def _checked_name(name: str) -> str:
 
 
 def _next_id(con: duckdb.DuckDBPyConnection) -> int:
-    ((trial_id,),) = con.execute("SELECT coalesce(max(trial_id), 0) + 1 FROM trials").fetchall()
+    # A trial that was removed may still be told about: its number must not be another's.
+    ((trial_id,),) = con.execute(
+        """
+        SELECT greatest((SELECT coalesce(max(trial_id), 0) FROM trials),
+                        (SELECT coalesce(max(value::BIGINT), 0) FROM meta WHERE key = 'last_trial_id')) + 1
+        """
+    ).fetchall()
     return trial_id
 
 
@@ -297,8 +418,8 @@ def _insert(con: duckdb.DuckDBPyConnection, trial: TrialRow) -> None:
 
 def _unfinished(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> TrialRow:
     trial = select_one(con, trial_id, now)
-    if trial.status in ("done", "failed"):
-        outcome = f"with objective {trial.objective}" if trial.status == "done" else f"({trial.reason})"
+    if trial.status in ENDED:
+        outcome = f"({trial.reason})" if trial.status == "failed" else f"with objective {trial.objective}"
         raise InputError(
             f"trial {trial_id} ({trial.name[:60]}) is {trial.status} already {outcome}, and a result is never "
             "overwritten; record another one as a result trained elsewhere"
@@ -306,33 +427,39 @@ def _unfinished(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) ->
     return trial
 
 
-def _close(
-    db: Database, trial_id: int, metrics: Mapping[str, Any], objective: float | None, reason: str | None
-) -> TrialRow:
+@dataclass(frozen=True)
+class _End:
+    status: str
+    objective: float | int | None
+    reason: str | None
+    seconds: float | int | None = None
+    environment: Mapping[str, str] | None = None
+
+
+def _close(db: Database, trial_id: int, metrics: Mapping[str, Any], end: _End) -> TrialRow:
     encode_metrics(metrics)
     now = clock.now()
     with db.transaction() as con:
         trial = _unfinished(con, trial_id, now)
-        return _store_end(con, trial_id, encode_metrics({**trial.metrics, **metrics}), objective, reason, now)
+        return _store_end(con, trial_id, encode_metrics({**trial.metrics, **metrics}), end, now)
 
 
-def _store_end(
-    con: duckdb.DuckDBPyConnection,
-    trial_id: int,
-    metrics: str,
-    objective: float | None,
-    reason: str | None,
-    now: datetime,
-) -> TrialRow:
-    # A failed trial keeps no objective: in SQL, nan is greater than every number and would be the maximum.
+def _store_end(con: duckdb.DuckDBPyConnection, trial_id: int, metrics: str, end: _End, now: datetime) -> TrialRow:
     con.execute(
-        "UPDATE trials SET status = ?, objective = ?, metrics = ?, reason = ?, finished_at = ? WHERE trial_id = ?",
+        """
+        UPDATE trials
+        SET status = ?, objective = ?, metrics = ?, reason = ?, finished_at = ?, seconds = ?, environment = ?
+        WHERE trial_id = ?
+        """,
         [
-            "failed" if reason else "done",
-            None if reason else objective,
+            end.status,
+            # A failed trial keeps no objective: in SQL, nan is greater than every number and would be the maximum.
+            None if end.status == "failed" else end.objective,
             metrics,
-            reason and clean_text(reason),
+            end.reason and clean_text(end.reason),
             now,
+            end.seconds,
+            None if end.environment is None else clean_text(json.dumps(dict(end.environment))),
             trial_id,
         ],
     )

@@ -47,7 +47,20 @@ def decode_metrics(text: str) -> dict[str, Any]:
         >>> decode_metrics('{"loss": "nan", "note": "\'nan"}')
         {'loss': nan, 'note': 'nan'}
     """
-    return {key: _decode(value) for key, value in json.loads(text).items()}
+    return {} if text == "{}" else {key: _decode(value) for key, value in json.loads(text).items()}
+
+
+def plain_metrics(metrics: Mapping[Any, Any]) -> dict[str, Any]:
+    """Metrics as they come back from the database: plain numbers, text and lists.
+
+    Raises:
+        InputError: a key or a value that cannot be stored.
+
+    Example:
+        >>> plain_metrics({"val_acc": np.float32(0.5), "curve": np.arange(3)})
+        {'val_acc': 0.5, 'curve': [0, 1, 2]}
+    """
+    return decode_metrics(encode_metrics(metrics))
 
 
 def _encode(key: str, value: Any) -> Any:

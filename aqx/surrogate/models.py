@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from jaxtyping import Float, Float32
 
 # (coordinates of results [N, K], their targets [N], coordinates to predict [M, K], seed) -> mean [M], spread [M]
 Model = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-_CHUNK = 16384
+_CHUNK = 2048
 _TREES = 50
 _MOST_RESULTS = 512
 _JITTER = 1e-8  # on the diagonal of a covariance, so that equal candidates leave it invertible
@@ -33,11 +34,15 @@ def extra_trees(
     x: Float32[np.ndarray, "N K"], y: Float[np.ndarray, " N"], query: Float32[np.ndarray, "M K"], seed: int
 ) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
     """Mean and standard deviation over extremely randomised trees (Geurts et al., 2006)."""
+    from sklearn import config_context
     from sklearn.tree import ExtraTreeRegressor
 
-    # Each by itself: the ensemble clones and checks its trees one by one, which takes longer than to grow them.
     seeds = np.random.SeedSequence(seed).generate_state(_TREES).tolist()
-    return _over_trees([ExtraTreeRegressor(max_features=1.0, random_state=s).fit(x, y) for s in seeds], query)
+    # Each by itself and unchecked: to clone and check trees one by one takes longer than to grow them.
+    x, y = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float64)
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        trees = [ExtraTreeRegressor(max_features=1.0, random_state=s).fit(x, y, check_input=False) for s in seeds]
+    return _over_trees(trees, query)
 
 
 def gaussian_process(groups: Sequence[int]) -> Model:
@@ -55,42 +60,54 @@ def gaussian_process(groups: Sequence[int]) -> Model:
 
     Source: Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), equations 2.25, 2.26, 4.17 and 5.9.
     """
+    return functools.partial(_predict_in_one_thread, tuple(groups))
+
+
+def _predict_in_one_thread(
+    groups: tuple[int, ...], x: np.ndarray, y: np.ndarray, query: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    from threadpoolctl import threadpool_limits
+
+    # NumPy's and SciPy's own threads would wait for each other, ten times as long as one needs for such small matrices.
+    with threadpool_limits(1, user_api="blas"):
+        return _predict_by_process(groups, x, y, query)
+
+
+def _predict_by_process(
+    groups: tuple[int, ...], x: np.ndarray, y: np.ndarray, query: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.linalg import solve_triangular
+
     starts = np.concatenate([[0], np.cumsum(groups)])
+    count = int(np.searchsorted(starts, x.shape[1]))
+    bounds = [slice(starts[i], min(starts[i + 1], x.shape[1])) for i in range(count)]
+    if len(y) > _MOST_RESULTS:
+        kept = _telling(y)
+        x, y = x[kept], y[kept]
+    middle = y.mean()
+    # Distances are differences of squares: far from the origin they would drown in rounding.
+    centre = x.mean(axis=0, dtype=np.float64)
+    x = x - centre
+    log_lengths, log_amplitude, log_noise = _fit_kernel(x, y - middle, bounds)
+    scale = np.concatenate(
+        [np.full(b.stop - b.start, np.exp(-length)) for b, length in zip(bounds, log_lengths, strict=True)]
+    )
+    amplitude, points = np.exp(log_amplitude), x * scale
+    covariance = amplitude * _matern(_squared_distances(points, points))
+    covariance[np.diag_indices(len(y))] += np.exp(log_noise) + _JITTER
+    factor = np.linalg.cholesky(covariance)
+    # In float32 from here: a query may have 400,000 rows.
+    inverse = solve_triangular(factor, np.eye(len(y)), lower=True).astype(np.float32)
+    weights = (inverse.T @ (inverse @ (y - middle))).astype(np.float32)
+    points, scale = points.astype(np.float32), scale.astype(np.float32)
 
-    def fit_predict(x: np.ndarray, y: np.ndarray, query: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        from scipy.linalg import solve_triangular
+    def moments(start: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = (query[start : start + _CHUNK] - centre).astype(np.float32) * scale
+        shared = np.float32(amplitude) * _matern(_squared_distances(rows, points))
+        return middle + shared @ weights, amplitude - np.square(shared @ inverse.T).sum(axis=1)
 
-        count = int(np.searchsorted(starts, x.shape[1]))
-        bounds = [slice(starts[i], min(starts[i + 1], x.shape[1])) for i in range(count)]
-        if len(y) > _MOST_RESULTS:
-            kept = _telling(y)
-            x, y = x[kept], y[kept]
-        middle = y.mean()
-        # Distances are differences of squares: far from the origin they would drown in rounding.
-        centre = x.mean(axis=0, dtype=np.float64)
-        x = x - centre
-        log_lengths, log_amplitude, log_noise = _fit_kernel(x, y - middle, bounds)
-        scale = np.concatenate(
-            [np.full(b.stop - b.start, np.exp(-length)) for b, length in zip(bounds, log_lengths, strict=True)]
-        )
-        amplitude, points = np.exp(log_amplitude), x * scale
-        covariance = amplitude * _matern(_squared_distances(points, points))
-        covariance[np.diag_indices(len(y))] += np.exp(log_noise) + _JITTER
-        factor = np.linalg.cholesky(covariance)
-        # In float32 from here: a query may have 400,000 rows.
-        inverse = solve_triangular(factor, np.eye(len(y)), lower=True).astype(np.float32)
-        weights = (inverse.T @ (inverse @ (y - middle))).astype(np.float32)
-        points, scale = points.astype(np.float32), scale.astype(np.float32)
-
-        def moments(start: int) -> tuple[np.ndarray, np.ndarray]:
-            rows = (query[start : start + _CHUNK] - centre).astype(np.float32) * scale
-            shared = np.float32(amplitude) * _matern(_squared_distances(rows, points))
-            return middle + shared @ weights, amplitude - np.square(shared @ inverse.T).sum(axis=1)
-
-        mean, variance = _in_chunks(moments, len(query))
-        return mean, np.sqrt(np.maximum(variance, 1e-12))
-
-    return fit_predict
+    mean, variance = _in_chunks(moments, len(query))
+    return mean, np.sqrt(np.maximum(variance, 1e-12))
 
 
 def _telling(y: np.ndarray) -> np.ndarray:
@@ -145,12 +162,14 @@ def _matern(squared: np.ndarray) -> np.ndarray:
 
 def average(*models: Model) -> Model:
     """Make a model of several: the mean of their means; the spread counts theirs and how far they disagree."""
+    return functools.partial(_predict_by_average, models)
 
-    def fit_predict(x: np.ndarray, y: np.ndarray, query: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        means, spreads = zip(*(model(x, y, query, seed) for model in models), strict=True)
-        return np.mean(means, axis=0), np.sqrt(np.mean(np.square(spreads), axis=0) + np.var(means, axis=0))
 
-    return fit_predict
+def _predict_by_average(
+    models: tuple[Model, ...], x: np.ndarray, y: np.ndarray, query: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    means, spreads = zip(*(model(x, y, query, seed) for model in models), strict=True)
+    return np.mean(means, axis=0), np.sqrt(np.mean(np.square(spreads), axis=0) + np.var(means, axis=0))
 
 
 def regressor(estimator: Any) -> Model:
@@ -159,26 +178,28 @@ def regressor(estimator: Any) -> Model:
     The spread is that over the trees of a forest, the regressor's own (`predict(…, return_std=True)`) where it has
     one, and 0 otherwise.
     """
+    return functools.partial(_predict_by_regressor, estimator)
 
-    def fit_predict(x: np.ndarray, y: np.ndarray, query: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.base import clone
-        from sklearn.exceptions import ConvergenceWarning
 
-        model: Any = clone(estimator)
-        model.set_params(**{name: seed for name in model.get_params() if name.split("__")[-1] == "random_state"})
-        with warnings.catch_warnings():
-            # A kernel's length at its bound is usual with few results, and would be reported at every suggestion.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(x, y)
-        if hasattr(getattr(model, "estimators_", [None])[0], "tree_"):
-            return _over_trees(model.estimators_, query)
-        try:
-            mean, spread = model.predict(query, return_std=True)
-        except TypeError:
-            mean, spread = model.predict(query), np.zeros(len(query))
-        return np.asarray(mean, np.float64).ravel(), np.asarray(spread, np.float64).ravel()
+def _predict_by_regressor(
+    estimator: Any, x: np.ndarray, y: np.ndarray, query: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.base import clone
+    from sklearn.exceptions import ConvergenceWarning
 
-    return fit_predict
+    model: Any = clone(estimator)
+    model.set_params(**{name: seed for name in model.get_params() if name.split("__")[-1] == "random_state"})
+    with warnings.catch_warnings():
+        # A kernel's length at its bound is usual with few results, and would be reported at every suggestion.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x, y)
+    if hasattr(getattr(model, "estimators_", [None])[0], "tree_"):
+        return _over_trees(model.estimators_, query)
+    try:
+        mean, spread = model.predict(query, return_std=True)
+    except TypeError:
+        mean, spread = model.predict(query), np.zeros(len(query))
+    return np.asarray(mean, np.float64).ravel(), np.asarray(spread, np.float64).ravel()
 
 
 def _over_trees(trees: Sequence[Any], query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

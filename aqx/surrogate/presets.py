@@ -72,7 +72,13 @@ def _on_shapes(features: Features, loadings: Loadings) -> Float32[np.ndarray, "C
     return coordinates
 
 
-_NOTHING = Projection(lambda features: {}, lambda features, loadings: np.empty((len(features), 0), np.float32))
+def _fit_nothing(features: Features) -> Loadings:
+    return {}
+
+
+def _on_nothing(features: Features, loadings: Loadings) -> Float32[np.ndarray, "C 0"]:
+    return np.empty((len(features), 0), np.float32)
+
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -87,7 +93,7 @@ PRESETS: dict[str, Preset] = {
             outputs_alone=_OUTPUTS,
         ),
         Preset("paper", umap_union, nearest_neighbours),
-        Preset("random", _NOTHING, None),
+        Preset("random", Projection(_fit_nothing, _on_nothing), None),
     )
 }
 DEFAULT = "ensemble"
