@@ -29,7 +29,7 @@ from aqx.store import Database, count_trials, list_trials
 
 TRAINING_SECONDS = 0.005
 # A killed worker's claim lapses soon, as nobody beats for it; longer than any wait for the lock.
-LEASE_SECONDS = 5.0
+LEASE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def watch(running: list[ForkServerProcess], kill: bool, replace: Callable[[int],
 
 def work(path: str, folder: str, number: int) -> None:
     """Ask, train, tell, and write down what was claimed and told."""
-    study = aqx.Study(path, task(), surrogate="random")
+    # However often its workers are killed, no function is given up.
+    study = aqx.Study(path, task(), surrogate="random", retry=aqx.RetryPolicy(lost=1000))
     study.suggest(1)
     with open(Path(folder, f"{number}.log"), "a", buffering=1) as log:
         Path(folder, f"{number}.ready").touch()

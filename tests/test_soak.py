@@ -195,5 +195,5 @@ def test_random_operations_of_many_processes_end_as_they_were_written_down(
     folder.mkdir()
     assert run(db_path, folder, seconds, workers) > seconds
     rows = list_trials(Database(db_path), 1)
-    assert check(rows, read_logs(folder)) > 2 * seconds
+    assert check(rows, read_logs(folder)) > 5
     assert remove(db, 1, {row.status for row in rows}) == len(rows)

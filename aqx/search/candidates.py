@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import numpy as np
@@ -35,17 +35,27 @@ class Candidates:
     coordinates: Float32[np.ndarray, "C K"]
     has_spectrum: Bool[np.ndarray, " C"]
     usable: Bool[np.ndarray, " C"]
+    _rows: dict[str, int] = field(default_factory=dict, repr=False)  # of the classes that were looked up
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows_of(self, class_ids: Iterable[str]) -> Int[np.ndarray, " R"]:
         """Return the rows of classes; -1 for one that is no candidate."""
-        return find_rows(self.ids, halves(class_ids))
+        wanted = list(class_ids)
+        new = [class_id for class_id in wanted if class_id not in self._rows]
+        self._rows.update(zip(new, find_rows(self.ids, halves(new)).tolist(), strict=True))
+        return np.array([self._rows[class_id] for class_id in wanted], np.int64)
 
     def class_ids(self, rows: Int[np.ndarray, " R"]) -> list[str]:
         """Return the ids of candidates as text."""
         return texts(self.ids[rows])
+
+
+def is_current(db: Database, task_id: int, preset: Preset, seed: int, before: Candidates) -> bool:
+    """Whether nothing has changed since `load` returned these candidates."""
+    counts, number, _ = find_embedding(db, *_key(task_id, preset, seed))
+    return (counts, number) == (before.counts, before.stored.embedding_id)
 
 
 def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidates | None = None) -> Candidates:
@@ -61,7 +71,7 @@ def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidat
         seed: of the embedding, where it has one.
         before: what an earlier call returned; it is returned again where nothing has changed.
     """
-    key = task_id, f"{preset.name}/{preset.form}", 0 if isinstance(preset.embed, Projection) else seed % 2**63
+    key = _key(task_id, preset, seed)
     while True:
         counts, number, fitted_to = find_embedding(db, *key)
         if before is not None and (counts, number) == (before.counts, before.stored.embedding_id):
@@ -79,6 +89,10 @@ def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidat
             features = load_features(db, task_id, lacking=number)
             return _candidates(db, task_id, _joined(stored, features, preset), features.counts, stored)
         return _candidates(db, task_id, stored, counts)
+
+
+def _key(task_id: int, preset: Preset, seed: int) -> tuple[int, str, int]:
+    return task_id, f"{preset.name}/{preset.form}", 0 if isinstance(preset.embed, Projection) else seed % 2**63
 
 
 def _fit(rows: FeatureRows, preset: Preset, seed: int) -> StoredEmbedding:

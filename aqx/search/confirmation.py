@@ -100,8 +100,9 @@ def confirm(
 
     def next_trial() -> Trial | None:
         known = defaultdict(list)
-        for record in study.records("confirm"):
-            known[record.class_id, record.seed].append(record)
+        for trial in study.trials():
+            if trial.purpose == "confirm":
+                known[trial.class_id, trial.seed].append(trial)
         for class_id, name, seed in jobs:
             if not study.retry_policy.settles(known[class_id, seed]):
                 trial = study.claim(name, class_id, "confirm", LEASE_SECONDS, seed)

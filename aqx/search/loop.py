@@ -17,7 +17,7 @@ from aqx.search.preemption import sigterm_ends_block
 from aqx.search.retry import GIVEN_UP
 from aqx.search.trial import LEASE_SECONDS, Outcome, Record, Trial, heartbeats, number, reason_of, traceback_of
 from aqx.store import trials as store
-from aqx.store.trial_rows import ENDED
+from aqx.store.trial_rows import ENDED, Brief
 from aqx.store.values import plain_metrics
 from aqx.tasks import Task
 
@@ -39,23 +39,23 @@ def search(
         raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
     baselines = len(study.task.baselines)
 
-    def describe(records: list[Record]) -> None:
+    def describe(trials: list[Brief]) -> None:
         nonlocal spectra
         try:
             if spectra:
-                study.describe_promising(spectra, records)
+                study.describe_promising(spectra, trials)
         except AqxError as error:
             spectra = 0
             _log.warning("aqx: the search goes on without more Fisher spectra: %s", error)
 
     def next_trial() -> Trial | None:
         # Counted anew each time: other processes may work on the same study.
-        records = study.records()
-        suggested = sum(record.purpose == "search" and record.status in (*ENDED, "running") for record in records)
+        trials = study.trials()
+        suggested = sum(trial.purpose == "search" and trial.status in (*ENDED, "running") for trial in trials)
         if suggested < budget:
-            describe(records)
+            describe(trials)
         try:
-            return study.claim_next(LEASE_SECONDS, suggestions=suggested < budget, records=records)
+            return study.claim_next(LEASE_SECONDS, suggestions=suggested < budget)
         except Exhausted:
             if suggested == 0 < budget:
                 raise  # there is nothing to search in, which the user should hear

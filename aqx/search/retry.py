@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aqx.errors import InputError
-from aqx.store.trial_rows import TrialRow, since_retry
+from aqx.store.trial_rows import AnyTrial, since_retry
 
 GIVEN_UP = 10  # trainings in a row that were lost: then it is not the functions that are at fault
 
@@ -37,7 +37,7 @@ class RetryPolicy:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise InputError(f"{argument}={value!r} is not a number of retries; give an integer from 0")
 
-    def settles(self, same: Sequence[TrialRow]) -> bool:
+    def settles(self, same: Sequence[AnyTrial]) -> bool:
         """Return whether trials of one function leave nothing to claim: it runs, has a result, or was tried enough."""
         counts = Counter(trial.status for trial in since_retry(same))
         return (

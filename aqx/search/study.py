@@ -6,7 +6,7 @@ import contextlib
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -37,7 +37,8 @@ from aqx.store import Database, functions, trial_rows, trials
 from aqx.store.lease import worker_name
 from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import register_task
-from aqx.store.trial_rows import ENDED, STATUSES
+from aqx.store.trial_rows import ENDED, STATUSES, Brief
+from aqx.store.trials import Wanted
 from aqx.tasks import Task, load_task
 from aqx.tree import parse
 
@@ -240,8 +241,8 @@ class Study:
         if not trial_ids:
             trial_ids = tuple(
                 group[-1].trial_id
-                for group in self._same(self.records())
-                if {record.status for record in group} <= {"failed", "stale"}
+                for group in _same(self.trials())
+                if {trial.status for trial in group} <= {"failed", "stale"}
             )
         return [as_record(row) for row in trials.retry(self.db, self.task_id, trial_ids, self.trial_seed)]
 
@@ -280,7 +281,14 @@ class Study:
         Raises:
             Exhausted: no candidate is left.
         """
-        return self._suggest(n, self.records())
+        table = self._load_candidates()
+        chosen = self._choose(n, self.trials(), table)
+        class_ids = table.class_ids(chosen.index)
+        names = functions.class_names(self.db, class_ids)
+        return [
+            Suggestion(name, class_id, self.sign * float(mean), float(spread))
+            for name, class_id, mean, spread in zip(names, class_ids, chosen.mean, chosen.spread, strict=True)
+        ]
 
     @property
     def sign(self) -> int:
@@ -291,6 +299,10 @@ class Study:
         """Return the study's trials in the order of their ids."""
         return [as_record(row) for row in trial_rows.list_trials(self.db, self.task_id, purpose=purpose)]
 
+    def trials(self) -> list[Brief]:
+        """Return the study's trials in the order of their ids, in brief."""
+        return trial_rows.list_brief(self.db, self.task_id)
+
     def class_id(self, name: str) -> str:
         """Return the class of a function, enumerated or not."""
         if name not in self._class_ids:
@@ -298,39 +310,48 @@ class Study:
             self._class_ids[name] = stored[0] if stored else class_id_of(parse(name))
         return self._class_ids[name]
 
-    def claim_next(
-        self, lease_seconds: float, suggestions: bool = True, records: Sequence[Record] | None = None
-    ) -> Trial:
+    def claim_next(self, lease_seconds: float, suggestions: bool = True) -> Trial:
         """Claim the next function to train for so many seconds.
 
         Args:
             lease_seconds: how long the claim lasts without a heartbeat.
             suggestions: whether the surrogate may choose, once nothing else is left.
-            records: from `records()`, where they are at hand.
 
         Raises:
             Exhausted: no candidate is left, or only suggestions are and none is wanted.
         """
+        seen: list[Brief] = []
+
+        def at_hand(trials: list[Brief]) -> list[Wanted]:
+            seen[:] = trials
+            return self._given_back(trials) or (self._drawn(trials) if suggestions else [])
+
         while True:
-            for name, class_id, purpose in self._wanted(self.records() if records is None else records, suggestions):
-                trial = self.claim(name, class_id, purpose, lease_seconds, self.trial_seed)
-                if trial is not None:
-                    return trial
+            if trial := self._claim(at_hand, lease_seconds):
+                return trial
             if not suggestions:
                 raise Exhausted("nothing is left but suggestions")
-            records = None  # another process was quicker: look again
+            # This takes its time, in which others need not wait; if one of them is quicker, look again.
+            table = self._load_candidates()
+            wanted = [Wanted(id_, None, "search") for id_ in table.class_ids(self._choose(1, seen, table).index)]
+            if trial := self._claim(wanted, lease_seconds):
+                return trial
 
-    def claim(
-        self, name: str, class_id: str | None, purpose: str, lease_seconds: float, seed: int | Callable[[int], int]
+    def claim(self, name: str, class_id: str | None, purpose: str, lease_seconds: float, seed: int) -> Trial | None:
+        """Claim this function, or return None where another process was quicker."""
+        return self._claim([Wanted(class_id, name, purpose)], lease_seconds, seed)
+
+    def _claim(
+        self,
+        wanted: list[Wanted] | Callable[[list[Brief]], list[Wanted]],
+        lease_seconds: float,
+        seed: int | None = None,
     ) -> Trial | None:
-        """Claim this function, or return None where another process was quicker; see `aqx.store.claim`."""
-        row = trials.claim(
+        row = trials.claim_first(
             self.db,
             self.task_id,
-            class_id=class_id,
-            name=name,
-            seed=seed,
-            purpose=purpose,
+            wanted,
+            seed=self.trial_seed if seed is None else seed,
             worker=worker_name(),
             lease_seconds=lease_seconds,
             retry_failed=self.retry_policy.failed > 0,
@@ -341,71 +362,61 @@ class Study:
         """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
         return int(np.random.SeedSequence([self.seed, trial_id]).generate_state(1)[0] >> 1)
 
-    def _wanted(self, records: Sequence[Record], suggestions: bool) -> Iterator[tuple[str, str, str]]:
-        """Yield what to claim, best first: (name, class id, purpose)."""
-        groups = {group[0].class_id: group for group in self._same(records) if group[0].purpose in SEARCHED}
-        settled = {class_id for class_id, group in groups.items() if self.retry_policy.settles(group)}
-        for name in self.task.baselines:
-            if self.class_id(name) not in settled:
-                yield name, self.class_id(name), "baseline"
-        # What was given back or lost comes first, so that a resumed search goes on where it was.
-        for class_id, group in groups.items():
-            if class_id is not None and class_id not in settled:
-                yield group[-1].name, class_id, "baseline" if group[-1].purpose == "baseline" else "search"
-        if suggestions:
-            (suggestion,) = self._suggest(1, records)
-            yield suggestion.name, suggestion.class_id, "search"
+    def _given_back(self, trials: Sequence[Brief]) -> list[Wanted]:
+        """Return what is to be claimed before any suggestion: baselines, and what was given back, lost or asked for."""
+        baselines = {self.class_id(name): name for name in self.task.baselines}
+        open_ = {"queued", "stale"} | ({"failed"} if self.retry_policy.failed else set())
+        searched = [trial for trial in trials if trial.purpose in SEARCHED and trial.class_id is not None]
+        concerned = {trial.class_id for trial in searched if trial.status in open_} | set(baselines)
+        groups = {group[0].class_id: group for group in _same([t for t in searched if t.class_id in concerned])}
+        left = {class_id: group for class_id, group in groups.items() if not self.retry_policy.settles(group)}
+        untouched = [(id_, name) for id_, name in baselines.items() if id_ not in groups or id_ in left]
+        wanted = [Wanted(class_id, name, "baseline") for class_id, name in untouched]
+        for class_id, group in left.items():
+            if class_id not in baselines:
+                wanted.append(Wanted(class_id, group[-1].name, "search"))
+        return wanted
 
-    @staticmethod
-    def _same(records: Sequence[Record]) -> list[list[Record]]:
-        """Group the trials that stand for the same training, in the order of their first ids."""
-        groups: dict[tuple[str | None, ...], list[Record]] = defaultdict(list)
-        for record in records:
-            function = (record.class_id, None if record.class_id else record.name)
-            groups[(*function, str(record.seed) if record.purpose == "confirm" else None)].append(record)
-        return list(groups.values())
+    def _drawn(self, trials: Sequence[Brief]) -> list[Wanted]:
+        """Return a draw of candidates, where the surrogate does nothing but draw and the candidates are at hand."""
+        table = self._candidates
+        if self.preset.model is not None or table is None:
+            return []
+        if not candidate_room.is_current(self.db, self.task_id, self.preset, self.seed, table):
+            return []
+        return [Wanted(id_, None, "search") for id_ in table.class_ids(self._choose(1, trials, table).index)]
 
-    def _suggest(self, n: int, records: Sequence[Record]) -> list[Suggestion]:
-        table = self._load_candidates()
+    def _choose(self, n: int, trials: Sequence[Brief], table: Candidates) -> surrogates.Suggestions:
         if not len(table):
             raise Exhausted(
                 f"{self.db.path} holds no candidates yet; fill it: aqx enumerate {self.db.path} --space act_bench"
             )
-        observed, values, pending = self._seen(table, records)
-        next_id = max((record.id for record in records), default=0) + 1
-        chosen = surrogates.suggest(
+        observed, values, pending = self._seen(table, trials)
+        return surrogates.suggest(
             table.coordinates,
             observed,
             values,
             pending,
             preset=self.preset,
-            seed=self.trial_seed(next_id),
+            seed=self.trial_seed(max((trial.trial_id for trial in trials), default=0) + 1),
             candidates=table.usable,
             n=n,
         )
-        class_ids = table.class_ids(chosen.index)
-        names = functions.class_names(self.db, class_ids)
-        return [
-            Suggestion(name, class_id, self.sign * float(mean), float(spread))
-            for name, class_id, mean, spread in zip(names, class_ids, chosen.mean, chosen.spread, strict=True)
-        ]
 
-    def _seen(self, table: Candidates, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _seen(self, table: Candidates, trials: Sequence[Brief]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""
-        groups = [group for group in self._same(records) if group[0].purpose in SEARCHED and group[0].class_id]
+        searched = [trial for trial in trials if trial.purpose in SEARCHED and trial.class_id is not None]
+        lost = {trial.class_id for trial in searched if trial.status == "stale"}
         # Lost too often: it may well be the function that kills the process.
         given_up = {
             group[0].class_id
-            for group in groups
-            if {record.status for record in group} == {"stale"} and self.retry_policy.settles(group)
+            for group in _same([trial for trial in searched if trial.class_id in lost])
+            if {trial.status for trial in group} == {"stale"} and self.retry_policy.settles(group)
         }
-        searched = [record for group in groups for record in group]
-        at = table.rows_of(str(record.class_id) for record in searched)
-        ended = np.array(
-            [r.status in ENDED or (r.status == "stale" and r.class_id in given_up) for r in searched], bool
-        )
-        values = np.array([np.nan if r.objective is None else self.sign * r.objective for r in searched], float)
-        running = np.array([r.status == "running" for r in searched], bool)
+        at = table.rows_of(str(trial.class_id) for trial in searched)
+        ended = np.array([t.status in ENDED or t.class_id in given_up for t in searched], bool)
+        values = np.array([np.nan if t.objective is None else self.sign * t.objective for t in searched], float)
+        running = np.array([t.status == "running" for t in searched], bool)
         return at[ended & (at >= 0)], values[ended & (at >= 0)], at[running & (at >= 0)]
 
     def most_promising(self) -> list[str]:
@@ -415,13 +426,13 @@ class Study:
         its outputs; the spectra that most deserve to be computed come first.
         """
         table = self._load_candidates()
-        observed, values, _ = self._seen(table, self.records())
+        observed, values, _ = self._seen(table, self.trials())
         if not len(observed):
             return []
         order = surrogates.rank(table.coordinates, observed, values, preset=self.preset, seed=self.seed)
         return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
 
-    def describe_promising(self, among: int, records: Sequence[Record]) -> None:
+    def describe_promising(self, among: int, trials: Sequence[Brief]) -> None:
         """Compute the Fisher spectra that the `among` most promising candidates, and the trained ones, lack.
 
         Nothing is computed before there are results to predict from, nor for a few candidates only.
@@ -430,7 +441,7 @@ class Study:
         settled = table.has_spectrum | ~table.usable
         if settled.all():
             return
-        observed, values, _ = self._seen(table, records)
+        observed, values, _ = self._seen(table, trials)
         rows = surrogates.undescribed(table.coordinates, observed, values, settled, among, self.preset, self.seed)
         if len(rows):
             names = functions.class_names(self.db, table.class_ids(rows))
@@ -453,3 +464,12 @@ class Study:
     @staticmethod
     def _done(records: Sequence[Record]) -> list[Record]:
         return [record for record in records if record.status == "done" and record.purpose in SEARCHED]
+
+
+def _same(trials: Iterable[Brief]) -> list[list[Brief]]:
+    """Group the trials that stand for the same training, in the order of their first ids."""
+    groups: dict[tuple[str | None, int | None], list[Brief]] = defaultdict(list)
+    for trial in trials:
+        seed = trial.seed if trial.purpose == "confirm" else None
+        groups[trial.class_id or f"name {trial.name}", seed].append(trial)
+    return list(groups.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _ATTACH = "ROW_GROUP_SIZE 16384, STORAGE_VERSION 'v2.0.0'"
 # the rows are FLOAT[1000].
 _COMPRESSION = "alp,alprd,chimp,patas,rle"
 _BULK = {"max_vacuum_tasks": 0, "write_buffer_row_group_count": 1}
-_POLL_SECONDS = 0.005
+_POLL_SECONDS = 0.01
 
 
 class Database:
@@ -64,6 +65,7 @@ class Database:
         self._identity: str | None = None
         self._instance: duckdb.DuckDBPyConnection | None = None
         self._process = os.getpid()
+        self._open = threading.local()
         check_path(self._file, create)
         warn_of_network(self._file)
         if create and not self.path.exists():
@@ -91,20 +93,33 @@ class Database:
         """
         with self._locked(write=True), self._bulk(bulk), self._attached(write=True) as con:
             self._check_signature(con)
-            with self._begun(con):
+            with self._begun(con), self._shared(con):
                 yield con
 
     @contextlib.contextmanager
     def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection that reads; it works in a folder where this user may not write.
 
+        Inside a transaction or another read of the same thread it shares that one's connection, and sees its moment.
+
         Raises:
             StoreError: the file cannot be locked or opened.
         """
+        if outer := getattr(self._open, "connection", None):
+            yield outer
+            return
         with self._locked(write=False), self._attached(write=False) as con:
             self._check_signature(con)
-            with self._begun(con):
+            with self._begun(con), self._shared(con):
                 yield con
+
+    @contextlib.contextmanager
+    def _shared(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        self._open.connection = con
+        try:
+            yield
+        finally:
+            self._open.connection = None
 
     @contextlib.contextmanager
     def _locked(self, write: bool) -> Iterator[None]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import duckdb
 
@@ -21,13 +21,29 @@ STATUSES = ("queued", "running", "stale", "done", "pruned", "failed")
 ENDED = ("done", "pruned", "failed")
 
 # A claim past its lease reads as stale; nothing is written for that, so clocks that disagree can do no lasting harm.
-_SELECT = """
-    SELECT trial_id, task_id, class_id::VARCHAR, name, seed, purpose,
-           if(status = 'running' AND expires_at < $now, 'stale', status) AS state,
-           objective, reason, worker, started_at, heartbeat_at, expires_at, finished_at, retry_of, seconds,
-           metrics::VARCHAR, coalesce(environment, '{}')::VARCHAR
+_COLUMNS = """
+    trial_id, task_id, class_id::VARCHAR, name, seed, purpose, status, objective, reason, worker, started_at,
+    heartbeat_at, expires_at, finished_at, retry_of, seconds, metrics::VARCHAR, coalesce(environment, '{}')::VARCHAR
+"""
+# Processes wait for each other while this is read, and the rest of a trial costs five times as much.
+_BRIEF = """
+    SELECT trial_id, class_id::VARCHAR, name, seed, purpose,
+           if(status = 'running' AND expires_at < $now, 'stale', status), objective, retry_of
     FROM trials
 """
+
+
+class Brief(NamedTuple):
+    """What a choice of the next training goes by; see `TrialRow`."""
+
+    trial_id: int
+    class_id: str | None
+    name: str
+    seed: int
+    purpose: str
+    status: str
+    objective: float | None
+    retry_of: int | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,9 @@ class TrialRow:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+AnyTrial = TypeVar("AnyTrial", TrialRow, Brief)
+
+
 def get_trial(db: Database, trial_id: int) -> TrialRow:
     """One trial.
 
@@ -100,11 +119,18 @@ def list_trials(db: Database, task_id: int, status: str | None = None, purpose: 
     return [trial for trial in trials if status in (None, trial.status) and purpose in (None, trial.purpose)]
 
 
+def list_brief(db: Database, task_id: int) -> list[Brief]:
+    """The trials of a task in the order of their ids, as far as a choice needs them."""
+    with db.read() as con:
+        return select_brief(con, "task_id = $task", clock.now(), task=task_id)
+
+
 def count_trials(db: Database, task_id: int) -> dict[str, int]:
     """How many trials of a task have each status, zeros included."""
     with db.read() as con:
         rows = con.execute(
-            f"SELECT state, count(*) FROM ({_SELECT} WHERE task_id = $task) GROUP BY state",
+            "SELECT if(status = 'running' AND expires_at < $now, 'stale', status) AS state, count(*) "
+            "FROM trials WHERE task_id = $task GROUP BY state",
             {"now": clock.now(), "task": task_id},
         ).fetchall()
     return dict.fromkeys(STATUSES, 0) | dict(rows)
@@ -112,18 +138,34 @@ def count_trials(db: Database, task_id: int) -> dict[str, int]:
 
 def select(con: duckdb.DuckDBPyConnection, condition: str, now: datetime, **parameters: Any) -> list[TrialRow]:
     """The trials that meet a condition in SQL, in the order of their ids, inside the caller's transaction."""
-    rows = con.execute(f"{_SELECT} WHERE {condition} ORDER BY trial_id", {"now": now, **parameters}).fetchall()
-    return [_trial(row) for row in rows]
+    rows = con.execute(f"SELECT {_COLUMNS} FROM trials WHERE {condition} ORDER BY trial_id", parameters).fetchall()
+    return [_trial(row, now) for row in rows]
 
 
-def _trial(row: tuple[Any, ...]) -> TrialRow:
-    *columns, metrics, environment = row
-    return TrialRow(*columns, metrics=decode_metrics(metrics), environment=dict(_environment(environment)))
+def select_brief(con: duckdb.DuckDBPyConnection, condition: str, now: datetime, **parameters: Any) -> list[Brief]:
+    """As `select`, in brief."""
+    rows = con.execute(f"{_BRIEF} WHERE {condition} ORDER BY trial_id", {"now": now, **parameters}).fetchall()
+    return list(map(Brief._make, rows))
+
+
+def change_one(con: duckdb.DuckDBPyConnection, statement: str, now: datetime, **parameters: Any) -> TrialRow | None:
+    """Run an INSERT or UPDATE of at most one trial, inside the caller's transaction; return it as it is then."""
+    rows = con.execute(f"{statement} RETURNING {_COLUMNS}", parameters).fetchall()
+    return _trial(rows[0], now) if rows else None
+
+
+def _trial(row: tuple[Any, ...], now: datetime) -> TrialRow:
+    values: list[Any] = list(row)
+    status, expires_at = values[6], values[12]
+    if status == "running" and expires_at is not None and expires_at < now:
+        values[6] = "stale"
+    values[16], values[17] = decode_metrics(values[16]), dict(_decoded(values[17]))
+    return TrialRow(*values)
 
 
 @functools.lru_cache(maxsize=64)
-def _environment(text: str) -> dict[str, str]:
-    return json.loads(text)
+def _decoded(environment: str) -> dict[str, str]:
+    return json.loads(environment)
 
 
 def select_one(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> TrialRow:
@@ -138,23 +180,29 @@ def select_one(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> 
     return trials[0]
 
 
-def select_same(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) -> list[TrialRow]:
+def select_same(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) -> list[Brief]:
     """The trials that stand for the same training as `trial` when it is claimed, itself included.
 
     Trials that search, give a baseline or were added stand for their class; those that confirm, for class and seed. A
     function without a class stands for its name.
     """
     condition = "task_id = $task AND class_id IS NOT DISTINCT FROM $class_id::UUID"
+    return of_same(select_brief(con, condition, now, task=trial.task_id, class_id=trial.class_id), trial)
+
+
+def of_same(known: Sequence[Brief], trial: TrialRow) -> list[Brief]:
+    """Those of a task's trials that stand for the same training as `trial`; see `select_same`."""
     return [
         other
-        for other in select(con, condition, now, task=trial.task_id, class_id=trial.class_id)
-        if (trial.class_id is not None or other.name == trial.name)
+        for other in known
+        if other.class_id == trial.class_id
+        and (trial.class_id is not None or other.name == trial.name)
         and (other.purpose == "confirm") == (trial.purpose == "confirm")
         and (trial.purpose != "confirm" or other.seed == trial.seed)
     ]
 
 
-def since_retry(same: Sequence[TrialRow]) -> list[TrialRow]:
+def since_retry(same: Sequence[AnyTrial]) -> list[AnyTrial]:
     """Of the trials that stand for the same training, those that count: what came before a retry was asked does not."""
     asked = max((trial.retry_of or 0 for trial in same), default=0)
     return [trial for trial in same if trial.trial_id > asked]

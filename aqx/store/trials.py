@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -15,8 +15,34 @@ import pyarrow as pa
 from aqx.errors import InputError
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.trial_rows import ENDED, PURPOSES, TrialRow, select, select_one, select_same, since_retry
+from aqx.store.trial_rows import (
+    ENDED,
+    PURPOSES,
+    Brief,
+    TrialRow,
+    change_one,
+    of_same,
+    select,
+    select_brief,
+    select_one,
+    select_same,
+    since_retry,
+)
 from aqx.store.values import clean_text, encode_metrics, insert_rows
+
+
+class Wanted(NamedTuple):
+    """A function that somebody would train.
+
+    Attributes:
+        class_id: the function's class; None if it was never enumerated: then the name decides.
+        name: the function; None for the simplest one of its class in the database.
+        purpose: one of `PURPOSES`.
+    """
+
+    class_id: str | None
+    name: str | None
+    purpose: str
 
 
 def claim(
@@ -31,20 +57,37 @@ def claim(
     worker: str | None = None,
     retry_failed: bool = False,
 ) -> TrialRow | None:
-    """Take a function for training, or return None where it is taken already.
+    """Take a function for training, or return None where it is taken already; see `claim_first`."""
+    wanted = [Wanted(class_id, name, purpose)]
+    return claim_first(
+        db, task_id, wanted, seed=seed, lease_seconds=lease_seconds, worker=worker, retry_failed=retry_failed
+    )
 
-    It is taken when a trial of its class is running within its lease, done, pruned, or failed. Trials to confirm count
-    apart from the others, and each seed by itself. A stale claim holds nothing back; a queued trial is taken over with
-    its id and seed. Where a trial was queued by `retry`, only what came after the trial that it repeats counts.
+
+def claim_first(
+    db: Database,
+    task_id: int,
+    wanted: Iterable[Wanted] | Callable[[list[Brief]], Iterable[Wanted]],
+    *,
+    seed: int | Callable[[int], int],
+    lease_seconds: float | int,
+    worker: str | None = None,
+    retry_failed: bool = False,
+) -> TrialRow | None:
+    """Take the first of some functions that is not taken for training, or return None where all are.
+
+    A function is taken when a trial of its class is running within its lease, done, pruned, or failed. Trials to
+    confirm count apart from the others, and each seed by itself. A stale claim holds nothing back; a queued trial is
+    taken over with its id and seed. Where a trial was queued by `retry`, only what came after the trial that it repeats
+    counts.
 
     Args:
         db: the database.
         task_id: from `register_task`.
-        class_id: the function's class; None if it was never enumerated: then the name decides.
-        name: the function.
+        wanted: the functions, the most wanted first; or what chooses them from the task's trials, inside the
+            transaction, while other processes wait.
         seed: of the training, or a function that makes it from the trial's id.
         lease_seconds: how long the claim lasts without a heartbeat.
-        purpose: one of `PURPOSES`.
         worker: who claims, for people to read.
         retry_failed: claim also what has failed.
 
@@ -53,28 +96,50 @@ def claim(
     """
     now = clock.now()
     with db.transaction() as con:
-        trial_id = _next_id(con)
-        chosen = seed if isinstance(seed, int) else seed(trial_id)
-        wanted = _new_trial(trial_id, task_id, class_id, name, chosen, purpose, now)
-        same = select_same(con, wanted, now)
-        running = any(trial.status == "running" for trial in same)
-        ended = {trial.status for trial in since_retry(same)} & set(ENDED)
-        if running or ended - ({"failed"} if retry_failed else set()):
-            return None
-        queued = [trial.trial_id for trial in same if trial.status == "queued"]
-        if queued:
-            trial_id = queued[-1]
-        else:
-            _insert(con, wanted)
-        con.execute(
-            """
-            UPDATE trials
-            SET status = 'running', purpose = ?, worker = ?, started_at = ?, heartbeat_at = ?, expires_at = ?
-            WHERE trial_id = ?
-            """,
-            [purpose, worker and clean_text(worker), now, now, now + timedelta(seconds=lease_seconds), trial_id],
-        )
-        return select_one(con, trial_id, now)
+        next_id = _next_id(con)
+        chosen = seed if isinstance(seed, int) else seed(next_id)
+        known: list[Brief] | None = None
+        if callable(wanted):
+            known = select_brief(con, "task_id = $task", now, task=task_id)
+            wanted = wanted(known)
+        for class_id, name, purpose in wanted:
+            if name is None:
+                ((name,),) = con.execute("SELECT name FROM class_info WHERE class_id = ?", [class_id]).fetchall()
+            new = _new_trial(next_id, task_id, class_id, name, chosen, purpose, now)
+            same = select_same(con, new, now) if known is None else of_same(known, new)
+            trial_id = _claimable(same, new, retry_failed)
+            if trial_id is None:
+                continue
+            lease = now + timedelta(seconds=lease_seconds)
+            new = replace(new, worker=worker and clean_text(worker), heartbeat_at=now, expires_at=lease)
+            if trial_id == next_id:
+                return _insert(con, new, now)
+            return change_one(
+                con,
+                """
+                UPDATE trials
+                SET status = 'running', purpose = $purpose, worker = $worker,
+                    started_at = $started_at, heartbeat_at = $started_at, expires_at = $expires_at
+                WHERE trial_id = $trial
+                """,
+                now,
+                purpose=purpose,
+                worker=new.worker,
+                started_at=now,
+                expires_at=lease,
+                trial=trial_id,
+            )
+    return None
+
+
+def _claimable(same: list[Brief], new: TrialRow, retry_failed: bool) -> int | None:
+    """The number under which a function can be claimed, a queued trial's or the new one; None if it is taken."""
+    running = any(trial.status == "running" for trial in same)
+    ended = {trial.status for trial in since_retry(same)} & set(ENDED)
+    if running or ended - ({"failed"} if retry_failed else set()):
+        return None
+    queued = [trial.trial_id for trial in same if trial.status == "queued"]
+    return queued[-1] if queued else new.trial_id
 
 
 def heartbeat(db: Database, trial_id: int, lease_seconds: float | int) -> bool:
@@ -228,7 +293,7 @@ def retry(
         InputError: there is no such trial of this task, or it is queued or running; then none is queued.
     """
     now = clock.now()
-    queued: list[TrialRow] = []
+    queued: dict[int, TrialRow] = {}
     with db.transaction() as con:
         for repeated in sorted(set(trial_ids)):
             old = select_one(con, repeated, now)
@@ -236,22 +301,22 @@ def retry(
                 raise InputError(f"trial_id {repeated} belongs to another task; name that task")
             same = select_same(con, old, now)
             if waiting := [trial for trial in same if trial.status in ("queued", "running")]:
-                if any(trial in queued for trial in waiting):
+                if any(trial.trial_id in queued for trial in waiting):
                     continue
                 state = f"as trial {waiting[-1].trial_id}" if waiting[-1].trial_id != repeated else "itself"
                 raise InputError(
                     f"trial {repeated} ({old.name[:60]}) is {waiting[-1].status} {state}; let it end first"
                 )
             trial_id = _next_id(con)
-            again = replace(old, trial_id=trial_id, status="queued", started_at=now)
+            again = _new_trial(trial_id, task_id, old.class_id, old.name, old.seed, old.purpose, now)
+            newest = max(trial.trial_id for trial in same)
+            again = replace(again, status="queued", retry_of=newest, heartbeat_at=None, expires_at=None)
             if old.purpose == "added":
                 again = replace(again, purpose="search")
             if seed is not None and old.purpose != "confirm":
                 again = replace(again, seed=_checked_seed(seed(trial_id)))
-            _insert(con, again)
-            con.execute("UPDATE trials SET retry_of = ? WHERE trial_id = ?", [max(t.trial_id for t in same), trial_id])
-            queued.append(select_one(con, trial_id, now))
-    return queued
+            queued[trial_id] = _insert(con, again, now)
+    return list(queued.values())
 
 
 def remove(db: Database, task_id: int, statuses: Collection[str]) -> int:
@@ -289,9 +354,13 @@ def add_result(
     encoded = encode_metrics(metrics)
     with db.transaction() as con:
         trial_id = _next_id(con)
-        _insert(con, _new_trial(trial_id, task_id, class_id, name, seed, "added", now))
+        new = _new_trial(trial_id, task_id, class_id, name, seed, "added", now)
+        _insert(con, replace(new, heartbeat_at=None, expires_at=None), now)
         reason = _verdict(objective)
-        return _store_end(con, trial_id, encoded, _End("failed" if reason else "done", float(objective), reason), now)
+        end = _End("failed" if reason else "done", float(objective), reason)
+        added = _store_end(con, trial_id, encoded, end, now)
+        assert added is not None
+        return added
 
 
 def add_results(
@@ -387,33 +456,37 @@ def _checked_name(name: str) -> str:
 
 
 def _next_id(con: duckdb.DuckDBPyConnection) -> int:
+    ((last,),) = con.execute("SELECT coalesce(max(trial_id), 0) FROM trials").fetchall()
     # A trial that was removed may still be told about: its number must not be another's.
-    ((trial_id,),) = con.execute(
-        """
-        SELECT greatest((SELECT coalesce(max(trial_id), 0) FROM trials),
-                        (SELECT coalesce(max(value::BIGINT), 0) FROM meta WHERE key = 'last_trial_id')) + 1
-        """
-    ).fetchall()
-    return trial_id
+    removed = con.execute("SELECT value FROM meta WHERE key = 'last_trial_id'").fetchone()
+    return max(last, int(removed[0]) if removed else 0) + 1
 
 
-def _insert(con: duckdb.DuckDBPyConnection, trial: TrialRow) -> None:
-    con.execute(
+def _insert(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) -> TrialRow:
+    inserted = change_one(
+        con,
         """
-        INSERT INTO trials (trial_id, task_id, class_id, name, seed, purpose, status, metrics, started_at)
-        VALUES (?, ?, ?, ?, ?, ?, ?, '{}', ?)
+        INSERT INTO trials (trial_id, task_id, class_id, name, seed, purpose, status, worker, started_at, heartbeat_at,
+                            expires_at, retry_of, metrics)
+        VALUES ($trial_id, $task_id, $class_id, $name, $seed, $purpose, $status, $worker, $started_at, $heartbeat_at,
+                $expires_at, $retry_of, '{}')
         """,
-        [
-            trial.trial_id,
-            trial.task_id,
-            trial.class_id,
-            trial.name,
-            trial.seed,
-            trial.purpose,
-            trial.status,
-            trial.started_at,
-        ],
+        now,
+        trial_id=trial.trial_id,
+        task_id=trial.task_id,
+        class_id=trial.class_id,
+        name=trial.name,
+        seed=trial.seed,
+        purpose=trial.purpose,
+        status=trial.status,
+        worker=trial.worker,
+        started_at=trial.started_at,
+        heartbeat_at=trial.heartbeat_at,
+        expires_at=trial.expires_at,
+        retry_of=trial.retry_of,
     )
+    assert inserted is not None
+    return inserted
 
 
 def _unfinished(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> TrialRow:
@@ -437,33 +510,40 @@ class _End:
 
 
 def _close(db: Database, trial_id: int, metrics: Mapping[str, Any], end: _End) -> TrialRow:
-    encode_metrics(metrics)
+    encoded = encode_metrics(metrics)
     now = clock.now()
     with db.transaction() as con:
+        # At one go where nothing was reported before: workers wait for each other here.
+        if closed := _store_end(con, trial_id, encoded, end, now, "status IN ('queued', 'running') AND metrics = '{}'"):
+            return closed
         trial = _unfinished(con, trial_id, now)
-        return _store_end(con, trial_id, encode_metrics({**trial.metrics, **metrics}), end, now)
+        closed = _store_end(con, trial_id, encode_metrics({**trial.metrics, **metrics}), end, now)
+        assert closed is not None
+        return closed
 
 
-def _store_end(con: duckdb.DuckDBPyConnection, trial_id: int, metrics: str, end: _End, now: datetime) -> TrialRow:
-    con.execute(
-        """
+def _store_end(
+    con: duckdb.DuckDBPyConnection, trial_id: int, metrics: str, end: _End, now: datetime, condition: str = "true"
+) -> TrialRow | None:
+    return change_one(
+        con,
+        f"""
         UPDATE trials
-        SET status = ?, objective = ?, metrics = ?, reason = ?, finished_at = ?, seconds = ?, environment = ?
-        WHERE trial_id = ?
+        SET status = $status, objective = $objective, metrics = $metrics, reason = $reason, finished_at = $finished_at,
+            seconds = $seconds, environment = $environment
+        WHERE trial_id = $trial AND {condition}
         """,
-        [
-            end.status,
-            # A failed trial keeps no objective: in SQL, nan is greater than every number and would be the maximum.
-            None if end.status == "failed" else end.objective,
-            metrics,
-            end.reason and clean_text(end.reason),
-            now,
-            end.seconds,
-            None if end.environment is None else clean_text(json.dumps(dict(end.environment))),
-            trial_id,
-        ],
+        now,
+        status=end.status,
+        # A failed trial keeps no objective: in SQL, nan is greater than every number and would be the maximum.
+        objective=None if end.status == "failed" else end.objective,
+        metrics=metrics,
+        reason=end.reason and clean_text(end.reason),
+        finished_at=now,
+        seconds=end.seconds,
+        environment=None if end.environment is None else clean_text(json.dumps(dict(end.environment))),
+        trial=trial_id,
     )
-    return select_one(con, trial_id, now)
 
 
 def _verdict(objective: float | int) -> str | None:
