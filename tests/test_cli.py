@@ -312,6 +312,7 @@ def test_one_of_several_processes_needs_all_three_options(db_path: Path):
     check_error(result, "coordinator, processes and process go together")
 
 
+@pytest.mark.slow
 def test_a_second_run_finds_the_compiled_programs(task_file: Path, db_path: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION")}

@@ -98,6 +98,7 @@ def test_two_at_once_end_as_if_one_came_after_the_other(tmp_path):
     assert checksums(Database(both)) == checksums(db)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(small_disk: Path, tmp_path: Path):
     path = small_disk / "full.duckdb"
     command = [sys.executable, "-m", "aqx", "enumerate", str(path), "--space", "act_bench", "--points", "1000", "-q"]

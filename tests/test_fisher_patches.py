@@ -50,6 +50,7 @@ def crop(layer, maps):
     return layer.clone(padding=padding), maps[(slice(None), *cut)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(convolutions(), st.sampled_from([1, 2**30]))
 def test_the_moment_of_patches_needs_no_patches(convolution, chunk):

@@ -148,6 +148,7 @@ def test_200_candidates_of_one_shape_compile_once(db, names, build_model, caplog
     assert features.shape == (report.computed, 2 * 32) and np.isfinite(features).all()
 
 
+@pytest.mark.slow
 def test_500_candidates_of_5_shapes_compile_5_programs(db_path, caplog):
     shapes = ["unary(x)", "unary(unary(x))", "binary(unary(x),x)", "binary(x,unary(x))", "unary(binary(x,unary(x)))"]
     functions = [[str(tree) for tree in Space([shape])] for shape in shapes]
@@ -262,6 +263,7 @@ class Cnn(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_threads_nor_on_the_order_of_the_batch(names):
     some = [activation(name) for name in names[::10]]
     x, y = batch()

@@ -176,5 +176,5 @@ class Trials(RuleBasedStateMachine):
         }
 
 
-Trials.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+Trials.TestCase.settings = settings(max_examples=6, stateful_step_count=30, deadline=None)
 TestTrials = Trials.TestCase

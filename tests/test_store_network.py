@@ -13,10 +13,10 @@ from aqx.store.network import network_file_system
 MOUNTS = """\
 overlay / overlay rw,relatime 0 0
 proc /proc proc rw 0 0
-server:/export /home nfs4 rw,vers=4.2 0 0
-/dev/sda1 /home/scratch ext4 rw 0 0
+server:/export /net nfs4 rw,vers=4.2 0 0
+/dev/sda1 /net/scratch ext4 rw 0 0
 tank@1:/fs /data/my\\040files lustre rw 0 0
-alice@host:/ /home/alice/far fuse.sshfs rw 0 0
+alice@host:/ /net/alice/far fuse.sshfs rw 0 0
 tmpfs /data/my\\040files/tmp tmpfs rw 0 0
 garbage
 """
@@ -32,14 +32,14 @@ def mounts(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/root/a.duckdb", None),
-        ("/home/a.duckdb", "nfs4"),
-        ("/home/scratch/a.duckdb", None),
-        ("/home/scratchy/a.duckdb", "nfs4"),
-        ("/home/alice/far/a.duckdb", "fuse.sshfs"),
+        ("/local/a.duckdb", None),
+        ("/net/a.duckdb", "nfs4"),
+        ("/net/scratch/a.duckdb", None),
+        ("/net/scratchy/a.duckdb", "nfs4"),
+        ("/net/alice/far/a.duckdb", "fuse.sshfs"),
         ("/data/my files/a.duckdb", "lustre"),
         ("/data/my files/tmp/a.duckdb", None),
-        ("/homework/a.duckdb", None),
+        ("/network/a.duckdb", None),
     ],
 )
 def test_the_mount_that_holds_the_file_decides(path: str, kind: str | None, mounts: str):
@@ -47,7 +47,7 @@ def test_the_mount_that_holds_the_file_decides(path: str, kind: str | None, moun
 
 
 def test_where_there_is_no_table_of_mounts_nothing_is_said(tmp_path: Path):
-    assert network_file_system("/home/a.duckdb", str(tmp_path / "none")) is None
+    assert network_file_system("/net/a.duckdb", str(tmp_path / "none")) is None
 
 
 def test_opening_such_a_database_warns_once(

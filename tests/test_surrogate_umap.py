@@ -74,7 +74,7 @@ def test_equal_candidates_share_a_place(planted):
     np.testing.assert_array_equal(union[:150], embed(features, "paper"))
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 16, 20])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, pytest.param(16, marks=pytest.mark.slow), 20])
 @pytest.mark.parametrize("spectra", ["none", "some", "all"])
 @pytest.mark.parametrize("outputs", ["varied", "equal", "huge"])
 def test_tiny_and_degenerate_inputs_embed(count, spectra, outputs):

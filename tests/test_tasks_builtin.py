@@ -124,6 +124,7 @@ def test_cached_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["numbers.npz"]
 
 
+@pytest.mark.slow
 def test_twenty_candidates_compile_once(compiled: list[float]):
     first = mnist1d.train(activation(BINARY[0]), 0)
     compiled.clear()
@@ -138,6 +139,7 @@ def test_twenty_candidates_compile_once(compiled: list[float]):
     assert not compiled and math.isnan(diverged["val_acc"]) and math.isnan(diverged["test_acc"])
 
 
+@pytest.mark.slow
 def test_digits_tell_activations_apart():
     relu, erf = (
         np.mean([digits.train(activation(name), seed)["val_acc"] for seed in range(5)])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -99,6 +99,7 @@ def test_confirmations_that_are_lost_are_tried_once_more(path: Path, tmp_path: P
     assert trained(tmp_path).count("sin(x)") == 4
 
 
+@pytest.mark.slow
 def test_when_every_worker_dies_the_search_says_so(path: Path, tmp_path: Path):
     names = tuple(f"{name}(x)" for name in OPERATORS[:6])
     study = Study(path, deadly_task(tmp_path, always=names, baselines=names))
@@ -257,3 +258,26 @@ def test_the_pool_replaces_what_dies():
         os.kill(idle, signal.SIGKILL)
         time.sleep(0.5)
         assert pool.submit(die, 2).result() == 4
+
+
+class Submitit(ThreadPoolExecutor):
+    """As in the README: each thread waits for one job of the scheduler."""
+
+    def __init__(self, jobs: Executor, workers: int):
+        super().__init__(workers)
+        self.jobs = jobs
+
+    def submit(self, fn, /, *args, **kwargs):
+        return super().submit(lambda: self.jobs.submit(fn, *args, **kwargs).result())
+
+
+@pytest.mark.slow
+def test_jobs_of_a_scheduler_one_of_which_dies(path: Path, tmp_path: Path):
+    submitit = pytest.importorskip("submitit")
+    study = Study(path, deadly_task(tmp_path, once=("tanh(x)",), baselines=("relu(x)", "tanh(x)")))
+    jobs = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    with Submitit(jobs, 2) as executor:
+        study.search(budget=2, spectra=0, executor=executor)
+    found = statuses(study)
+    assert found.pop("tanh(x)") == ["stale", "done"]
+    assert len(found) == 3 and set(map(tuple, found.values())) == {("done",)}

@@ -273,7 +273,8 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
     """Count functions, classes, spectra and trials, and name the best so far."""
     from aqx.search import summarize
 
-    columns = _columns("task", "functions", "classes", "spectra", "done", "running", "failed", "best", "objective")
+    counts = ("functions", "classes", "spectra", "done", "running", "stale", "pruned", "failed")
+    columns = _columns("task", *counts, "best", "objective")
     show_rows(summarize(db, task), columns, as_json)
 
 

@@ -20,8 +20,8 @@ def environment(task: Task) -> dict[str, str]:
 
     Example:
         >>> from aqx.tasks import load_task
-        >>> sorted(environment(load_task("mnist1d")))[:3]
-        ['aqx', 'device', 'flax']
+        >>> {"aqx", "jax", "device", "host"} <= set(environment(load_task("mnist1d")))
+        True
     """
     found = dict(_of_process())
     if code := _git_describe(_folder(task)):

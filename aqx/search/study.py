@@ -33,7 +33,8 @@ from aqx.search.trial import (
     as_record,
     number,
 )
-from aqx.store import Database, functions, trial_rows, trials
+from aqx.store import Database, functions, trial_rows
+from aqx.store import trials as store
 from aqx.store.lease import worker_name
 from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import register_task
@@ -116,14 +117,15 @@ class Study:
             InputError: the objective is missing or not a number, or the trial has a result already.
         """
         if isinstance(trial, Trial):
-            trial.report(**metrics)
-            number(self.task.objective, trial.metrics)
+            metrics = {**trial.metrics, **metrics}
+            number(self.task.objective, metrics)
+            trial.metrics = metrics
             return trial.finish()
-        return as_record(trials.finish(self.db, trial, number(self.task.objective, metrics), metrics))
+        return as_record(store.finish(self.db, trial, number(self.task.objective, metrics), metrics))
 
     def fail(self, trial: Trial | int, reason: str) -> Record:
         """Store that a training failed, and why; see `tell`."""
-        return as_record(trials.fail(self.db, trial.id if isinstance(trial, Trial) else trial, reason))
+        return as_record(store.fail(self.db, trial.id if isinstance(trial, Trial) else trial, reason))
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
@@ -215,7 +217,7 @@ class Study:
         """
         tree = parse(name)
         objective = number(self.task.objective, metrics)
-        row = trials.add_result(
+        row = store.add_result(
             self.db,
             self.task_id,
             class_id=self.class_id(str(tree)),
@@ -244,7 +246,7 @@ class Study:
                 for group in _same(self.trials())
                 if {trial.status for trial in group} <= {"failed", "stale"}
             )
-        return [as_record(row) for row in trials.retry(self.db, self.task_id, trial_ids, self.trial_seed)]
+        return [as_record(row) for row in store.retry(self.db, self.task_id, trial_ids, self.trial_seed)]
 
     def reset(self, *, keep_done: bool) -> int:
         """Delete the trials of this task for good, but for those that are running, and return how many they were.
@@ -253,7 +255,7 @@ class Study:
             keep_done: keep what has a result, pruned trials included.
         """
         kept = {"running", "done", "pruned"} if keep_done else {"running"}
-        return trials.remove(self.db, self.task_id, set(STATUSES) - kept)
+        return store.remove(self.db, self.task_id, set(STATUSES) - kept)
 
     def best(self, records: Sequence[Record] | None = None) -> Record | None:
         """Return the best trial of the search so far, or None; it is the best of many noisy results (see `confirm`).
@@ -321,6 +323,8 @@ class Study:
             Exhausted: no candidate is left, or only suggestions are and none is wanted.
         """
         seen: list[Brief] = []
+        for name in self.task.baselines:
+            self.class_id(name)  # not while others wait: one that was never enumerated is evaluated
 
         def at_hand(trials: list[Brief]) -> list[Wanted]:
             seen[:] = trials
@@ -347,7 +351,7 @@ class Study:
         lease_seconds: float,
         seed: int | None = None,
     ) -> Trial | None:
-        row = trials.claim_first(
+        row = store.claim_first(
             self.db,
             self.task_id,
             wanted,

@@ -27,6 +27,7 @@ class Summary:
         done: finished trials, confirmations included.
         running: trials in training.
         failed: trials that failed, stale ones not counted.
+        pruned: trials that were stopped early.
         stale: trials whose process has not been heard of within its lease.
         best: the best function of the search.
         objective: its result: the best of many noisy ones, hence optimistic.
@@ -41,6 +42,7 @@ class Summary:
     done: int = 0
     running: int = 0
     failed: int = 0
+    pruned: int = 0
     stale: int = 0
     best: str | None = None
     objective: float | None = None
@@ -78,6 +80,7 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
                     trials["done"],
                     trials["running"],
                     trials["failed"],
+                    trials["pruned"],
                     trials["stale"],
                     best.name if best else None,
                     best.objective if best else None,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt64
 
+from aqx.errors import StoreError
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.features import FeatureCounts, count_features
 from aqx.store.functions import CLASS_ID, ID_HALVES
+from aqx.store.trouble import LEFT_AS_IT_WAS
 from aqx.store.values import insert_rows, matrix_column, read_columns
 
 # An embedding is fitted anew when there are so many times the classes or the spectra that it was fitted to.
@@ -124,8 +127,11 @@ def load_embedding(db: Database, embedding_id: int) -> StoredEmbedding | None:
             f"SELECT {ID_HALVES}, has_spectrum, coordinates FROM embedding_rows WHERE embedding_id = ? ORDER BY rowid",
             [embedding_id],
         )
-    with np.load(io.BytesIO(packed), allow_pickle=False) as loadings:
-        kept = {name: loadings[name] for name in loadings.files}
+    try:
+        with np.load(io.BytesIO(packed), allow_pickle=False) as loadings:
+            kept = {name: loadings[name] for name in loadings.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{db.path} holds an embedding that is not aqx's own ({error}); {LEFT_AS_IT_WAS}") from error
     return StoredEmbedding(
         FeatureCounts(classes, spectra),
         np.stack([columns["hi"], columns["lo"]], axis=1),
