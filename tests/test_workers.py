@@ -159,6 +159,21 @@ def test_a_result_that_was_told_meanwhile_stays(path: Path, caplog: pytest.LogCa
     assert study.records()[0].objective == 0.25 and "done already" in caplog.text
 
 
+def test_a_task_that_does_not_pickle_may_run_where_none_is_needed_and_is_named_elsewhere(path: Path):
+    class Here(Executor):
+        def submit(self, fn, /, *args, **kwargs):
+            future: Future = Future()
+            future.set_result(fn(*args, **kwargs))
+            return future
+
+    study = Study(path, toy.make_task(name="local", train=lambda act, seed: {"val_acc": 0.5}, baselines=("relu(x)",)))
+    study.search(budget=1, spectra=0, executor=Here())
+    assert len(study.records()) == 2
+    with pytest.raises(TaskError, match="cannot be sent to another process"):
+        study.search(budget=2, spectra=0, workers=2)
+    assert study.records()[-1].status == "queued"
+
+
 def test_the_record_says_where_and_with_what(path: Path):
     study = Study(path, toy.task)
     study.search(budget=1, spectra=0, executor=Elsewhere(lambda outcome: outcome))

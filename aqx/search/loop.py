@@ -147,12 +147,16 @@ def _train_in(
     running: dict[Future[Outcome], Trial] = {}
     claimed: list[int] = []
     lost_in_a_row = 0
-    in_this_process = isinstance(executor, ThisProcess | ThreadPoolExecutor)
 
     def submit(trial: Trial) -> Future[Outcome]:
-        if in_this_process:
-            return executor.submit(train, study.task, trial.activation, trial.seed)
-        return executor.submit(train_pickled, pickle.dumps((study.task, trial.activation, trial.seed)))
+        work = (study.task, trial.activation, trial.seed)
+        if isinstance(executor, ThisProcess | ThreadPoolExecutor):
+            return executor.submit(train, *work)
+        try:
+            pickled = pickle.dumps(work)
+        except (AqxError, pickle.PicklingError, AttributeError, TypeError):
+            return executor.submit(train, *work)  # it may need no pickle, and says so if it does
+        return executor.submit(train_pickled, pickled)
 
     def settle(future: Future[Outcome]) -> None:
         nonlocal lost_in_a_row
