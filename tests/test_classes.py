@@ -229,7 +229,8 @@ def test_functions_of_one_class_are_equal(paper, count: int):
     assert not differing
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2000])
 def test_the_nearest_classes_are_different_functions(paper, count: int):
     families, starts, classes = paper
     _, rows = np.unique(classes, return_index=True)

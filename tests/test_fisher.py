@@ -153,7 +153,15 @@ def test_reduce_equals_brute_force(flavour, name):
 
 @pytest.mark.parametrize("flavour", ["linen", "nnx"])
 @pytest.mark.parametrize(
-    "name", ["dense", "dense_sequence", "conv2d_groups", "conv1d_causal_dilated", "transpose_same"]
+    "name",
+    [
+        "dense",
+        "conv2d_groups",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("dense_sequence", "conv1d_causal_dilated", "transpose_same")
+        ),
+    ],
 )
 def test_reference_equals_brute_force(flavour, name):
     model, variables, x, y, forward = build(flavour, name)

@@ -81,7 +81,7 @@ def test_scanned_equals_unrolled(axis, remat):
             same(values, slow[key])
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("axis", [0, *(pytest.param(axis, marks=pytest.mark.slow) for axis in (1, 2))])
 def test_a_scanned_axis_that_the_shapes_do_not_tell_is_found(axis):
     class Square(nn.Module):
         @nn.compact
