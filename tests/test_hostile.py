@@ -113,10 +113,14 @@ def test_metrics_that_cannot_be_kept_fail_the_trial_and_no_other(path: Path):
             study.trial() as trial,
         ):
             trial.report(val_acc=0.5, note=value)
+    with pytest.raises(ZeroDivisionError), study.trial() as trial:
+        trial.report(note=object())
+        1 / 0  # noqa: B018
+    assert study.records()[-1].reason == "ZeroDivisionError: division by zero"
     for value in ("high", [0.5], None):
         with pytest.raises(InputError, match="is not a number"), study.trial() as trial:
             trial.report(val_acc=value)
-    assert [record.status for record in study.records()] == ["failed"] * 8
+    assert [record.status for record in study.records()] == ["failed"] * 9
 
 
 CRASH = """

@@ -215,7 +215,10 @@ class Trial:
 
     def fail(self, error: BaseException | str) -> Record:
         """Store that the training failed, and why."""
-        metrics = dict(self.metrics)
+        try:
+            metrics = plain_metrics(self.metrics)
+        except InputError:  # what cannot be stored must not hide why it failed
+            metrics = {}
         if isinstance(error, BaseException):
             metrics["traceback"] = traceback_of(error)
             error = reason_of(error)
