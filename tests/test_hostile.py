@@ -155,3 +155,10 @@ def test_a_foreign_write_ahead_log_costs_no_result(path: Path, log: bytes):
         wal.unlink()
         records = Study(path, toy.task).records()
     assert [record.objective for record in records] == [0.5]
+
+
+@pytest.mark.parametrize("name", ["null\0byte", "half\ud800", "long" * 2000], ids=lambda name: name[:5])
+def test_what_no_file_can_be_called_is_named(name: str, tmp_path: Path):
+    with pytest.raises(StoreError) as error:
+        Database(str(tmp_path / name), create=True)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

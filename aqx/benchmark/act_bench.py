@@ -10,7 +10,6 @@ import re
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -79,7 +78,7 @@ def read_act_bench(
         >>> table.names, table.metrics["val_acc"].tolist(), table.metrics["val_loss"].tolist()
         (('relu(x)',), [0.9], [nan])
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"file={str(path)!r} does not exist, or is no file")
     row_of: dict[str, int] = {}
     columns = {column: array("d") for column in METRICS.values()}

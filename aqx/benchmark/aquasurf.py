@@ -51,7 +51,7 @@ def read_aquasurf(path: str | os.PathLike[str], objective: str) -> AquasurfFile:
         InputError: the file does not exist, or is no such database, or has no number in the objective's column.
         StoreError: it cannot be read.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"file={str(path)!r} does not exist, or is no file")
     names: list[str] = []
     columns: dict[str, array[float]] = {}

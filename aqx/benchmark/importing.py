@@ -103,7 +103,7 @@ def _read(
     """The results in a file of any known format, and how many functions in it have none."""
     if Path(path).suffix.lower() in ENDINGS:
         return load_table(path), 0
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"file={str(path)!r} does not exist, or is no file")
     try:
         with open(path, "rb") as file:

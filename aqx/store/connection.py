@@ -15,7 +15,7 @@ import filelock
 from aqx.errors import StoreError
 from aqx.store import schema
 from aqx.store.network import warn_of_network
-from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, check_path, explain
+from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, check_name, check_path, explain
 
 # Measured on 400,000 rows of FLOAT[256]: row groups of 16k take 2.7 s of CPU and 366 MB, the default of 120k 3.0 s and
 # 419 MB. The storage version is pinned so that a later DuckDB writes what this one reads.
@@ -57,6 +57,7 @@ class Database:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = False, timeout: float | int = 60.0):
+        check_name(path)
         # The real path: whoever comes through a symbolic link must meet the same lock.
         self.path = Path(os.path.realpath(path))
         self.timeout = timeout

@@ -37,7 +37,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         StoreError: the file cannot be read.
     """
     path = check_ending(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"table={str(path)!r} does not exist")
     try:
         if path.suffix.lower() == ".csv":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import duckdb
@@ -42,6 +43,15 @@ def explain(path: str, error: Exception) -> StoreError:
         if sign in text:
             return StoreError(meaning.format(path=path, detail=detail))
     return StoreError(f"{path} cannot be read or written: {detail}")
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuse what no file can be called."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            raise StoreError(f"path={str(path)[:60]!r} cannot be the name of a file; give another") from error
 
 
 def check_path(path: str, create: bool) -> None:
