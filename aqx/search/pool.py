@@ -36,12 +36,13 @@ class WorkerPool(Executor):
         try:
             future = worker.submit(fn, *args, **kwargs)
         except BrokenExecutor:  # it died while it was idle
-            worker = self._replace(worker)
+            worker = self._start()
             future = worker.submit(fn, *args, **kwargs)
 
         def give_back(ended: Future[Any]) -> None:
+            # The executor holds its own lock here where it broke: it is shut down at the end, with the others.
             died = not ended.cancelled() and isinstance(ended.exception(), BrokenExecutor)
-            self._idle.put(self._replace(worker) if died else worker)
+            self._idle.put(self._start() if died else worker)
 
         future.add_done_callback(give_back)
         return future
@@ -56,11 +57,6 @@ class WorkerPool(Executor):
         worker = ProcessPoolExecutor(1, mp_context=context, initializer=_settle, initargs=(self._threads,))
         self._all.append(worker)
         return worker
-
-    def _replace(self, worker: ProcessPoolExecutor) -> ProcessPoolExecutor:
-        worker.shutdown(wait=False)
-        self._all.remove(worker)
-        return self._start()
 
 
 def run_each(
