@@ -17,12 +17,9 @@ import pytest
 import toy
 from training import deadly_task, trained
 
-from aqx.enumeration import enumerate_space
 from aqx.errors import InputError, TaskError
 from aqx.search import RetryPolicy, Study
 from aqx.search.pool import WorkerPool, run_each
-from aqx.space import Space
-from aqx.store import Database
 
 OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "add", "mul", "sub"]
 
@@ -30,9 +27,7 @@ OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "add", "mu
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(toy.__file__).parent), str(Path.cwd())]))
-    path = tmp_path / "toy.duckdb"
-    enumerate_space(Database(path, create=True), Space(["unary(x)", "binary(unary(x),unary(x))"], OPERATORS), points=32)
-    return path
+    return toy.candidates(tmp_path / "toy.duckdb", ["unary(x)", "binary(unary(x),unary(x))"], OPERATORS)
 
 
 def statuses(study: Study) -> dict[str, list[str]]:

@@ -15,10 +15,8 @@ import pytest
 import toy
 
 import aqx
-from aqx.enumeration import enumerate_space
 from aqx.errors import AqxError, InputError, StoreError
 from aqx.search import Study
-from aqx.space import Space
 from aqx.store import Database, list_trials
 
 PACKAGE = Path(aqx.__file__).parent
@@ -36,10 +34,8 @@ class Bomb:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.duckdb"
-    space = Space(["binary(unary(x),unary(x))"], ["sin", "tanh", "relu", "square", "add", "mul"])
-    enumerate_space(Database(path, create=True), space, points=32)
-    return path
+    operators = ["sin", "tanh", "relu", "square", "add", "mul"]
+    return toy.candidates(tmp_path / "toy.duckdb", ["binary(unary(x),unary(x))"], operators)
 
 
 def test_a_stored_embedding_is_never_unpickled(path: Path, tmp_path: Path):

@@ -12,12 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aqx
-from aqx.enumeration import enumerate_space
 from aqx.errors import InputError
 from aqx.search import Study
 from aqx.search.pruning import curve_of, halving, median
-from aqx.space import Space
-from aqx.store import Database
 
 values = st.lists(st.floats(-10, 10), min_size=1, max_size=12)
 
@@ -60,10 +57,8 @@ def test_curves_are_read_from_metrics():
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.duckdb"
-    space = Space(["binary(unary(x),unary(x))"], ["sin", "tanh", "relu", "square", "add", "mul"])
-    enumerate_space(Database(path, create=True), space, points=32)
-    return path
+    operators = ["sin", "tanh", "relu", "square", "add", "mul"]
+    return toy.candidates(tmp_path / "toy.duckdb", ["binary(unary(x),unary(x))"], operators)
 
 
 def train(study: Study, values: list[float]) -> aqx.search.Trial:

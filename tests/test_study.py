@@ -31,8 +31,7 @@ OPERATORS = ["sin", "tanh", "relu", "square", "exp", "reciprocal", "identity", "
 @pytest.fixture(scope="module")
 def enumerated(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("study") / "toy.duckdb"
-    enumerate_space(Database(path, create=True), Space(["unary(x)", "binary(unary(x),unary(x))"], OPERATORS), points=32)
-    return path
+    return toy.candidates(path, ["unary(x)", "binary(unary(x),unary(x))"], OPERATORS)
 
 
 @pytest.fixture
@@ -119,6 +118,16 @@ def test_a_block_without_the_objective_is_a_failure(path, caplog):
         trial.report(accuracy=0.5)
     assert study.records()[0].reason == "the training ended without reporting val_acc (it reported accuracy)"
     assert "without reporting val_acc" in caplog.text
+
+
+def test_a_failure_that_is_told_keeps_what_was_reported(path):
+    study = Study(path, toy.task)
+    first, second = study.ask(), study.ask()
+    first.report(loss=1.0)
+    kept = study.fail(first, "out of memory")
+    assert (kept.status, kept.reason, kept.metrics) == ("failed", "out of memory", {"loss": 1.0})
+    assert study.fail(second.id, "lost its data").reason == "lost its data"
+    assert [record.name for record in study.records(status="failed")] == ["relu(x)", "tanh(x)"]
 
 
 def test_an_interrupt_gives_the_claim_back(path):

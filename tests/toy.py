@@ -1,9 +1,14 @@
 """A task so small that a search of it takes seconds: how well an activation's curve fits sin(x) - relu(x) decides."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from aqx.enumeration import enumerate_space
+from aqx.space import Space
+from aqx.store import Database
 from aqx.tasks import Task, losses
 
 POINTS = np.linspace(-2, 2, 41, dtype=np.float32)
@@ -44,3 +49,9 @@ def make_task(**changes) -> Task:
 
 
 task = make_task()
+
+
+def candidates(path: Path, schemas: list[str], operators: list[str]) -> Path:
+    """Fill a database at this path with candidates, and return the path."""
+    enumerate_space(Database(path, create=True), Space(schemas, operators), points=32)
+    return path

@@ -24,6 +24,7 @@ from aqx.store import Database
 from aqx.store.files import check_ending
 from aqx.store.functions import load_candidates
 from aqx.tasks import Task
+from aqx.tasks.task import one_line
 
 Progress = Callable[[int, int, str], None]
 Job = tuple[str, int]  # a function and a seed
@@ -136,7 +137,7 @@ def _train(task: Task, name: str, seed: int) -> Result:
             key: float(value) for key, value in metrics.items() if np.ndim(value) == 0 and not isinstance(value, str)
         }
     except Exception as error:
-        return {"reason": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
+        return {"reason": one_line(error)}
 
 
 class _Diary:

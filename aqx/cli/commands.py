@@ -373,9 +373,8 @@ def tell(
 @options.as_json
 def trials_(db: str, task: str, status: str | None, as_json: bool) -> None:
     """List the trials: what was trained where, for how long, and what came of it."""
-    records = [record for record in _study(db, task).records() if status in (None, record.status)]
     columns = _columns("id", "name", "purpose", "status", "objective", "seconds", "worker", "reason")
-    show_rows(records, columns, as_json)
+    show_rows(_study(db, task).records(status=status), columns, as_json)
 
 
 @main.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from aqx.errors import InputError
 from aqx.search.loop import train_all
 from aqx.search.trial import LEASE_SECONDS, Record, Trial
+from aqx.store.trial_rows import by_training
 
 if TYPE_CHECKING:
     from aqx.search.study import Study
@@ -99,12 +99,10 @@ def confirm(
     ]
 
     def next_trial() -> Trial | None:
-        known = defaultdict(list)
-        for trial in study.trials():
-            if trial.purpose == "confirm":
-                known[trial.class_id, trial.seed].append(trial)
+        confirming = by_training(trial for trial in study.trials() if trial.purpose == "confirm")
+        known = {(group[0].class_id, group[0].seed): group for group in confirming}
         for class_id, name, seed in jobs:
-            if not study.retry_policy.settles(known[class_id, seed]):
+            if not study.retry_policy.settles(known.get((class_id, seed), [])):
                 trial = study.claim(name, class_id, "confirm", LEASE_SECONDS, seed)
                 if trial is not None:  # else another process was quicker
                     return trial

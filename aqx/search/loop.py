@@ -15,11 +15,12 @@ from aqx.search.environment import environment
 from aqx.search.pool import ThisProcess, WorkerPool
 from aqx.search.preemption import sigterm_ends_block
 from aqx.search.retry import GIVEN_UP
-from aqx.search.trial import LEASE_SECONDS, Outcome, Record, Trial, heartbeats, number, reason_of, traceback_of
+from aqx.search.trial import LEASE_SECONDS, Outcome, Record, Trial, heartbeats, number, traceback_of
 from aqx.store import trials as store
-from aqx.store.trial_rows import ENDED, Brief
+from aqx.store.trial_rows import ENDED, Brief, by_training
 from aqx.store.values import plain_metrics
 from aqx.tasks import Task
+from aqx.tasks.task import one_line
 
 if TYPE_CHECKING:
     from aqx.search.study import Study
@@ -78,17 +79,12 @@ def search(
 
 def _stop_if_hopeless(study: Study, records: list[Record], baselines: int) -> None:
     """When every baseline fails, the fault is the task's, and no suggestion will do better."""
-    tried: dict[str | None, list[Record]] = {}
-    for record in records:
-        if record.purpose == "baseline":
-            tried.setdefault(record.class_id, []).append(record)
+    tried = by_training(record for record in records if record.purpose == "baseline")
     hopeless = (
-        study.retry_policy.settles(group) and all(record.status == "failed" for record in group)
-        for group in tried.values()
+        study.retry_policy.settles(group) and all(record.status == "failed" for record in group) for group in tried
     )
     if baselines and len(tried) == baselines and all(hopeless):
-        reason = next(iter(tried.values()))[-1].reason
-        raise TaskError(f"every baseline of task {study.task.name!r} failed; the first: {reason}")
+        raise TaskError(f"every baseline of task {study.task.name!r} failed; the first: {tried[0][-1].reason}")
 
 
 def train_all(
@@ -127,7 +123,7 @@ def train(task: Task, act: Activation, seed: int) -> Outcome:
         metrics = plain_metrics(returned)
         number(task.objective, metrics)
     except Exception as error:
-        reason = reason_of(error)
+        reason = one_line(error)
         metrics = {**metrics, "traceback": traceback_of(error)}
     return Outcome(metrics, reason, time.monotonic() - started, environment(task))
 
@@ -168,12 +164,12 @@ def _train_in(
             # What a training raises comes as an outcome: this befell its process, or the way to it.
             lost_in_a_row += 1
             trial = forget(future)
-            reason = f"lost with its worker ({reason_of(error)})"
+            reason = f"lost with its worker ({one_line(error)})"
             store.lose(study.db, trial.id, reason)
             _log.warning("aqx: trial %d, %s: %s", trial.id, trial.name, reason)
             if lost_in_a_row >= max(GIVEN_UP, 2 * workers):
                 raise TaskError(
-                    f"{lost_in_a_row} trainings in a row were lost, the last by {reason_of(error)}"
+                    f"{lost_in_a_row} trainings in a row were lost, the last by {one_line(error)}"
                 ) from error
         else:
             lost_in_a_row = 0
@@ -200,7 +196,7 @@ def _train_in(
                         running[submit(trial)] = trial
                     except RuntimeError as error:  # broken, or shut down
                         raise TaskError(
-                            f"the executor takes no more work ({reason_of(error)}); "
+                            f"the executor takes no more work ({one_line(error)}); "
                             "run the same again with a new one to go on"
                         ) from error
                 if not running:

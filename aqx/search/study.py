@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -38,7 +37,7 @@ from aqx.store import trials as store
 from aqx.store.lease import worker_name
 from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import register_task
-from aqx.store.trial_rows import ENDED, STATUSES, Brief
+from aqx.store.trial_rows import ENDED, STATUSES, Brief, by_training
 from aqx.store.trials import Wanted
 from aqx.tasks import Task, load_task
 from aqx.tree import parse
@@ -125,7 +124,7 @@ class Study:
 
     def fail(self, trial: Trial | int, reason: str) -> Record:
         """Store that a training failed, and why; see `tell`."""
-        return as_record(store.fail(self.db, trial.id if isinstance(trial, Trial) else trial, reason))
+        return trial.fail(reason) if isinstance(trial, Trial) else as_record(store.fail(self.db, trial, reason))
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
@@ -243,7 +242,7 @@ class Study:
         if not trial_ids:
             trial_ids = tuple(
                 group[-1].trial_id
-                for group in _same(self.trials())
+                for group in by_training(self.trials())
                 if {trial.status for trial in group} <= {"failed", "stale"}
             )
         return [as_record(row) for row in store.retry(self.db, self.task_id, trial_ids, self.trial_seed)]
@@ -297,9 +296,9 @@ class Study:
         """1 where a higher objective is better, else -1."""
         return 1 if self.task.direction == "maximize" else -1
 
-    def records(self, purpose: str | None = None) -> list[Record]:
-        """Return the study's trials in the order of their ids."""
-        return [as_record(row) for row in trial_rows.list_trials(self.db, self.task_id, purpose=purpose)]
+    def records(self, purpose: str | None = None, status: str | None = None) -> list[Record]:
+        """Return the study's trials in the order of their ids, all of them or those of one purpose or status."""
+        return [as_record(row) for row in trial_rows.list_trials(self.db, self.task_id, status, purpose)]
 
     def trials(self) -> list[Brief]:
         """Return the study's trials in the order of their ids, in brief."""
@@ -372,14 +371,13 @@ class Study:
         open_ = {"queued", "stale"} | ({"failed"} if self.retry_policy.failed else set())
         searched = [trial for trial in trials if trial.purpose in SEARCHED and trial.class_id is not None]
         concerned = {trial.class_id for trial in searched if trial.status in open_} | set(baselines)
-        groups = {group[0].class_id: group for group in _same([t for t in searched if t.class_id in concerned])}
-        left = {class_id: group for class_id, group in groups.items() if not self.retry_policy.settles(group)}
-        untouched = [(id_, name) for id_, name in baselines.items() if id_ not in groups or id_ in left]
-        wanted = [Wanted(class_id, name, "baseline") for class_id, name in untouched]
-        for class_id, group in left.items():
-            if class_id not in baselines:
-                wanted.append(Wanted(class_id, group[-1].name, "search"))
-        return wanted
+        groups = {group[0].class_id: group for group in by_training(t for t in searched if t.class_id in concerned)}
+        settled = {class_id for class_id, group in groups.items() if self.retry_policy.settles(group)}
+        others = [group[-1] for class_id, group in groups.items() if class_id not in settled | set(baselines)]
+        return [
+            *(Wanted(class_id, name, "baseline") for class_id, name in baselines.items() if class_id not in settled),
+            *(Wanted(trial.class_id, trial.name, "search") for trial in others),
+        ]
 
     def _drawn(self, trials: Sequence[Brief]) -> list[Wanted]:
         """Return a draw of candidates, where the surrogate does nothing but draw and the candidates are at hand."""
@@ -414,7 +412,7 @@ class Study:
         # Lost too often: it may well be the function that kills the process.
         given_up = {
             group[0].class_id
-            for group in _same([trial for trial in searched if trial.class_id in lost])
+            for group in by_training([trial for trial in searched if trial.class_id in lost])
             if {trial.status for trial in group} == {"stale"} and self.retry_policy.settles(group)
         }
         at = table.rows_of(str(trial.class_id) for trial in searched)
@@ -468,12 +466,3 @@ class Study:
     @staticmethod
     def _done(records: Sequence[Record]) -> list[Record]:
         return [record for record in records if record.status == "done" and record.purpose in SEARCHED]
-
-
-def _same(trials: Iterable[Brief]) -> list[list[Brief]]:
-    """Group the trials that stand for the same training, in the order of their first ids."""
-    groups: dict[tuple[str | None, int | None], list[Brief]] = defaultdict(list)
-    for trial in trials:
-        seed = trial.seed if trial.purpose == "confirm" else None
-        groups[trial.class_id or f"name {trial.name}", seed].append(trial)
-    return list(groups.values())

@@ -22,6 +22,7 @@ from aqx.store import trials as store
 from aqx.store.connection import Database
 from aqx.store.lease import kept_alive
 from aqx.store.values import plain_metrics
+from aqx.tasks.task import one_line
 
 if TYPE_CHECKING:
     from aqx.search.study import Study
@@ -138,8 +139,8 @@ class Trial:
     def should_prune(self) -> bool:
         """Return whether the training is hopeless, by the study's pruner and the intermediate values of the objective.
 
-        What was reported is stored, so that other processes compare with it: one short transaction, so not for every
-        step of a fast training. A training whose objective is nan is hopeless.
+        What was reported is stored, so that other processes compare with it, and theirs is read: two short
+        transactions, so not for every step of a fast training. A training whose objective is nan is hopeless.
 
         Raises:
             InputError: the trial has a result already, or a reported value cannot be stored.
@@ -178,27 +179,31 @@ class Trial:
 
         An exception fails the trial and goes on to the caller; an interruption (Ctrl-C, SIGTERM) gives the claim back.
         """
-        with heartbeats(self.study.db, [self.id]), sigterm_ends_block():
+        with heartbeats(self.study.db, [self.id]), sigterm_ends_block(), self._given_back_when_interrupted():
             try:
-                try:
-                    yield self
-                except Pruned:
-                    self._prune()
-                    return
-                except Exception as error:
-                    self.fail(error)
-                    raise
-                try:
-                    self.finish()
-                except AqxError as error:
-                    self.metrics.clear()
-                    self.fail(error)
-                    raise
-            except Exception:
+                yield self
+            except Pruned:
+                self._prune()
+                return
+            except Exception as error:
+                self.fail(error)
                 raise
-            except BaseException:
-                store.release(self.study.db, self.id)
+            try:
+                self.finish()
+            except AqxError as error:
+                self.metrics.clear()
+                self.fail(error)
                 raise
+
+    @contextlib.contextmanager
+    def _given_back_when_interrupted(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            store.release(self.study.db, self.id)
+            raise
 
     def finish(self) -> Record:
         """Store what was reported as the trial's result; without the objective it is a failed one."""
@@ -221,7 +226,7 @@ class Trial:
             metrics = {}
         if isinstance(error, BaseException):
             metrics["traceback"] = traceback_of(error)
-            error = reason_of(error)
+            error = one_line(error)
         return as_record(store.fail(self.study.db, self.id, error, metrics, **self._circumstances()))
 
     def end(self, outcome: Outcome) -> Record:
@@ -255,11 +260,6 @@ def number(objective: str, metrics: dict[str, Any]) -> float:
         return float(metrics[objective])
     except (TypeError, ValueError):
         raise InputError(f"{objective}={metrics[objective]!r} is not a number; report one") from None
-
-
-def reason_of(error: BaseException) -> str:
-    """Return why a training failed, in one line."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def traceback_of(error: BaseException) -> str:

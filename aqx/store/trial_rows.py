@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,12 +25,9 @@ _COLUMNS = """
     trial_id, task_id, class_id::VARCHAR, name, seed, purpose, status, objective, reason, worker, started_at,
     heartbeat_at, expires_at, finished_at, retry_of, seconds, metrics::VARCHAR, coalesce(environment, '{}')::VARCHAR
 """
-# Processes wait for each other while this is read, and the rest of a trial costs five times as much.
-_BRIEF = """
-    SELECT trial_id, class_id::VARCHAR, name, seed, purpose,
-           if(status = 'running' AND expires_at < $now, 'stale', status), objective, retry_of
-    FROM trials
-"""
+_STATE = "if(status = 'running' AND expires_at < $now, 'stale', status)"
+# Processes wait for each other while this is read.
+_BRIEF = f"SELECT trial_id, class_id::VARCHAR, name, seed, purpose, {_STATE}, objective, retry_of FROM trials"
 
 
 class Brief(NamedTuple):
@@ -92,7 +89,8 @@ class TrialRow:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-AnyTrial = TypeVar("AnyTrial", TrialRow, Brief)
+_NAMES = tuple(column.name for column in fields(TrialRow))
+AnyTrial = TypeVar("AnyTrial", bound=TrialRow | Brief)
 
 
 def get_trial(db: Database, trial_id: int) -> TrialRow:
@@ -129,8 +127,7 @@ def count_trials(db: Database, task_id: int) -> dict[str, int]:
     """How many trials of a task have each status, zeros included."""
     with db.read() as con:
         rows = con.execute(
-            "SELECT if(status = 'running' AND expires_at < $now, 'stale', status) AS state, count(*) "
-            "FROM trials WHERE task_id = $task GROUP BY state",
+            f"SELECT {_STATE} AS state, count(*) FROM trials WHERE task_id = $task GROUP BY state",
             {"now": clock.now(), "task": task_id},
         ).fetchall()
     return dict.fromkeys(STATUSES, 0) | dict(rows)
@@ -155,12 +152,13 @@ def change_one(con: duckdb.DuckDBPyConnection, statement: str, now: datetime, **
 
 
 def _trial(row: tuple[Any, ...], now: datetime) -> TrialRow:
-    values: list[Any] = list(row)
-    status, expires_at = values[6], values[12]
-    if status == "running" and expires_at is not None and expires_at < now:
-        values[6] = "stale"
-    values[16], values[17] = decode_metrics(values[16]), dict(_decoded(values[17]))
-    return TrialRow(*values)
+    columns: dict[str, Any] = dict(zip(_NAMES, row, strict=True))
+    # As _STATE says; RETURNING takes no parameter.
+    if columns["status"] == "running" and columns["expires_at"] is not None and columns["expires_at"] < now:
+        columns["status"] = "stale"
+    columns["metrics"] = decode_metrics(columns["metrics"])
+    columns["environment"] = dict(_decoded(columns["environment"]))
+    return TrialRow(**columns)
 
 
 @functools.lru_cache(maxsize=64)
@@ -180,26 +178,34 @@ def select_one(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> 
     return trials[0]
 
 
-def select_same(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) -> list[Brief]:
-    """The trials that stand for the same training as `trial` when it is claimed, itself included.
+def training_of(trial: TrialRow | Brief) -> tuple[str | None, ...]:
+    """What a trial stands for when it is claimed, among those of its task.
 
     Trials that search, give a baseline or were added stand for their class; those that confirm, for class and seed. A
     function without a class stands for its name.
     """
+    name = trial.name if trial.class_id is None else None
+    return trial.class_id, name, str(trial.seed) if trial.purpose == "confirm" else None
+
+
+def by_training(trials: Iterable[AnyTrial]) -> list[list[AnyTrial]]:
+    """Group a task's trials by the training that they stand for, in the order of their first ids."""
+    groups: dict[tuple[str | None, ...], list[AnyTrial]] = {}
+    for trial in trials:
+        groups.setdefault(training_of(trial), []).append(trial)
+    return list(groups.values())
+
+
+def select_same(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) -> list[Brief]:
+    """The trials that stand for the same training as `trial`, itself included."""
     condition = "task_id = $task AND class_id IS NOT DISTINCT FROM $class_id::UUID"
     return of_same(select_brief(con, condition, now, task=trial.task_id, class_id=trial.class_id), trial)
 
 
-def of_same(known: Sequence[Brief], trial: TrialRow) -> list[Brief]:
-    """Those of a task's trials that stand for the same training as `trial`; see `select_same`."""
-    return [
-        other
-        for other in known
-        if other.class_id == trial.class_id
-        and (trial.class_id is not None or other.name == trial.name)
-        and (other.purpose == "confirm") == (trial.purpose == "confirm")
-        and (trial.purpose != "confirm" or other.seed == trial.seed)
-    ]
+def of_same(known: Iterable[Brief], trial: TrialRow) -> list[Brief]:
+    """Those of a task's trials that stand for the same training as `trial`."""
+    training = training_of(trial)
+    return [other for other in known if training_of(other) == training]
 
 
 def since_retry(same: Sequence[AnyTrial]) -> list[AnyTrial]:

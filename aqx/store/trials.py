@@ -462,29 +462,28 @@ def _next_id(con: duckdb.DuckDBPyConnection) -> int:
     return max(last, int(removed[0]) if removed else 0) + 1
 
 
+_INSERTED = (
+    "trial_id",
+    "task_id",
+    "class_id",
+    "name",
+    "seed",
+    "purpose",
+    "status",
+    "worker",
+    "started_at",
+    "heartbeat_at",
+    "expires_at",
+    "retry_of",
+)
+_INSERT = f"""
+    INSERT INTO trials ({", ".join(_INSERTED)}, metrics)
+    VALUES ({", ".join(f"${column}" for column in _INSERTED)}, '{{}}')
+"""
+
+
 def _insert(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) -> TrialRow:
-    inserted = change_one(
-        con,
-        """
-        INSERT INTO trials (trial_id, task_id, class_id, name, seed, purpose, status, worker, started_at, heartbeat_at,
-                            expires_at, retry_of, metrics)
-        VALUES ($trial_id, $task_id, $class_id, $name, $seed, $purpose, $status, $worker, $started_at, $heartbeat_at,
-                $expires_at, $retry_of, '{}')
-        """,
-        now,
-        trial_id=trial.trial_id,
-        task_id=trial.task_id,
-        class_id=trial.class_id,
-        name=trial.name,
-        seed=trial.seed,
-        purpose=trial.purpose,
-        status=trial.status,
-        worker=trial.worker,
-        started_at=trial.started_at,
-        heartbeat_at=trial.heartbeat_at,
-        expires_at=trial.expires_at,
-        retry_of=trial.retry_of,
-    )
+    inserted = change_one(con, _INSERT, now, **{column: getattr(trial, column) for column in _INSERTED})
     assert inserted is not None
     return inserted
 
