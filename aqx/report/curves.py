@@ -1,102 +1,72 @@
-"""Curves over evaluations, one per policy, each with its interval: to PNG, SVG or PDF."""
+"""The curves of functions, and of their derivatives: the best of a search beside those that everybody knows."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
-from aqx.errors import InputError, UnsupportedError
+from aqx.activation import activation
+from aqx.errors import InputError
+from aqx.search import Confirmation, Results
 
-ENDINGS = (".png", ".svg", ".pdf")
-# Okabe & Ito's colours, which people who confuse red and green can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES = ("-", "--", "-.", ":")
+USUAL = ("relu(x)", "gelu(x)", "swish(x)")
+BEST = 5
+POINTS = np.linspace(-5.0, 5.0, 241)
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
-    """One plot of curves over the evaluations 1 … E.
+class FunctionCurve:
+    """A function at `POINTS`.
 
     Attributes:
-        label: what the vertical axis shows.
-        curves: by name the middle, the lower and the upper end of an interval [3, E].
-        log: whether the axis is logarithmic; where None, if the values are positive and span two orders or more.
-        reference: height and name of a horizontal line.
-        first: the evaluation from which on the curves must fit in; earlier ones may be off by any amount.
+        name: the function.
+        kind: whether the search found it, or it is there to compare with.
+        result: its mean result; None where it has none.
+        values: f(x) [P]; nan where it is not finite.
+        slopes: f′(x) [P]; nan where it is not finite.
     """
 
-    label: str
-    curves: Mapping[str, Float[np.ndarray, "3 E"]]
-    log: bool | None = None
-    reference: tuple[float, str] | None = None
-    first: int = 1
+    name: str
+    kind: Literal["found", "usual"]
+    result: float | None
+    values: Float[np.ndarray, " P"]
+    slopes: Float[np.ndarray, " P"]
 
 
-def check_plot(path: str | os.PathLike[str]) -> None:
-    """Say at once, before anything is computed, why no plot can be written to a path.
+def curves_of_best(results: Results, confirmation: Confirmation | None) -> list[FunctionCurve]:
+    """Draw the five best functions that are no baselines, by the confirmation where there is one, and the usual ones.
 
-    Raises:
-        InputError: the path has another ending than .png, .svg or .pdf, or its folder does not exist.
-        UnsupportedError: matplotlib is not installed.
+    A function that holds an operator which is not registered here is left out.
     """
-    if Path(path).suffix.lower() not in ENDINGS:
-        raise InputError(f"plot={str(path)!r} must end in one of {', '.join(ENDINGS)}")
-    if not Path(path).parent.is_dir():
-        raise InputError(f"plot={str(path)!r} cannot be written: {Path(path).parent} is not a folder")
+    means = {ranking.name: ranking.objective for ranking in results.ranking}
+    if confirmation is not None:
+        means |= {row.name: row.mean for row in confirmation.rows if np.isfinite(row.mean)}
+    baselines = {*results.baselines.values(), *USUAL}
+    ranked: Sequence[str] = [ranking.name for ranking in results.ranking]
+    if confirmation is not None:
+        confirmed = [row.name for row in confirmation.rows]
+        ranked = [*confirmed, *(name for name in ranked if name not in confirmed)]
+    found = [name for name in ranked if name not in baselines][:BEST]
+    kinds: dict[str, Literal["found", "usual"]] = {**dict.fromkeys(found, "found"), **dict.fromkeys(USUAL, "usual")}
+    drawn = (curve(name, kind, means.get(name)) for name, kind in kinds.items())
+    return [one for one in drawn if one is not None]
+
+
+def curve(name: str, kind: Literal["found", "usual"] = "found", result: float | None = None) -> FunctionCurve | None:
+    """Evaluate a function and its derivative; None where one of its operators is not registered here."""
     try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedError("plots need matplotlib, which is not installed: pip install 'aqx[report]'") from error
+        act = activation(name)
+    except InputError:
+        return None
+    values, slopes = jax.vmap(jax.value_and_grad(act))(POINTS.astype(np.float32))
+    return FunctionCurve(name, kind, result, *(_finite(array) for array in (values, slopes)))
 
 
-def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], title: str = "") -> None:
-    """Draw panels side by side and write them to a file, whose ending says in which format.
-
-    Raises:
-        InputError: the path cannot be written.
-        UnsupportedError: matplotlib is not installed.
-    """
-    check_plot(path)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for number, (name, (middle, low, high)) in enumerate(panel.curves.items()):
-            evaluations = np.arange(1, len(middle) + 1)
-            colour, line = _COLOURS[number % len(_COLOURS)], _LINES[number % len(_LINES)]
-            axes.plot(evaluations, middle, line, color=colour, label=name)
-            axes.fill_between(evaluations, low, high, color=colour, alpha=0.18, linewidth=0)
-        low, high = _extent(panel)
-        log = panel.log if panel.log is not None else 0 < 100 * low <= high
-        if panel.reference:
-            axes.axhline(panel.reference[0], color="0.35", linewidth=0.8, linestyle=":", label=panel.reference[1])
-        if log and low > 0:
-            axes.set_yscale("log")
-            axes.set_ylim(low / 1.15, high * 1.15)
-        else:
-            margin = 0.05 * (high - low) or 0.5
-            axes.set_ylim(low - margin, high + margin)
-        axes.set_xlabel("evaluations")
-        axes.set_ylabel(panel.label)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    if title:
-        figure.suptitle(title)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"plot={str(path)!r} cannot be written: {error}") from error
-
-
-def _extent(panel: Panel) -> tuple[float, float]:
-    """The lowest and highest finite value that must be seen."""
-    parts = [curve[:, panel.first - 1 :].ravel() for curve in panel.curves.values()]
-    values = np.concatenate([*parts, [panel.reference[0]] if panel.reference else []])
-    values = values[np.isfinite(values)]
-    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+def _finite(array: jax.Array) -> np.ndarray:
+    numbers = np.asarray(array, float)
+    return np.where(np.isfinite(numbers), numbers, np.nan)

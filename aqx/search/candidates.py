@@ -58,7 +58,9 @@ def is_current(db: Database, task_id: int, preset: Preset, seed: int, before: Ca
     return (counts, number) == (before.counts, before.stored.embedding_id)
 
 
-def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidates | None = None) -> Candidates:
+def load(
+    db: Database, task_id: int, preset: Preset, seed: int, before: Candidates | None = None, keep: bool = True
+) -> Candidates:
     """Return the candidates of a task on the stored embedding, which is fitted where there is none or it is due.
 
     Candidates that came later join it where the preset's embedding is a projection, so that every process has the same
@@ -70,6 +72,7 @@ def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidat
         preset: the surrogate.
         seed: of the embedding, where it has one.
         before: what an earlier call returned; it is returned again where nothing has changed.
+        keep: store an embedding that had to be fitted.
     """
     key = _key(task_id, preset, seed)
     while True:
@@ -78,7 +81,7 @@ def load(db: Database, task_id: int, preset: Preset, seed: int, before: Candidat
             return before
         if number is None or fitted_to is None or is_due(fitted_to, counts):
             features = load_features(db, task_id)
-            if not len(features.ids):
+            if not keep or not len(features.ids):
                 return _candidates(db, task_id, _fit(features, preset, seed), features.counts)
             save_embedding(db, *key, _fit(features, preset, seed))
             continue  # what is stored now may be another process's

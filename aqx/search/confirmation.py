@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -89,14 +89,13 @@ def confirm(
     if not searched:
         raise InputError("nothing has been trained yet; search first")
     objective = study.task.objective
-    metric = _reported_metric(study)
-    baselines = {study.class_id(name): name for name in study.task.baselines}
+    metric = reported_metric(study.records(), objective)
+    baselines: dict[str | None, str] = {study.class_id(name): name for name in study.task.baselines}
     winners = [ranking for ranking in searched if ranking.class_id not in baselines]
     winners = winners[: top if metric == objective else SCREENED * top]
     names = {ranking.class_id: ranking.name for ranking in winners} | baselines
-    jobs = [
-        (class_id, name, seed) for seed in confirmation_seeds(study.seed, seeds) for class_id, name in names.items()
-    ]
+    fresh_seeds = confirmation_seeds(study.seed, seeds)
+    jobs = [(class_id, name, seed) for seed in fresh_seeds for class_id, name in names.items()]
 
     def next_trial() -> Trial | None:
         confirming = by_training(trial for trial in study.trials() if trial.purpose == "confirm")
@@ -113,22 +112,56 @@ def confirm(
             progress(len(_results(study, jobs)), len(jobs), record.name)
 
     train_all(study, next_trial, executor, workers, finish)
-    results = _results(study, jobs)
-    values = {wanted: {name: np.full(seeds, np.nan) for name in names.values()} for wanted in (objective, metric)}
-    for position, (class_id, name, seed) in enumerate(jobs):
-        record = results.get((class_id, seed))
-        if record is not None and record.status == "done":
-            for wanted, table in values.items():
-                table[name][position // len(names)] = float(record.metrics.get(wanted, np.nan))
+    return judge(
+        _results(study, jobs),
+        {ranking.class_id: ranking.name for ranking in winners},
+        baselines,
+        fresh_seeds,
+        (objective, metric),
+        study.sign,
+        top,
+        {ranking.name: ranking.objective for ranking in searched},
+    )
+
+
+def judge(
+    results: Mapping[tuple[str | None, int], Record],
+    winners: Mapping[str | None, str],
+    baselines: Mapping[str | None, str],
+    seeds: Sequence[int],
+    metrics: tuple[str, str],
+    sign: int,
+    top: int,
+    searched: dict[str, float],
+) -> Confirmation:
+    """Compare retrained winners and baselines with the first baseline.
+
+    Args:
+        results: ended trials by class and seed.
+        winners: names of the search's best functions by class.
+        baselines: names of the baselines by class.
+        seeds: all had.
+        metrics: the objective, whose fresh values choose among the winners, and the metric that is reported.
+        sign: 1 where higher is better, else -1.
+        top: how many of the winners are reported.
+        searched: what the search saw, by name.
+    """
+    names = {**winners, **baselines}
+    objective, metric = metrics
+    values = {wanted: {name: np.full(len(seeds), np.nan) for name in names.values()} for wanted in metrics}
+    for class_id, name in names.items():
+        for position, seed in enumerate(seeds):
+            record = results.get((class_id, seed))
+            if record is not None and record.status == "done":
+                for wanted, table in values.items():
+                    table[name][position] = float(record.metrics.get(wanted, np.nan))
     # The search's own numbers are the best of many; fresh ones choose better, and the test metric stays unseen.
     fresh = sorted(
-        (r.name for r in winners),
-        key=lambda name: -np.nan_to_num(study.sign * values[objective][name].mean(), nan=-np.inf),
+        winners.values(), key=lambda name: -np.nan_to_num(sign * values[objective][name].mean(), nan=-np.inf)
     )
     kept = {name: values[metric][name] for name in [*fresh[:top], *baselines.values()]}
-    reference = study.task.baselines[0]
-    known = {ranking.name: ranking.objective for ranking in searched}
-    return Confirmation(metric, reference, compare(kept, reference, study.sign, known))
+    reference = next(iter(baselines.values()))
+    return Confirmation(metric, reference, compare(kept, reference, sign, searched))
 
 
 def confirmation_seeds(study_seed: int, n: int) -> list[int]:
@@ -217,14 +250,8 @@ def _results(study: Study, jobs: list[tuple[str | None, str, int]]) -> dict[tupl
     }
 
 
-def _reported_metric(study: Study) -> str:
-    """The test metric that belongs to a validation objective, where every training of the search returned one."""
-    test = study.task.objective.replace("val", "test", 1)
-    done = [
-        record for record in study.records() if record.status == "done" and record.purpose in ("search", "baseline")
-    ]
-    return (
-        test
-        if done and all(isinstance(record.metrics.get(test), int | float) for record in done)
-        else study.task.objective
-    )
+def reported_metric(records: Iterable[Record], objective: str) -> str:
+    """Return the test metric that belongs to a validation objective, where every training of the search has one."""
+    test = objective.replace("val", "test", 1)
+    done = [record for record in records if record.status == "done" and record.purpose in ("search", "baseline")]
+    return test if done and all(isinstance(record.metrics.get(test), int | float) for record in done) else objective

@@ -40,7 +40,7 @@ class Features:
     points: np.ndarray = field(default_factory=lambda: np.empty(0))  # float64 [P]
     has_spectrum: np.ndarray = field(init=False, repr=False)  # bool [C]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = tuple(map(str, self.names))
         outputs = _matrix("outputs", self.outputs, len(names))
         given = self.spectra if self.spectra.size else np.empty((len(names), 0))

@@ -174,6 +174,50 @@ def rank(
     return rows[np.argsort(-(mean + chosen.exploration * spread), kind="stable")]
 
 
+def predict(
+    embedding: Float32[np.ndarray, "C K"],
+    observed: Sequence[Any] | np.ndarray,
+    values: Sequence[Any] | np.ndarray,
+    rows: Sequence[Any] | np.ndarray,
+    *,
+    preset: Any = DEFAULT,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+    """Predict the results of candidates, in the unit of the results given.
+
+    Args:
+        embedding: as in `suggest`.
+        observed: as in `suggest`.
+        values: as in `suggest`.
+        rows: of the candidates to predict.
+        preset: as in `embed`.
+        seed: of the model.
+
+    Returns:
+        Means and standard deviations [R]; nan where too few results exist to predict from, or the outputs'
+        coordinates of a row are not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.surrogate import predict
+        >>> line = np.arange(100, dtype=np.float32)[:, None]
+        >>> seen = np.arange(0, 100, 10)
+        >>> mean, _ = predict(line, seen, seen**2, [42], preset="paper")
+        >>> mean.round()
+        array([1667.])
+    """
+    chosen = as_preset(preset)
+    observed, wanted = _rows("observed", observed, len(embedding)), _rows("rows", rows, len(embedding))
+    known = _Known.of(embedding, chosen)
+    results = _Results.of(observed, np.asarray(values, np.float64).ravel(), known, ranks=chosen.ranks)
+    mean, spread = np.full(len(wanted), np.nan), np.full(len(wanted), np.nan)
+    if results.suffice(chosen):
+        asked = known.outputs[wanted]
+        predicted = _predict(chosen, embedding, known, results.rows, results.targets, wanted[asked], seed)
+        mean[asked], spread[asked] = results.in_units(*predicted)
+    return mean, spread
+
+
 def undescribed(
     embedding: Float32[np.ndarray, "C K"],
     observed: Sequence[Any] | np.ndarray,
@@ -251,11 +295,12 @@ class _Results:
         """Whether there is enough to predict from."""
         return preset.model is not None and len(self.rows) >= preset.start and bool(np.ptp(self.targets) > 0)
 
-    def in_units(self, mean: float, spread: float) -> tuple[float, float]:
-        """Turn a prediction of targets into one of values, by the monotone line through the results."""
+    def in_units(self, mean: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Turn predictions of targets into ones of values, by the monotone line through the results."""
         order = np.lexsort((self.values, self.targets))
-        low, middle, high = np.interp([mean - spread, mean, mean + spread], self.targets[order], self.values[order])
-        return float(middle), float(high - low) / 2
+        bounds = np.stack([mean - spread, mean, mean + spread])
+        low, middle, high = np.interp(bounds, self.targets[order], self.values[order])
+        return middle, (high - low) / 2
 
 
 def normal_scores(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
@@ -296,7 +341,8 @@ def _choose(
     mean, spread = _predict(preset, embedding, known, rows, targets, left, seed)
     wanted = mean + preset.exploration * spread
     best = int(rng.choice(np.flatnonzero(wanted == wanted.max())))
-    return int(left[best]), *results.in_units(mean[best], spread[best])
+    (middle,), (deviation,) = results.in_units(mean[[best]], spread[[best]])
+    return int(left[best]), float(middle), float(deviation)
 
 
 def _predict(

@@ -1,0 +1,44 @@
+"""`aqx report` and `aqx plot`: what was found, for people to look at."""
+
+from __future__ import annotations
+
+import click
+
+from aqx.cli import options
+from aqx.cli.commands import main
+from aqx.cli.screen import progress_shown
+
+# Not from aqx.report, as `aqx --help` is quick. A test holds them equal.
+FIGURES = ("progress", "verdict", "functions", "map", "calibration", "timeline")
+_task = click.option("--task", metavar="NAME", help="The task's name; needed where the database holds several.")
+_NEEDS = "a database in which something was trained: aqx search DB --task T."
+
+
+@main.command(needs=_NEEDS, examples=["aqx report found.duckdb -o report.html"])
+@options.db
+@click.option("-o", "--out", default="report.html", show_default=True, metavar="FILE", help="The HTML file.")
+@_task
+@options.quiet
+def report(db: str, out: str, task: str | None, quiet: bool) -> None:
+    """Write the report of a search: one HTML file with everything in it, for any browser, without a network.
+
+    Best result so far, map of all candidates, curves, verdicts, trials, failures, workers, and how to reproduce it. It
+    needs no task file: what it shows is in the database, which stays as it is.
+    """
+    from aqx.report import write_report
+
+    with progress_shown("report", quiet) as progress:
+        path = write_report(db, out, task, progress)
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+@main.command(needs=_NEEDS, examples=["aqx plot found.duckdb verdict -o verdict.pdf"])
+@options.db
+@click.argument("figure", type=click.Choice(FIGURES))
+@click.option("-o", "--out", required=True, metavar="FILE", help="The file: .png, .svg or .pdf.")
+@_task
+def plot(db: str, figure: str, out: str, task: str | None) -> None:
+    """Write a single figure of a search as PNG, SVG or PDF, for papers."""
+    from aqx.report import write_figure
+
+    click.echo(write_figure(db, figure, out, task))

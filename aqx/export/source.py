@@ -1,0 +1,167 @@
+"""A function as source of a framework, which runs without aqx."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from aqx.errors import InputError
+from aqx.export.extract import library
+from aqx.export.forms import Table
+from aqx.export.formula import formula
+from aqx.export.latex import latex
+from aqx.export.program import statements
+from aqx.export.tables import JAX, KERAS, NUMPY, TORCH
+from aqx.tree import Tree, parse
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A framework: how its operators are written, where its helpers are, and the lines around a function's body.
+
+    In `frame`, {name} is the function's or class's name and {body} its statements.
+    """
+
+    table: Table
+    files: tuple[str, ...]
+    frame: str
+    name: str = "Activation"
+    imports: Mapping[str, str] = field(default_factory=dict)
+
+
+_NUMERICS = tuple(f"numerics/{name}.py" for name in ("derivative", "exponential", "algebraic", "special"))
+_NUMPY_FUNCTION = """\
+@np.errstate(all="ignore")
+def {name}(x):
+    {doc}
+    x = np.asarray(x)
+    x = x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
+    {body}
+"""
+_JAX_FUNCTION = """\
+def {name}(x):
+    {doc}
+    x = jnp.asarray(x)
+    {body}
+"""
+_FLAX_MODULE = """\
+class {name}(MODULE):
+    {doc}
+
+    def __call__(self, x):
+        x = jnp.asarray(x)
+        {body}
+"""
+_TORCH_MODULE = """\
+class {name}(torch.nn.Module):
+    {doc}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        {body}
+"""
+_KERAS_LAYER = """\
+@keras.saving.register_keras_serializable(package="aqx")
+class {name}(keras.layers.Layer):
+    {doc}
+
+    def call(self, x):
+        {body}
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+"""
+_SOURCES: dict[str, _Target] = {
+    "jax": _Target(JAX, _NUMERICS, _JAX_FUNCTION, "activation"),
+    "flax-linen": _Target(
+        JAX, _NUMERICS, _FLAX_MODULE.replace("MODULE", "nn.Module"), imports={"nn": "from flax import linen as nn"}
+    ),
+    "flax-nnx": _Target(
+        JAX, _NUMERICS, _FLAX_MODULE.replace("MODULE", "nnx.Module"), imports={"nnx": "from flax import nnx"}
+    ),
+    "torch": _Target(TORCH, ("export/library/for_torch.py",), _TORCH_MODULE),
+    "keras": _Target(KERAS, ("export/library/for_keras.py",), _KERAS_LAYER, imports={"keras": "import keras"}),
+    "numpy": _Target(NUMPY, ("export/library/for_numpy.py",), _NUMPY_FUNCTION, "activation"),
+}
+TARGETS: tuple[str, ...] = (*_SOURCES, "latex")
+
+
+def source(function: str | Tree, to: str, name: str | None = None) -> str:
+    """Write a function as source that imports nothing but the framework.
+
+    Values and derivatives are those of aqx's operators. The NumPy source has values alone.
+
+    Args:
+        function: a name, such as `max(relu(x),cosh(elu(x)))`, or a `Tree`.
+        to: one of `TARGETS`. jax, numpy: a function of x; flax-linen, flax-nnx, torch: a module; keras: a layer, for
+            every backend of Keras; latex: the formula.
+        name: of the function or class; default activation or Activation. For latex, the formula becomes name(x) = ….
+
+    Returns:
+        The text of a file.
+
+    Raises:
+        InputError: the target is unknown, or the name is none that a function may have there.
+        ParseError: the function's name does not parse.
+        UnsupportedError: an operator was registered by the user.
+
+    Example:
+        >>> from aqx.export import source
+        >>> text = source("max(relu(x),tanh(x))", "torch", name="MaxReluTanh")
+        >>> text.splitlines()[-1].strip()
+        'return torch.maximum(torch.relu(x), _tanh(x))'
+    """
+    if to not in TARGETS:
+        raise InputError(f"to={to!r} is not a target of export; give one of {', '.join(TARGETS)}")
+    tree = parse(function)
+    if name is not None:
+        _check_name(name)
+    if to == "latex":
+        head = rf"\mathrm{{{name}}}\left(x\right) = ".replace("_", r"\_") if name else ""
+        return f"{head}{latex(tree)}\n"
+    target = _SOURCES[to]
+    return _assemble(tree, target, name or target.name)
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise InputError(f"name={name!r} cannot name a function in Python; give an identifier, such as my_activation")
+
+
+def _assemble(tree: Tree, target: _Target, name: str) -> str:
+    short = formula(tree)
+    summary = f"Compute {short} elementwise." if len(short) <= 80 else "Compute the function named at the top."
+    code = _framed(target.frame, name, f'"""{summary}"""', statements(tree, target.table))
+    imports, helpers = library(*target.files).needed(code)
+    imports |= target.imports
+    if name in {*imports, *vars(builtins)}.union(*(helper.names for helper in helpers)):
+        raise InputError(f"name={name!r} has a meaning in the exported source; give another, such as my_activation")
+    named = textwrap.fill(f"Its name in aqx: {tree}", 118, initial_indent="# ", subsequent_indent="# ")
+    text = f'"""An activation function found by aqx."""\n\n{named}\n\n{_sorted(imports.values())}\n'
+    before = None
+    for helper in helpers:
+        apart = helper.is_function or (before is not None and before.is_function)
+        text += "\n" * (2 if apart else before is None) + f"{helper.text}\n"
+        before = helper
+    return f"{text}\n\n{code}"
+
+
+def _framed(frame: str, name: str, doc: str, body: list[str]) -> str:
+    lines = []
+    for line in frame.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        filled = [indent + text for text in body] if line.strip() == "{body}" else [line.format(name=name, doc=doc)]
+        lines += filled
+    return "\n".join(lines) + "\n"
+
+
+def _sorted(imports: Iterable[str]) -> str:
+    """Write import statements as isort does: the standard library first, then `import …`, then `from … import …`."""
+    by_section: tuple[list[str], ...] = [], [], []
+    for line in sorted(imports, key=lambda line: (line.startswith("from"), line)):
+        module = line.split()[1].partition(".")[0]
+        by_section[0 if module == "__future__" else 1 if module in sys.stdlib_module_names else 2].append(line)
+    return "\n\n".join("\n".join(lines) for lines in by_section if lines)

@@ -1,0 +1,203 @@
+"""The single figures of a search for papers, as PNG, SVG or PDF."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aqx.errors import InputError
+from aqx.report.curves import POINTS, curves_of_best
+from aqx.report.landscape import survey
+from aqx.report.overview import random_search
+from aqx.report.panels import COLOURS, check_plot, save
+from aqx.report.payload import spread_out, timeline
+from aqx.report.progress import best_so_far
+from aqx.search import Results, load_results
+from aqx.store import Database
+from aqx.surrogate import draw_map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_TONES = {"better": COLOURS[2], "worse": COLOURS[1], "failed": COLOURS[1]}
+_STATUS = {"done": COLOURS[0], "failed": COLOURS[1], "pruned": COLOURS[4], "stale": COLOURS[4], "running": "0.6"}
+
+
+def write_figure(
+    db: str | os.PathLike[str] | Database, figure: str, path: str | os.PathLike[str], task: str | None = None
+) -> Path:
+    """Write one figure of a search; the file's ending says in which format.
+
+    Args:
+        db: the database.
+        figure: "progress", "verdict", "functions", "map", "calibration" or "timeline".
+        path: the file, ending in .png, .svg or .pdf.
+        task: the task's name; may be left out where the database holds only one.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: there is no such figure or task, what it shows is not there yet, or the file cannot be written.
+        UnsupportedError: matplotlib is not installed.
+    """
+    if figure not in FIGURES:
+        raise InputError(f"figure={figure!r} is none; give one of {', '.join(FIGURES)}")
+    check_plot(path)
+    save(FIGURES[figure](load_results(db, task)), path)
+    return Path(path)
+
+
+def _progress(results: Results) -> Figure:
+    course = best_so_far(results)
+    if not course.trials:
+        raise InputError("figure 'progress' needs results of a search, and there are none yet; aqx search first")
+    figure, axes = _axes(5.6, 3.6)
+    evaluations = np.arange(1, len(course.trials) + 1)
+    random = random_search(survey(results), len(course.trials), results.sign)
+    axes.plot(evaluations, course.values, "o", markersize=3, color=COLOURS[0], alpha=0.5, label="trials")
+    axes.step(evaluations, course.best, where="post", color=COLOURS[0], label="best so far")
+    if len(random):
+        axes.plot(evaluations, random, "--", color="0.4", label="random search, as expected")
+    if course.baselines:
+        name = max(course.baselines, key=lambda key: results.sign * course.baselines[key])
+        axes.axhline(course.baselines[name], color=COLOURS[1], linewidth=1, label=f"best baseline: {name}")
+    told = np.concatenate([course.best, random, list(course.baselines.values())])
+    low, high = np.nanmin(told), np.nanmax(told)
+    margin = 0.08 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlabel("evaluations")
+    axes.set_ylabel(results.objective)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _verdict(results: Results) -> Figure:
+    confirmation = results.confirmation()
+    if confirmation is None:
+        raise InputError("figure 'verdict' needs functions retrained on fresh seeds; aqx confirm first")
+    rows = [row for row in confirmation.rows if row.verdict != "reference" and np.isfinite(row.difference)][::-1]
+    figure, axes = _axes(5.6, 0.9 + 0.26 * len(rows))
+    for height, row in enumerate(rows):
+        colour = _TONES.get(row.verdict, "0.4")
+        ends = np.nan_to_num([row.difference - row.difference_low, row.difference_high - row.difference])
+        axes.errorbar(row.difference, height, xerr=ends[:, None], fmt="o", color=colour, markersize=4, capsize=2.5)
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.set_xlabel(f"{confirmation.metric}, difference to {confirmation.reference}, 95 % intervals")
+    return figure
+
+
+def _functions(results: Results) -> Figure:
+    figure, (left, right) = _axes(9.0, 3.8, columns=2)
+    for number, one in enumerate(curves_of_best(results, results.confirmation())):
+        found = one.kind == "found"
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)] if found else "0.45",
+            "linestyle": "-" if found else ("--", ":", "-.")[number % 3],
+            "linewidth": 1.8 if found else 1.1,
+        }
+        left.plot(POINTS, one.values, label=one.name, **style)
+        right.plot(POINTS, one.slopes, **style)
+    for axes, label, least, most in ((left, "f(x)", -3, 5), (right, "f′(x)", -2, 2.5)):
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, least), min(high, most))
+        axes.set_xlabel("x")
+        axes.set_ylabel(label)
+    left.legend(frameon=False, fontsize=7.5)
+    return figure
+
+
+def _map(results: Results) -> Figure:
+    landscape = survey(results)
+    if not landscape.names:
+        raise InputError("figure 'map' needs candidates, and the database has none; aqx enumerate first")
+    places = spread_out(draw_map(landscape.coordinates))
+    scores = _mean_by_row(results, landscape.rows)
+    figure, axes = _axes(5.4, 4.8)
+    rows = np.array(sorted(scores, key=lambda row: results.sign * scores[row]), np.int64)
+    size = float(np.clip(6000 / len(places), 0.15, 4))
+    known = np.isfinite(landscape.predicted)
+    low, high = np.nanquantile([*scores.values()] or [0.0, 1.0], (0.1, 1.0) if results.sign > 0 else (0.0, 0.9))
+    style: dict[str, Any] = {
+        "cmap": "viridis" if results.sign > 0 else "viridis_r", "vmin": low, "vmax": high, "linewidths": 0
+    }  # fmt: skip
+    axes.scatter(*places[~known].T, s=size, color="0.75", linewidths=0, rasterized=True)
+    shown = axes.scatter(*places[known].T, s=size, c=landscape.predicted[known], rasterized=True, **style)
+    if len(rows):
+        style |= {"edgecolors": "black", "linewidths": 0.6}
+        shown = axes.scatter(*places[rows].T, s=26, c=[scores[row] for row in rows.tolist()], **style)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    figure.colorbar(shown, ax=axes, label=results.objective, shrink=0.8)
+    return figure
+
+
+def _mean_by_row(results: Results, rows: np.ndarray) -> dict[int, float]:
+    found: dict[int, list[float]] = {}
+    for trial, row in zip(results.searched, rows.tolist(), strict=True):
+        if row >= 0 and trial.status == "done" and trial.objective is not None:
+            found.setdefault(row, []).append(trial.objective)
+    return {row: float(np.mean(values)) for row, values in found.items()}
+
+
+def _calibration(results: Results) -> Figure:
+    found = survey(results).calibration
+    if found is None:
+        raise InputError("figure 'calibration' needs a dozen results; aqx search first")
+    figure, axes = _axes(4.2, 4.0)
+    ends = np.nanquantile(np.concatenate([found.observed, found.predicted]), (0.02, 1.0))
+    axes.plot(ends, ends, ":", color="0.4", linewidth=1)
+    axes.plot(found.predicted, found.observed, "o", markersize=3.5, color=COLOURS[0], alpha=0.7)
+    axes.set_xlabel(f"predicted {results.objective}")
+    axes.set_ylabel(f"observed {results.objective}")
+    axes.set_title(f"rank correlation {found.correlation:.2f}", fontsize=9)
+    return figure
+
+
+def _timeline(results: Results) -> Figure:
+    shown = timeline(results.trials)
+    if not shown["bars"]:
+        raise InputError("figure 'timeline' needs trials that a worker trained; aqx search first")
+    first = min(bar["start"] for bar in shown["bars"])
+    figure, axes = _axes(6.4, 1.2 + 0.28 * len(shown["lanes"]))
+    for status in dict.fromkeys(bar["status"] for bar in shown["bars"]):
+        bars = [bar for bar in shown["bars"] if bar["status"] == status]
+        minutes = [(bar["start"] - first) / 60 for bar in bars], [(bar["end"] - bar["start"]) / 60 for bar in bars]
+        axes.barh(
+            [bar["lane"] for bar in bars], minutes[1], left=minutes[0], height=0.7, label=status,
+            color=_STATUS.get(status, "0.6"), edgecolor="white", linewidth=0.3,
+        )  # fmt: skip
+    axes.set_yticks(range(len(shown["lanes"])), shown["lanes"], fontsize=7.5)
+    axes.invert_yaxis()
+    axes.set_xlabel("minutes")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(1, columns, squeeze=False)[0])
+    for each in axes:
+        each.grid(alpha=0.25, linewidth=0.6)
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0] if columns == 1 else axes
+
+
+FIGURES: dict[str, Callable[[Results], Figure]] = {
+    "progress": _progress,
+    "verdict": _verdict,
+    "functions": _functions,
+    "map": _map,
+    "calibration": _calibration,
+    "timeline": _timeline,
+}

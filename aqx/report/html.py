@@ -1,0 +1,118 @@
+"""The report of a search: one HTML file that holds all it needs, for any browser, without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from aqx.errors import InputError, UnsupportedError
+from aqx.export import javascript_operators
+from aqx.report.overview import Overview, look_over
+from aqx.report.payload import as_json, describe_page, pack_candidates
+from aqx.search import load_results
+from aqx.store import Database
+
+_SCRIPTS = ("base.js", "functions.js", "charts.js", "tables.js", "map.js", "start.js")
+
+
+def write_report(
+    db: str | os.PathLike[str] | Database,
+    path: str | os.PathLike[str],
+    task: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Path:
+    """Write the report of a search: one self-contained HTML file; the database stays as it is.
+
+    Args:
+        db: the database.
+        path: the file, replaced if it exists.
+        task: the task's name; may be left out where the database holds only one.
+        progress: called as progress(done, total, note).
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the database holds no such task, or the file cannot be written.
+        UnsupportedError: plotly is not installed.
+
+    Example:
+        >>> import aqx, tempfile
+        >>> from aqx.report import write_report
+        >>> folder = tempfile.mkdtemp()
+        >>> study = aqx.Study(folder + "/search.duckdb", "mnist1d")
+        >>> _ = study.add("relu(x)", val_acc=0.61)
+        >>> write_report(folder + "/search.duckdb", folder + "/report.html").name
+        'report.html'
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"path={str(path)!r} cannot be written; give a file in a folder that exists")
+    plotly = _plotly()
+    _replace(path, render(look_over(load_results(db, task), progress), plotly))
+    return path
+
+
+def render(overview: Overview, plotly: str) -> str:
+    """Return the page that shows an overview.
+
+    Args:
+        overview: of the search.
+        plotly: the source of plotly.js.
+    """
+    page = describe_page(overview, _version())
+    shown = {
+        "title": _escaped(page["title"]),
+        "style": _part("page.css"),
+        "data": as_json(page),
+        "plotly": plotly,
+        "script": "\n".join(map(_part, _SCRIPTS)).replace("{{operators}}", javascript_operators()),
+        **pack_candidates(overview),
+    }
+    # In one pass: what is put in may itself hold such marks.
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: shown[mark[1]], _part("page.html"))
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise UnsupportedError("reports need plotly, which is not installed: pip install 'aqx[report]'") from error
+    return get_plotlyjs()
+
+
+def _part(name: str) -> str:
+    return (files("aqx.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("aqx")
+    except PackageNotFoundError:  # run from a checkout
+        return ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise InputError(f"path={str(path)!r} cannot be written: {error.strerror or error}") from error

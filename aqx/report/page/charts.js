@@ -1,0 +1,138 @@
+// The charts of the search: best so far, verdicts, functions, calibration, timeline; and the tiles.
+byId("title").textContent = report.title;
+byId("subtitle").textContent = report.subtitle;
+for (const tile of report.tiles)
+  byId("tiles").append(make("div", {className: "tile"}, make("b", {}, tile.value), make("span", {}, tile.label)));
+
+const STATUS_COLOUR = {done: "found", failed: "bad", pruned: "warm", stale: "warm", running: "quiet", queued: "quiet"};
+
+part("progress-section", report.progress.values.length, () => {
+  const p = report.progress, x = p.values.map((_, i) => i + 1), baselines = Object.entries(p.baselines);
+  const inner = [...p.best, ...p.random, ...baselines.map(b => b[1])].filter(isNumber);
+  const spread = [...inner, quantile(p.values, sign > 0 ? 0.25 : 0.75)].filter(isNumber);
+  let [low, high] = [Math.min(...spread), Math.max(...spread)];
+  const margin = 0.08 * (high - low || Math.abs(high) || 1);
+  [low, high] = [low - margin, high + margin];
+  const worst = sign > 0 ? low : high;
+  // What lies outside, or has no result, is marked at the edge.
+  const outside = p.values.map(v => !isNumber(v) || v < low || v > high);
+  const last = Math.max(x.length, 2);
+  const best = baselines.length ? baselines.reduce((a, b) => sign * b[1] > sign * a[1] ? b : a) : null;
+  const traces = baselines.map(([name, value]) => ({
+    x: [1, last], y: [value, value], mode: "lines", name: name === best[0] ? `best baseline: ${name}` : name,
+    showlegend: name === best[0], line: {color: colour(name === best[0] ? "warm" : "line"), width: name === best[0] ? 1.6 : 1},
+    hovertemplate: `baseline ${plainText(name)}: ${number(value)}<extra></extra>`,
+  }));
+  traces.push({
+    x, y: p.values.map((v, i) => outside[i] ? worst : v), mode: "markers", name: "trials", cliponaxis: false,
+    marker: {
+      color: p.status.map(s => colour(STATUS_COLOUR[s])), opacity: 0.65, size: p.values.length > 400 ? 4 : 6.5,
+      symbol: outside.map(o => o ? (sign > 0 ? "triangle-down" : "triangle-up") : "circle"),
+    },
+    text: p.names.map((n, i) => `${chunked(n)}<br>${p.status[i]} ${number(p.values[i])}`),
+    hovertemplate: "%{x}: %{text}<extra></extra>",
+  });
+  if (p.random.length)
+    traces.push({x: x.slice(0, p.random.length), y: p.random, mode: "lines", name: "random search, as expected",
+      line: {color: colour("quiet"), dash: "dash", width: 1.6}, hovertemplate: "random, %{x}: %{y:.4f}<extra></extra>"});
+  traces.push({x, y: p.best, mode: "lines", name: "best so far", line: {color: colour("found"), width: 2.6, shape: "hv"},
+    hovertemplate: "best of %{x}: %{y:.4f}<extra></extra>"});
+  byId("progress-note").textContent = p.note;
+  return Plotly.react("progress", traces, layout({
+    xaxis: {title: {text: "evaluations"}, range: [1 - 0.01 * last, 1.01 * last]}, yaxis: {title: {text: report.objective}, range: [low, high]},
+  }), CONFIG);
+});
+
+part("verdict-section", report.confirmation, () => {
+  const c = report.confirmation, shown = c.rows.filter(r => isNumber(r.difference));
+  const tone = {better: "good", worse: "bad", failed: "bad"};
+  const compared = shown.filter(r => r.verdict !== "reference").reverse();
+  byId("verdict-note").textContent = c.note;
+  byId("verdict").style.height = 90 + 26 * compared.length + "px";
+  const interval = (low, high) => isNumber(low) ? ` [${number(low, true)}, ${number(high, true)}]` : "";
+  const table = byId("verdict-table");
+  table.replaceChildren(make("thead", {}, make("tr", {}, ...["function", `${c.metric}, 95 % interval`, `difference to ${c.reference}`,
+    "verdict", "seeds", "the search saw"].map((h, i) => make("th", {className: i > 3 ? "optional number" : i === 1 ? "optional" : ""}, h)))));
+  table.append(make("tbody", {}, ...c.rows.map(r => make("tr", {},
+    make("td", {className: "name"}, r.name),
+    make("td", {className: "optional"}, number(r.mean) + (isNumber(r.low) ? ` [${number(r.low)}, ${number(r.high)}]` : "")),
+    make("td", {}, r.verdict === "reference" ? "" : number(r.difference, true) + interval(r.difference_low, r.difference_high)),
+    make("td", {className: r.verdict}, r.verdict),
+    make("td", {className: "optional number"}, r.seeds + (r.failed ? ` (${r.failed} failed)` : "")),
+    make("td", {className: "optional number"}, number(r.searched))))));
+  return Plotly.react("verdict", [{
+    x: compared.map(r => r.difference), y: compared.map((_, i) => i), mode: "markers", type: "scatter",
+    marker: {size: 9, color: compared.map(r => colour(tone[r.verdict] || "quiet"))},
+    error_x: {
+      type: "data", symmetric: false, thickness: 1.8, width: 4, color: colour("quiet"),
+      array: compared.map(r => isNumber(r.difference_high) ? r.difference_high - r.difference : 0),
+      arrayminus: compared.map(r => isNumber(r.difference_low) ? r.difference - r.difference_low : 0),
+    },
+    text: compared.map(r => `${chunked(r.name)}: ${number(r.difference, true)}, ${r.verdict}`), hovertemplate: "%{text}<extra></extra>",
+  }], layout({
+    showlegend: false,
+    xaxis: {title: {text: `${c.metric}, difference to ${plainText(c.reference)}`}, zerolinecolor: colour("quiet"), zerolinewidth: 1.5},
+    yaxis: {tickvals: compared.map((_, i) => i), ticktext: compared.map(r => chunked(r.name, isNarrow() ? 18 : 42)),
+      range: [-0.6, compared.length - 0.4]},
+  }), CONFIG);
+});
+
+part("functions-section", report.functions.list.length, () => {
+  const f = report.functions, traces = [];
+  byId("functions-note").textContent = f.note;
+  f.list.forEach((one, i) => {
+    const found = one.kind === "found", color = found ? LINES[i % LINES.length] : colour("quiet");
+    const line = {color, width: found ? 2.4 : 1.3, dash: found ? "solid" : ["dot", "dash", "dashdot"][i % 3]};
+    const label = chunked(one.name, 44) + (isNumber(one.result) ? ` ${number(one.result)}` : "");
+    for (const [y, axes, what] of [[one.y, ["x", "y"], "f"], [one.dy, ["x2", "y2"], "f′"]])
+      traces.push({x: f.x, y, mode: "lines", name: label, legendgroup: one.name, showlegend: what === "f", line,
+        xaxis: axes[0], yaxis: axes[1], hovertemplate: `${chunked(one.name)}<br>${what}(%{x:.2f}) = %{y:.4g}<extra></extra>`});
+  });
+  const narrow = isNarrow(), axis = layout();
+  byId("functions").style.height = narrow ? 620 + 20 * f.list.length + "px" : "";
+  const title = text => ({title: {text}, range: curveRange(...f.list.map(one => text === "f(x)" ? one.y : one.dy))});
+  return Plotly.react("functions", traces, layout({
+    grid: narrow ? {rows: 2, columns: 1, pattern: "independent"} : {rows: 1, columns: 2, pattern: "independent"},
+    legend: narrow ? {orientation: "h", y: -0.1, yanchor: "top", x: 0} : {x: 1.02, y: 1},
+    xaxis2: {...axis.xaxis, title: {text: "x"}}, yaxis2: {...axis.yaxis, ...title("f′(x)")},
+    xaxis: {title: {text: narrow ? "" : "x"}}, yaxis: title("f(x)"),
+  }), CONFIG);
+});
+
+part("calibration-section", report.calibration, () => {
+  const c = report.calibration, all = [...c.observed, ...c.predicted], ends = [quantile(all, 0.02), quantile(all, 1)];
+  if (sign < 0) [ends[0], ends[1]] = [quantile(all, 0), quantile(all, 0.98)];
+  byId("calibration-note").textContent = c.note;
+  return Plotly.react("calibration", [
+    {x: ends, y: ends, mode: "lines", line: {color: colour("quiet"), dash: "dot", width: 1.2}, hoverinfo: "skip"},
+    {x: c.predicted, y: c.observed, mode: "markers", marker: {color: colour("found"), opacity: 0.7, size: 6.5},
+      text: c.names.map(n => chunked(n)), hovertemplate: "%{text}<br>predicted %{x:.4f}, observed %{y:.4f}<extra></extra>"},
+  ], layout({
+    showlegend: false, xaxis: {title: {text: "predicted " + report.objective}},
+    yaxis: {title: {text: "observed " + report.objective}, range: widened(ends)},
+  }), CONFIG);
+});
+function widened([low, high]) {
+  const margin = 0.08 * (high - low || 1);
+  return [low - margin, high + margin];
+}
+
+part("timeline-section", report.timeline.bars.length, () => {
+  const t = report.timeline, lanes = t.lanes;
+  byId("timeline-note").textContent = t.note;
+  byId("timeline").style.height = Math.min(Math.max(340, 80 + 22 * lanes.length), 900) + "px";
+  const traces = Object.keys(STATUS_COLOUR).map(status => {
+    const bars = t.bars.filter(bar => bar.status === status);
+    return {
+      type: "bar", orientation: "h", name: status, y: bars.map(bar => bar.lane), base: bars.map(bar => bar.start * 1000),
+      x: bars.map(bar => Math.max(bar.end - bar.start, 0) * 1000), width: 0.72,
+      marker: {color: colour(STATUS_COLOUR[status]), line: {width: 0.5, color: colour("sheet")}},
+      text: bars.map(bar => `${chunked(bar.name)}<br>${plainText(lanes[bar.lane])}<br>${status}, ${duration(bar.end - bar.start)}`),
+      textposition: "none", hovertemplate: "%{text}<extra></extra>",
+    };
+  }).filter(trace => trace.x.length);
+  return Plotly.react("timeline", traces, layout({
+    barmode: "overlay", xaxis: {type: "date"},
+    yaxis: {tickvals: lanes.map((_, i) => i), ticktext: lanes.map(l => chunked(l, 18)), range: [lanes.length - 0.4, -0.6]},
+  }), CONFIG);
+});

@@ -1,0 +1,269 @@
+"""An overview as what the page reads: one JSON object, and the candidates of the map in packed arrays."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from aqx.report import reproduce
+from aqx.report.curves import POINTS
+from aqx.report.overview import Overview
+from aqx.search import Record
+
+_METRICS = 6  # columns of the table of trials beside the objective, at most
+_PLACES = 65535  # the map's extent in each direction
+
+
+def describe_page(overview: Overview, version: str) -> dict[str, Any]:
+    """Return what the page shows, in numbers, strings, lists and dicts; nan and inf are None.
+
+    Args:
+        overview: of the search.
+        version: of aqx.
+    """
+    results, landscape = overview.results, overview.landscape
+    rows = {trial.trial_id: int(row) for trial, row in zip(results.searched, landscape.rows, strict=True)}
+    metrics = _metric_names(results.trials, results.objective)
+    aim = "higher" if results.sign > 0 else "lower"
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    page = {
+        "title": f"{results.task.name}: activation functions",
+        "subtitle": f"{results.objective}, {aim} is better · {results.db.path.name} · {made} · aqx {version}",
+        "objective": results.objective,
+        "sign": results.sign,
+        "metrics": metrics,
+        "tiles": _tiles(overview),
+        "progress": {
+            "names": [trial.name for trial in overview.course.trials],
+            "status": [trial.status for trial in overview.course.trials],
+            "values": overview.course.values.tolist(),
+            "best": overview.course.best.tolist(),
+            "baselines": dict(overview.course.baselines),
+            "random": overview.random.tolist(),
+            "note": "The best of many noisy results looks better than it is; the verdict comes from fresh seeds."
+            + (
+                " Random search is an estimate, by the surrogate's predictions of all candidates and its errors."
+                * bool(len(overview.random))
+            ),
+        },
+        "map": _map(overview),
+        "functions": _functions(overview),
+        "calibration": _calibration(overview),
+        "confirmation": _confirmation(overview),
+        "failures": failures(results.trials),
+        "timeline": timeline(results.trials),
+        "trials": [_trial(trial, rows.get(trial.trial_id, -1), metrics) for trial in results.trials],
+        "reproduce": {"commands": reproduce.commands(results), "facts": reproduce.facts(results)},
+    }
+    return _plain(page)
+
+
+def pack_candidates(overview: Overview) -> dict[str, str]:
+    """Return names, places and predictions of all candidates, gzipped and in base64.
+
+    Names by line; places as 16-bit numbers, first all x, then all y; predictions as bytes, 0 where there is none.
+    """
+    landscape = overview.landscape
+    places = np.round(spread_out(overview.places) * _PLACES).T.astype("<u2")
+    least, most = _range(landscape.predicted)
+    shares = (landscape.predicted - least) / max(most - least, 1e-300)
+    steps = np.where(np.isfinite(shares), 1 + np.round(254 * np.nan_to_num(shares)), 0).astype(np.uint8)
+    packed = {"names": "\n".join(landscape.names).encode(), "places": places.tobytes(), "predictions": steps.tobytes()}
+    return {key: base64.b64encode(gzip.compress(data, 9, mtime=0)).decode() for key, data in packed.items()}
+
+
+def spread_out(places: Float[np.ndarray, "C 2"]) -> Float[np.ndarray, "C 2"]:
+    """Scale each direction to [0, 1], half by rank, so that a few far groups do not crowd the others."""
+    if not len(places):
+        return places
+    low, high = places.min(axis=0), places.max(axis=0)
+    ranks = places.argsort(axis=0).argsort(axis=0) / max(len(places) - 1, 1)
+    return 0.5 * ranks + 0.5 * (places - low) / np.maximum(high - low, 1e-9)
+
+
+def failures(trials: Iterable[Record]) -> list[dict[str, Any]]:
+    """Group the trials without a result by their reason, the most frequent first."""
+    groups: dict[str, list[Record]] = {}
+    for trial in trials:
+        if trial.status in ("failed", "stale"):
+            reason = trial.reason or ("its process fell silent" if trial.status == "stale" else "no reason given")
+            groups.setdefault(reason, []).append(trial)
+    return [
+        {
+            "reason": reason,
+            "count": len(group),
+            "names": list(dict.fromkeys(trial.name for trial in group))[:8],
+            "traceback": next((t.metrics["traceback"] for t in group if "traceback" in t.metrics), None),
+        }
+        for reason, group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def timeline(trials: Iterable[Record]) -> dict[str, Any]:
+    """Return a bar for each trial that a worker claimed, in lanes: what one worker did at a time lies side by side."""
+    ended: dict[str, list[float]] = {}  # when each lane of a worker is free again
+    lanes: dict[tuple[str, int], int] = {}
+    bars = []
+    for trial in sorted(trials, key=lambda t: _span(t)[0]):
+        if trial.worker is None or trial.purpose == "added" or trial.status == "queued":
+            continue
+        start, end = _span(trial)
+        free = ended.setdefault(trial.worker, [])
+        number = next((i for i, until in enumerate(free) if until <= start), len(free))
+        free[number : number + 1] = [end]
+        lane = lanes.setdefault((trial.worker, number), len(lanes))
+        bars.append({"lane": lane, "start": start, "end": end, "status": trial.status, "name": trial.name})
+    total = sum(bar["end"] - bar["start"] for bar in bars)
+    names = [worker if number == 0 else f"{worker} +{number}" for worker, number in lanes]
+    workers = len({worker for worker, _ in lanes})
+    note = f"{workers:,} workers, {total / 3600:.2f} hours of training, confirmations included."
+    return {"lanes": names, "bars": bars, "note": note}
+
+
+def _span(trial: Record) -> tuple[float, float]:
+    """Begin and end in seconds since 1970, UTC; a claim may have waited for its training."""
+    end = trial.finished_at or trial.heartbeat_at or trial.started_at
+    start = trial.started_at.replace(tzinfo=UTC).timestamp()
+    stop = end.replace(tzinfo=UTC).timestamp()
+    return max(start, stop - trial.seconds) if trial.seconds is not None else start, stop
+
+
+def _tiles(overview: Overview) -> list[dict[str, str]]:
+    results, counts = overview.results, {}
+    for trial in results.trials:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
+    others = ", ".join(f"{n:,} {status}" for status, n in counts.items() if status != "done")
+    tiles = [
+        {"value": f"{len(overview.landscape.names):,}", "label": "candidates, each a class of equal functions"},
+        {"value": f"{counts.get('done', 0):,}", "label": "trials done" + (f"; {others}" if others else "")},
+    ]
+    if results.ranking:
+        best = results.ranking[0]
+        tiles.append({"value": f"{best.objective:.4f}", "label": f"best of the search, optimistic: {best.name}"})
+    if overview.confirmation:
+        better = [row for row in overview.confirmation.rows if row.verdict == "better"]
+        label = f"confirmed: better than {overview.confirmation.reference}"
+        best_row = better[0] if better else None
+        value = f"{best_row.difference:+.4f}" if best_row else "none"
+        tiles.append({"value": value, "label": f"{label}: {best_row.name}" if best_row else label})
+    else:
+        tiles.append({"value": "not yet", "label": "confirmed on fresh seeds (aqx confirm)"})
+    return tiles
+
+
+def _map(overview: Overview) -> dict[str, Any]:
+    landscape = overview.landscape
+    low, high = _range(landscape.predicted)
+    note = (
+        f"{len(landscape.names):,} candidates; similar functions lie near each other (UMAP of what the surrogate sees "
+        "of their outputs). Ringed ones were trained; the brighter, the better."
+    )
+    missing = len({trial.name for trial, row in zip(overview.results.searched, landscape.rows, strict=True) if row < 0})
+    if missing:
+        note += f" {missing:,} trained functions are not among the candidates."
+    return {"count": len(landscape.names), "low": low, "high": high, "note": note}
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+
+
+def _functions(overview: Overview) -> dict[str, Any]:
+    of = "confirmation" if overview.confirmation else "search"
+    shown = [
+        {
+            "name": one.name,
+            "kind": one.kind,
+            "result": one.result,
+            "y": _rounded(one.values),
+            "dy": _rounded(one.slopes),
+        }
+        for one in overview.curves
+    ]
+    note = f"f(x) and its derivative, beside ReLU, GELU and Swish, with their mean results in the {of}."
+    return {"x": _rounded(POINTS), "list": shown, "note": note}
+
+
+def _calibration(overview: Overview) -> dict[str, Any] | None:
+    found = overview.landscape.calibration
+    if found is None:
+        return None
+    note = "Each result, predicted by a surrogate fitted to nine tenths of the others."
+    if math.isfinite(found.correlation):
+        note += (
+            f" Rank correlation {found.correlation:.2f} over {len(found.rows):,} functions: 1 is perfect, 0 is chance."
+        )
+    return {
+        "observed": found.observed.tolist(),
+        "predicted": found.predicted.tolist(),
+        "names": [overview.landscape.names[row] for row in found.rows],
+        "note": note,
+    }
+
+
+def _confirmation(overview: Overview) -> dict[str, Any] | None:
+    found = overview.confirmation
+    if found is None:
+        return None
+    seeds = max(row.seeds + row.failed for row in found.rows)
+    note = (
+        f"Retrained on {seeds} fresh seeds that no search has seen. The intervals of the differences to "
+        f"{found.reference} hold together with 95 % confidence."
+    )
+    return {**asdict(found), "note": note}
+
+
+def _trial(trial: Record, row: int, metrics: list[str]) -> dict[str, Any]:
+    return {
+        "id": trial.trial_id,
+        "name": trial.name,
+        "purpose": trial.purpose,
+        "status": trial.status,
+        "objective": trial.objective,
+        "metrics": {name: value for name in metrics if isinstance(value := trial.metrics.get(name), int | float)},
+        "seconds": trial.seconds,
+        "worker": trial.worker,
+        "started": f"{trial.started_at:%Y-%m-%d %H:%M:%S}",
+        "reason": trial.reason,
+        "row": row,
+    }
+
+
+def _metric_names(trials: Iterable[Record], objective: str) -> list[str]:
+    names = dict.fromkeys(
+        name
+        for trial in trials
+        for name, value in trial.metrics.items()
+        if name != objective and isinstance(value, int | float)
+    )
+    return list(names)[:_METRICS]
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    return value
+
+
+def as_json(page: dict[str, Any]) -> str:
+    """Write JSON that cannot end the element of the page that holds it, whatever its strings are."""
+    text = json.dumps(page, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,104 @@
+"""How to make again what a report shows: the commands, and with what the trials were trained."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+
+import numpy as np
+
+from aqx.evaluation import Family
+from aqx.operators import SETS
+from aqx.search import Results
+from aqx.space import Space
+from aqx.store import functions
+from aqx.store.spectra import count_spectra
+from aqx.tree import parse_schema
+
+_SEEDS = 1000  # of studies, among which the one that gave the trials their seeds is looked for
+
+
+def commands(results: Results) -> list[str]:
+    """Return the commands that enumerate and search alike, as far as the database knows them."""
+    db, task = shlex.quote(results.db.path.name), shlex.quote(results.task.name)
+    lines = _enumerations(results, db)
+    seed = study_seed(results)
+    budget = sum(trial.purpose == "search" for trial in results.trials)
+    if budget:
+        given = "" if not seed else f" --seed {seed}"
+        lines.append(f"aqx search {db} --task {task} --budget {budget}{given}")
+    confirmed = {trial.seed for trial in results.trials if trial.purpose == "confirm"}
+    if confirmed:
+        lines.append(f"aqx confirm {db} --task {task} --seeds {len(confirmed)}")
+    added = sum(trial.purpose == "added" for trial in results.trials)
+    if added:
+        lines.append(f"# {added:,} results were added by hand or imported: aqx tell, aqx import")
+    if seed is None and budget:
+        lines.append("# the search had a seed of its own, or was asked by a script")
+    return lines
+
+
+def _enumerations(results: Results, db: str) -> list[str]:
+    stored = {key for key, done in functions.enumerated(results.db).items() if done}
+    lines = []
+    for name, space in {"paper": Space.paper(), "act_bench": Space.act_bench()}.items():
+        families = {(str(schema), _operators(str(schema), "paper")) for schema in space.schemas}
+        if families <= stored:
+            lines.append(f"aqx enumerate {db} --space {name}")
+            stored -= families
+    for schema, operators in sorted(stored):
+        sets = [name for name in SETS if _operators(schema, name) == operators]
+        chosen = f" --operators {sets[0]}" if sets and sets[0] != "paper" else ""
+        lines.append(
+            f"aqx enumerate {db} --schema {shlex.quote(schema)}{chosen}" + ("" if sets else "  # other operators")
+        )
+    if not lines:
+        lines.append(f"# {db} holds single functions: aqx enumerate {db} --fn NAME, or a sample")
+    return lines
+
+
+def _operators(schema: str, operators: str) -> str:
+    """The operators of a set that a schema's functions hold, as the database keeps them."""
+    return ",".join(Family(parse_schema(schema), SETS[operators]).operators_used)
+
+
+def study_seed(results: Results) -> int | None:
+    """Find the seed of the study from the seeds of its trials; None where no small one fits."""
+    known = [(trial.trial_id, trial.seed) for trial in results.trials if trial.purpose in ("search", "baseline")][:3]
+    for seed in range(_SEEDS if known else 0):
+        if all(int(np.random.SeedSequence([seed, i]).generate_state(1)[0] >> 1) == found for i, found in known):
+            return seed
+    return None
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """Return what else one needs to know: what was searched, and versions, devices and code of the trainings."""
+    stored, spectra = functions.count_functions(results.db), count_spectra(results.db, results.task.task_id)
+    lines = [
+        ("database", results.db.path.name),
+        (
+            "functions",
+            f"{stored['functions']:,} in {stored['classes']:,} classes, {stored['usable']:,} of them candidates",
+        ),
+        (
+            "left out",
+            f"{stored['not finite']:,} classes not finite, {stored['constant']:,} constant, "
+            f"{spectra['invalid']:,} break the model",
+        ),
+        ("Fisher spectra", f"{spectra['valid']:,}"),
+    ]
+    form = results.task.spectra_form
+    if form:
+        lines.append(
+            ("their form", ", ".join(f"{key} {form[key]}" for key in ("fisher", "sharing", "examples") if key in form))
+        )
+    environments: dict[str, Counter[str]] = {}
+    for trial in results.trials:
+        for key, value in trial.environment.items():
+            environments.setdefault(key, Counter())[value] += 1
+    for key, values in environments.items():
+        alone = len(values) == 1
+        lines.append(
+            (key, ", ".join(value if alone else f"{value} ({n:,} trials)" for value, n in values.most_common(8)))
+        )
+    return lines
