@@ -273,6 +273,17 @@ def test_results_of_another_task_purpose_or_seed_are_others(tmp_path: Path, db_p
     assert import_results(other, table).added == 3
 
 
+def test_results_are_imported_after_a_reset(tmp_path: Path, db_path: Path):
+    """Numbers of removed trials are not used again; looking them up must not keep the table busy."""
+    study = aqx.Study(db_path, "mnist1d")
+    study.retry(study.add("relu(x)", val_acc=0.5).id)
+    study.reset(keep_done=True)
+    file = tmp_path / "results.csv"
+    file.write_text("name,val_acc\ntanh(x),0.5\n")
+    assert import_results(study, file).added == 1
+    assert [record.id for record in study.records()] == [1, 3]
+
+
 def test_stored_functions_keep_their_class(tmp_path: Path, db_path: Path):
     """Even where another version of jax would compute another one."""
     study = study_of(db_path)

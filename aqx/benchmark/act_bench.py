@@ -63,6 +63,9 @@ def read_act_bench(
         path: the file.
         progress: called as progress(megabytes read, megabytes in all, note).
 
+    Returns:
+        The table, and what the file says besides.
+
     Raises:
         InputError: the file does not exist, or is no such file; the message says at which byte, after how many
             functions.

@@ -47,6 +47,9 @@ def read_aquasurf(path: str | os.PathLike[str], objective: str) -> AquasurfFile:
         path: the file.
         objective: the column that tells whether a function is trained.
 
+    Returns:
+        The table, and what the file says besides.
+
     Raises:
         InputError: the file does not exist, or is no such database, or has no number in the objective's column.
         StoreError: it cannot be read.

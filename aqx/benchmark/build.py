@@ -75,6 +75,9 @@ def build_table(
         workers: processes; default one per core. With 1 the trainings run in this process.
         progress: called as progress(done, total, note).
 
+    Returns:
+        How many classes there are, how many trainings were done now and failed, and the rows of the table.
+
     Raises:
         InputError: an argument cannot be used, or `out` holds results of another task.
         TaskError: the task has no `train`, or each of the first 20 trainings raises.

@@ -55,6 +55,9 @@ def import_results(
         path: a table (.parquet or .csv), a database of AQuaSurF (SQLite) or an Act-Bench file (JSON).
         progress: called as progress(done, total, note).
 
+    Returns:
+        How many results are new, failed, known already, untrained, and the names that do not parse.
+
     Raises:
         InputError: the file does not exist or is none of these, or the objective is not in it.
         StoreError: the file or the database cannot be read, or the database not written.

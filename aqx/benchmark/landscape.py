@@ -93,6 +93,9 @@ def landscape_of(
         features: a database that has features or gets them; default a temporary one.
         progress: called as progress(done, total, note).
 
+    Returns:
+        Values and features of each class, as `replay` takes them.
+
     Raises:
         InputError: the table has no such metric, or no function that can be used.
         TaskError: the task does not keep its contract.

@@ -100,6 +100,9 @@ def replay(
         workers: processes; the policy must pickle for more than one.
         progress: called as progress(done, total, note).
 
+    Returns:
+        For each search and each number of evaluations, how good the best class found so far is.
+
     Raises:
         InputError: an argument cannot be used, or there are fewer usable classes than evaluations.
 

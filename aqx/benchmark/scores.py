@@ -76,6 +76,9 @@ def replay_policies(
         start: as in `replay`.
         workers: as in `replay`.
         progress: called as progress(done, total, note).
+
+    Returns:
+        The curves of each policy, in their order.
     """
     presets = [surrogate.as_preset(policy) for policy in (surrogate.PRESETS if policies is None else policies)]
     curves = []
@@ -105,7 +108,7 @@ def replay_policies(
 
 
 def score(curves: Curves) -> ReplayScore:
-    """Sum up the searches of one policy."""
+    """Return the final rank, regret and evaluations needed of one policy over its searches, with intervals."""
     searches, evaluations = curves.rank.shape
     checkpoints = sorted({evaluations, *(k for k in CHECKPOINTS if k < evaluations)})
     return ReplayScore(
@@ -123,7 +126,7 @@ def score(curves: Curves) -> ReplayScore:
 
 
 def mean_interval(values: Float64[np.ndarray, "N E"]) -> Float64[np.ndarray, "3 E"]:
-    """Mean of each column over N searches, and the ends of its 95 % interval by the bootstrap (percentiles)."""
+    """Return each column's mean over N searches, and the ends of its 95 % interval by the bootstrap (percentiles)."""
     searches = len(values)
     draws = np.random.default_rng(0).multinomial(searches, np.full(searches, 1 / searches), _RESAMPLES)
     means = draws @ (values / searches)
@@ -131,7 +134,7 @@ def mean_interval(values: Float64[np.ndarray, "N E"]) -> Float64[np.ndarray, "3 
 
 
 def median_interval(values: Float64[np.ndarray, "N E"]) -> Float64[np.ndarray, "3 E"]:
-    """Median of each column over N searches, and the order statistics that enclose it in 95 % of all cases or more.
+    """Return each column's median over N searches, and the order statistics around it in 95 % of all cases or more.
 
     Fewer than six searches have no such interval; their extremes stand for it. The values may be inf.
 

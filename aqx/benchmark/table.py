@@ -37,6 +37,12 @@ class ResultTable:
 def load_table(path: str | os.PathLike[str]) -> ResultTable:
     r"""Read a table: a column `name`, maybe `seed`, `reason` and `task`, and every other column of numbers is a metric.
 
+    Args:
+        path: the file, Parquet or CSV by its ending.
+
+    Returns:
+        Names, seeds, reasons and metrics of all rows.
+
     Raises:
         InputError: the file does not exist, is neither .parquet nor .csv, or has no column `name` or no metric.
         StoreError: it cannot be read.
@@ -73,6 +79,10 @@ def load_table(path: str | os.PathLike[str]) -> ResultTable:
 
 def save_table(path: str | os.PathLike[str], table: ResultTable) -> None:
     """Write a table, in whole or not at all; `load_table` returns an equal one.
+
+    Args:
+        path: the file, Parquet or CSV by its ending.
+        table: what to write.
 
     Raises:
         InputError: the path ends neither in .parquet nor in .csv.

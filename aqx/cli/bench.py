@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aqx.cli import options
-from aqx.cli.commands import _space, main
-from aqx.cli.screen import progress_shown, show_rows
+from aqx.cli import complete, options
+from aqx.cli.commands import main
+from aqx.cli.opening import open_task, space_of
+from aqx.cli.screen import progress_shown, show_result, show_rows
 
 if TYPE_CHECKING:
     from aqx.benchmark import Curves, Estimate, Landscape
@@ -17,20 +18,29 @@ if TYPE_CHECKING:
 
 @main.group()
 def bench() -> None:
-    """Build tables of what every function gives on a task, and replay searches on them."""
+    """Tables of all results, and searches replayed on them."""
 
 
-@bench.command()
+@bench.command(
+    needs="a task with a train function.",
+    examples=[
+        "aqx bench build --task mnist1d --out table.parquet --sample 200",
+        "aqx bench build --task train.py:task --schema 'unary(unary(x))' --seeds 3 --out table.csv",
+    ],
+)
 @options.task
-@click.option("--out", required=True, metavar="FILE", help="The table: .parquet or .csv. One that exists is extended.")
-@click.option("--space", type=click.Choice(["paper", "act_bench"]), help="A preset; default act_bench.")
-@click.option("--schema", "schemas", multiple=True, metavar="S", help="A schema, e.g. 'unary(unary(x))'; repeatable.")
-@click.option("--fn", "functions", multiple=True, metavar="NAME", help="A single function; repeatable.")
-@click.option("--operators", type=click.Choice(["paper", "aquasurf", "extended"]), help="Operators of --schema.")
-@click.option("--sample", type=click.IntRange(1), metavar="N", help="Only N functions, drawn at random.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="FILE",
+    help="The table: .parquet or .csv. One that exists is extended.",
+    shell_complete=complete.files,
+)
+@options.functions
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, metavar="S", help="Trainings of each.")
 @click.option("--workers", type=click.IntRange(1), help="Trainings at a time; default one per core.")
 @options.quiet
+@options.as_json
 def build(
     task: str,
     out: str,
@@ -42,27 +52,42 @@ def build(
     seeds: int,
     workers: int | None,
     quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Train every class of a space on a task; killed, the same command goes on from there."""
-    from aqx.benchmark import build_table
-    from aqx.tasks import load_task
+    """Train every class of a space, default act_bench.
 
-    chosen = _space(space or (None if schemas or functions else "act_bench"), schemas, functions, operators)
+    Killed, the same command goes on from there.
+    """
+    from aqx.benchmark import build_table
+
+    chosen = space_of(space or (None if schemas or functions else "act_bench"), schemas, functions, operators)
     with progress_shown("bench build", quiet) as progress:
         report = build_table(
-            load_task(task), chosen, out, seeds=seeds, sample=sample, workers=workers, progress=progress
+            open_task(task), chosen, out, seeds=seeds, sample=sample, workers=workers, progress=progress
         )
-    click.echo(
+    text = (
         f"{report.trained:,} trainings of {report.classes:,} classes, {report.failed:,} of them without a result; "
         f"{out} has {report.rows:,} rows"
     )
+    show_result(report, text, as_json)
 
 
-@bench.command("import")
-@click.argument("file")
-@click.option("--out", required=True, metavar="TABLE", help="The table to write, .parquet or .csv.")
+@bench.command(
+    "import",
+    needs="the JSON file that the authors of Act-Bench have published for a data set.",
+    examples=["aqx bench import cifar10.json --out cifar10.parquet"],
+)
+@click.argument("file", shell_complete=complete.files)
+@click.option(
+    "--out",
+    required=True,
+    metavar="TABLE",
+    help="The table to write, .parquet or .csv.",
+    shell_complete=complete.files,
+)
 @options.quiet
-def import_(file: str, out: str, quiet: bool) -> None:
+@options.as_json
+def import_(file: str, out: str, quiet: bool, as_json: bool) -> None:
     """Make a table of a published Act-Bench file (JSON)."""
     from aqx.benchmark import read_act_bench, save_table
     from aqx.store.files import check_ending
@@ -71,14 +96,28 @@ def import_(file: str, out: str, quiet: bool) -> None:
     with progress_shown("import", quiet) as progress:
         found = read_act_bench(file, progress)
     save_table(out, found.table)
-    columns = ", ".join(found.table.metrics)
-    click.echo(f"{len(found.table):,} functions written to {out}: {columns}")
+    metrics = list(found.table.metrics)
+    text = f"{len(found.table):,} functions written to {out}: {', '.join(metrics)}"
     if found.equivalents:
-        click.echo(f"{found.equivalents:,} equivalent names left out: equal functions are one class, whatever the name")
+        text += f"\n{found.equivalents:,} equivalent names left out: equal functions are one class, whatever the name"
+    known = {"out": out, "functions": len(found.table), "metrics": metrics, "equivalents": found.equivalents}
+    show_result(known, text, as_json)
 
 
-@bench.command()
-@click.option("--table", required=True, metavar="FILE", help="A .parquet or .csv file: name, seed and metrics.")
+@bench.command(
+    needs="a table of results, from aqx bench build or import, and the task, whose model gives the spectra.",
+    examples=[
+        "aqx bench replay --table table.parquet --task mnist1d --policy ensemble --policy random",
+        "aqx bench replay --table table.parquet --task mnist1d --evaluations 50 --plot curves.png",
+    ],
+)
+@click.option(
+    "--table",
+    required=True,
+    metavar="FILE",
+    help="A .parquet or .csv file: name, seed and metrics.",
+    shell_complete=complete.files,
+)
 @options.task
 @click.option("--objective", metavar="METRIC", help="The column to search for; default the task's objective.")
 @click.option(
@@ -86,13 +125,27 @@ def import_(file: str, out: str, quiet: bool) -> None:
     type=click.Choice(["maximize", "minimize"]),
     help="Default the task's for its own objective; else losses and errors are minimized.",
 )
-@click.option("--policy", "policies", multiple=True, metavar="PRESET", help="What to replay; repeatable; default all.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="PRESET",
+    help="What to replay; repeatable; default all.",
+    shell_complete=complete.presets,
+)
 @click.option("--seeds", type=click.IntRange(1), default=20, show_default=True, help="Searches of each policy.")
 @click.option("--evaluations", type=click.IntRange(1), default=100, show_default=True, help="Of each search.")
 @click.option("--start", type=click.IntRange(1), default=8, show_default=True, help="Random ones among them.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Searches at a time.")
-@click.option("--features", metavar="DB", help="Keep the features in this database; what it has is not computed.")
-@click.option("--plot", metavar="FILE", help="Draw the curves to a .png, .svg or .pdf file.")
+@click.option(
+    "--features",
+    metavar="DB",
+    help="Keep the features in this database; what it has is not computed.",
+    shell_complete=complete.files,
+)
+@click.option(
+    "--plot", metavar="FILE", help="Draw the curves to a .png, .svg or .pdf file.", shell_complete=complete.files
+)
 @options.quiet
 @options.as_json
 def replay(
@@ -110,18 +163,20 @@ def replay(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Replay searches on a table of results: what would each policy have found? Nothing is trained."""
+    """Replay searches on a table: what would each have found?
+
+    Nothing is trained.
+    """
     from aqx.benchmark import landscape_of, load_table, replay_policies, score
     from aqx.report import check_plot
     from aqx.surrogate import PRESETS, as_preset
-    from aqx.tasks import load_task
 
     if start > evaluations:
         raise click.UsageError(f"--start {start} is more than --evaluations", click.get_current_context())
     presets = tuple(as_preset(policy) for policy in dict.fromkeys(policies or PRESETS))
     if plot:
         check_plot(plot)
-    results, loaded = load_table(table), load_task(task)
+    results, loaded = load_table(table), open_task(task)
     with progress_shown("features", quiet) as progress:
         landscape = landscape_of(
             results,

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
@@ -28,11 +29,10 @@ def keep_compiled_programs() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # no home, or a full disk: nothing is kept
         return
-    import jax
-
     for name, value in {_FOLDER: str(folder), **_OTHERS}.items():
         os.environ[name] = str(value)
-        jax.config.update(name.lower(), value)
+        if jax := sys.modules.get("jax"):  # else it reads the environment when it is imported
+            jax.config.update(name.lower(), value)
 
 
 def _processor() -> str:

@@ -20,10 +20,11 @@ _NEEDS = "a database in which something was trained: aqx search DB --task T."
 @_task
 @options.quiet
 def report(db: str, out: str, task: str | None, quiet: bool) -> None:
-    """Write the report of a search: one HTML file with everything in it, for any browser, without a network.
+    """Write all of a search as one HTML file.
 
-    Best result so far, map of all candidates, curves, verdicts, trials, failures, workers, and how to reproduce it. It
-    needs no task file: what it shows is in the database, which stays as it is.
+    It opens in any browser, without a network or a server: the best result so far, a map of all candidates, curves,
+    verdicts, trials, failures, workers, and how to reproduce it. It needs no task file: what it shows is in the
+    database, which stays as it is.
     """
     from aqx.report import write_report
 
@@ -38,7 +39,7 @@ def report(db: str, out: str, task: str | None, quiet: bool) -> None:
 @click.option("-o", "--out", required=True, metavar="FILE", help="The file: .png, .svg or .pdf.")
 @_task
 def plot(db: str, figure: str, out: str, task: str | None) -> None:
-    """Write a single figure of a search as PNG, SVG or PDF, for papers."""
+    """Write one figure, as PNG, SVG or PDF."""
     from aqx.report import write_figure
 
     click.echo(write_figure(db, figure, out, task))

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 import click
@@ -19,14 +21,30 @@ Progress = Callable[[int, int, str], None]
 
 @contextlib.contextmanager
 def progress_shown(label: str, quiet: bool) -> Iterator[Progress | None]:
-    """Yield a callback progress(done, total, note): a bar on a terminal, else a line every few seconds."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        with _bar(label) as callback:
-            yield callback
-    else:
-        yield plain_lines(label)
+    """Yield a callback progress(done, total, note): a bar on a terminal, else a line every few seconds.
+
+    What the user's own code prints in the block goes to stderr.
+    """
+    with prints_to_stderr():
+        if quiet:
+            yield None
+        elif sys.stderr.isatty():
+            with _bar(label) as callback:
+                yield callback
+        else:
+            yield plain_lines(label)
+
+
+@contextlib.contextmanager
+def prints_to_stderr() -> Iterator[None]:
+    """Have what is printed in the block go to stderr, by worker processes too: stdout is for the command's result."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # one of the two is closed
+            stdout = os.dup(1)
+            stack.callback(os.close, stdout)
+            os.dup2(2, 1)
+            stack.callback(os.dup2, stdout, 1)
+        yield
 
 
 @contextlib.contextmanager
@@ -93,7 +111,7 @@ def duration(seconds: float) -> str:
 def show_rows(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], as_json: bool) -> None:
     """Print records as a table, each column a heading and what it shows of a record; or the whole records as JSON."""
     if as_json:
-        click.echo(json.dumps([plain(row) for row in rows], indent=2))
+        show_json(list(rows))
         return
     from rich import box
     from rich.console import Console
@@ -107,6 +125,24 @@ def show_rows(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], 
     # A pipe or a file has no width to wrap at.
     width = None if sys.stdout.isatty() else 200
     Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(plain(value), indent=2))
+
+
+def show_result(value: Any, text: str, as_json: bool) -> None:
+    """Print a result as JSON, or what it says in words."""
+    if as_json:
+        show_json(value)
+    else:
+        click.echo(text)
+
+
+def columns_of(*names: str) -> dict[str, Callable[[Any], Any]]:
+    """Return columns, as `show_rows` takes them, that show attributes of a record under their names."""
+    return {name: attrgetter(name) for name in names}
 
 
 def interval(mean: float, low: float, high: float, sign: str = "") -> str:
@@ -129,6 +165,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if callable(tolist := getattr(value, "tolist", None)):  # of NumPy
+        return plain(tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, type(None))) else str(value)

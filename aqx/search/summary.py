@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass, field
+import statistics
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from aqx.enumeration.points import sample_points
 from aqx.errors import InputError
-from aqx.evaluation import class_id_of
+from aqx.evaluation import Batch, class_id_of, evaluate, fingerprints, finite_at
+from aqx.search.confirmation import reported_metric
+from aqx.search.results import Results
+from aqx.search.trial import as_record
 from aqx.store import Database, functions, trial_rows
-from aqx.store.spectra import count_spectra
+from aqx.store.spectra import count_spectra, invalid_spectra
 from aqx.store.tasks import list_tasks
-from aqx.tree import parse
+from aqx.tree import Tree, parse
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,13 @@ class Summary:
 def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) -> list[Summary]:
     """Return a summary per task in the database, or of one task.
 
+    Args:
+        db: a database.
+        task: the name of a task; None for all of them.
+
+    Returns:
+        one summary per task; one without a task where the database has none.
+
     Raises:
         InputError: the database has no task of this name.
     """
@@ -90,6 +105,35 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
 
 
 @dataclass(frozen=True)
+class Score:
+    """How a function did on a task.
+
+    Attributes:
+        task: its name.
+        objective: the metric that the search goes by.
+        searched: mean of its results in the search; None without one.
+        trials: how many these are.
+        rank: its place among the functions that have a result, by that mean, from 1.
+        ranked: how many functions have one.
+        confirmed: means over the fresh seeds of `confirm`: of the objective, and of the metric that is reported.
+        seeds: how many seeds gave a result.
+        failed: trials that failed, confirmations included.
+        broken: why its Fisher spectrum is invalid: the task's model breaks with it.
+    """
+
+    task: str
+    objective: str
+    searched: float | None = None
+    trials: int = 0
+    rank: int | None = None
+    ranked: int = 0
+    confirmed: dict[str, float] = field(default_factory=dict)
+    seeds: int = 0
+    failed: int = 0
+    broken: str | None = None
+
+
+@dataclass(frozen=True)
 class FunctionReport:
     """What is known of a function.
 
@@ -101,6 +145,7 @@ class FunctionReport:
         simplest: the class's simplest name in the database, or None if it holds none.
         equal: other names of the class in the database (the first 20, simplest first).
         flags: what is known of the class's values.
+        scores: per task of the database what came of it.
         results: (task, purpose, status, seed, objective) of every trial of the class.
     """
 
@@ -111,11 +156,23 @@ class FunctionReport:
     simplest: str | None = None
     equal: list[str] = field(default_factory=list)
     flags: dict[str, bool | None] = field(default_factory=dict)
+    scores: list[Score] = field(default_factory=list)
     results: list[tuple[str, str, str, int, float | None]] = field(default_factory=list)
 
 
 def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> FunctionReport:
     """Return what is known of a function, also from a database.
+
+    Args:
+        name: the function.
+        db: a database, whose classes and trials are looked at.
+
+    Returns:
+        what its name says, the flags of its values, and from the database equal functions, scores and trials.
+
+    Raises:
+        ParseError: the name does not parse.
+        StoreError: the database cannot be read.
 
     Example:
         >>> from aqx.search import describe
@@ -125,22 +182,62 @@ def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> 
     tree = parse(name)
     known = FunctionReport(str(tree), tree.size, tree.shape, class_id_of(tree))
     if db is None:
-        return known
+        return replace(known, flags=_flags(tree))
     db = db if isinstance(db, Database) else Database(db)
     names, flags = functions.class_members(db, known.class_id, limit=21)
-    results = [
-        (task.name, row.purpose, row.status, row.seed, row.objective)
-        for task in list_tasks(db)
-        for row in trial_rows.list_trials(db, task.task_id)
-        if row.class_id == known.class_id
+    all_results = [
+        Results(db, task, list(map(as_record, trial_rows.list_trials(db, task.task_id)))) for task in list_tasks(db)
     ]
-    return FunctionReport(
-        known.name,
-        known.size,
-        known.shape,
-        known.class_id,
-        names[0] if names else None,
-        [other for other in names if other != known.name][:20],
-        flags,
-        results,
+    return replace(
+        known,
+        simplest=names[0] if names else None,
+        equal=[other for other in names if other != known.name][:20],
+        flags=flags or _flags(tree),
+        scores=[_score(results, known.class_id) for results in all_results],
+        results=[
+            (results.task.name, trial.purpose, trial.status, trial.seed, trial.objective)
+            for results in all_results
+            for trial in results.trials
+            if trial.class_id == known.class_id
+        ],
+    )
+
+
+def _flags(tree: Tree) -> dict[str, bool | None]:
+    """The flags of a function that is not enumerated, at the points that a new database would have."""
+    batch = Batch.of_trees([tree])
+    prints, found = fingerprints(batch), finite_at(batch)
+    values = evaluate(batch, sample_points(256, "stratified"))
+    flags = {
+        "finite": np.isfinite(values).all(),
+        "finite_at_0": found.zero[0],
+        "finite_at_20": found.twenty[0],
+        "finite_gradient_at_0": found.gradient_at_0[0],
+        "constant": prints.constant[0],
+        "affine": prints.affine[0],
+    }
+    return {flag: bool(flags[flag]) for flag in functions.FLAGS}
+
+
+def _score(results: Results, class_id: str) -> Score:
+    own = [trial for trial in results.trials if trial.class_id == class_id]
+    fresh = [trial for trial in own if trial.purpose == "confirm" and trial.status == "done"]
+    reported = reported_metric(results.trials, results.objective)
+    ranking = results.ranking
+    place = next((i for i, ranked in enumerate(ranking) if ranked.class_id == class_id), None)
+    return Score(
+        results.task.name,
+        results.objective,
+        searched=None if place is None else ranking[place].objective,
+        trials=0 if place is None else ranking[place].trials,
+        rank=None if place is None else place + 1,
+        ranked=len(ranking),
+        confirmed={
+            metric: statistics.fmean(float(trial.metrics.get(metric, math.nan)) for trial in fresh)
+            for metric in dict.fromkeys((results.objective, reported))
+            if fresh
+        },
+        seeds=len(fresh),
+        failed=sum(trial.status == "failed" for trial in own),
+        broken=invalid_spectra(results.db, results.task.task_id).get(class_id),
     )

@@ -42,6 +42,7 @@ class Database:
         path: the file.
         create: whether to make the file where there is none.
         timeout: seconds to wait for other processes' transactions.
+        bring_forward: whether a database of an earlier schema is brought to this one; else it may only be looked at.
 
     Raises:
         StoreError: the file does not exist (and `create` is false), is not a database of aqx, is damaged, comes from a
@@ -56,10 +57,17 @@ class Database:
         (0,)
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = False, timeout: float | int = 60.0):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        timeout: float | int = 60.0,
+        bring_forward: bool = True,
+    ):
         check_name(path)
         # The real path: whoever comes through a symbolic link must meet the same lock.
-        self.path = Path(os.path.realpath(path))
+        self.path: Path = Path(os.path.realpath(path))
         self.timeout = timeout
         self._file = str(self.path)
         self._lock = filelock.FileLock(self._file + ".lock")
@@ -76,7 +84,7 @@ class Database:
             version, self._identity = schema.read_signature(con, self._file)
             if schema.is_truncated(con, self.path.stat().st_size):
                 raise StoreError(f"{self._file} is truncated; {LEFT_AS_IT_WAS}")
-        if version < schema.current_version():
+        if bring_forward and version < schema.current_version():
             self._migrate()
 
     def __repr__(self) -> str:

@@ -458,8 +458,8 @@ def _checked_name(name: str) -> str:
 def _next_id(con: duckdb.DuckDBPyConnection) -> int:
     ((last,),) = con.execute("SELECT coalesce(max(trial_id), 0) FROM trials").fetchall()
     # A trial that was removed may still be told about: its number must not be another's.
-    removed = con.execute("SELECT value FROM meta WHERE key = 'last_trial_id'").fetchone()
-    return max(last, int(removed[0]) if removed else 0) + 1
+    removed = con.execute("SELECT value FROM meta WHERE key = 'last_trial_id'").fetchall()
+    return max([last, *(int(value) for (value,) in removed)]) + 1
 
 
 _INSERTED = (

@@ -1,0 +1,234 @@
+"""Commands before a search: check the task, fill the database, describe its classes, bring in known results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from aqx.cli import complete, options
+from aqx.cli.commands import main
+from aqx.cli.opening import check_filled, open_study, open_task, space_of
+from aqx.cli.screen import prints_to_stderr, progress_shown, show_json, show_result
+
+if TYPE_CHECKING:
+    from aqx.tasks import Task
+
+
+@main.group()
+def task() -> None:
+    """Try a task before you search on it."""
+
+
+@task.command(
+    needs="nothing but the task.",
+    examples=["aqx task check mnist1d", "aqx task check train.py:task --train"],
+)
+@click.argument("reference", metavar="T", shell_complete=complete.tasks)
+@click.option("--train", is_flag=True, help="Also run its training once, with ReLU.")
+@options.quiet
+@options.as_json
+def check(reference: str, train: bool, quiet: bool, as_json: bool) -> None:
+    """Try what a task promises, and report what was seen."""
+    from aqx.tasks import check_task
+
+    loaded = open_task(reference)
+    with progress_shown("training with relu(x)", quiet or not train) as progress:
+        report = check_task(loaded, run_training=train)
+        if progress:  # a training has no steps that aqx could count
+            progress(1, 1, "")
+    show_result(report, str(report), as_json)
+
+
+@main.command(
+    "enumerate",
+    needs="nothing: it makes the database, or extends it.",
+    examples=[
+        "aqx enumerate found.duckdb --space act_bench",
+        "aqx enumerate found.duckdb --schema 'binary(unary(x),x)' --operators extended",
+        "aqx enumerate found.duckdb --space paper --sample 10000",
+    ],
+)
+@options.db
+@options.functions
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sample.")
+@click.option("--points", type=click.IntRange(2), metavar="N", help="Points of N(0,1) at which outputs are stored.")
+@click.option("--sampling", type=click.Choice(["stratified", "normal"]), help="How those points are drawn.")
+@options.quiet
+@options.as_json
+def enumerate_(
+    db: str,
+    space: str | None,
+    schemas: tuple[str, ...],
+    functions: tuple[str, ...],
+    operators: str | None,
+    sample: int | None,
+    seed: int,
+    points: int | None,
+    sampling: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Fill a database with functions, in classes of equal ones.
+
+    Every function of a space is evaluated; a function that is there already costs nothing.
+    """
+    from aqx.enumeration import enumerate_space
+    from aqx.store import Database
+
+    chosen = space_of(space, schemas, functions, operators)
+    with progress_shown("enumerate", quiet) as progress:
+        report = enumerate_space(
+            Database(db, create=True),
+            chosen,
+            sample=sample,
+            seed=seed,
+            points=points,
+            sampling=sampling,
+            progress=progress,
+        )
+    text = (
+        f"{report.functions:,} functions enumerated in {report.seconds:.1f} s; new in {db}: "
+        f"{report.added_functions:,} functions, {report.added_classes:,} classes"
+    )
+    show_result(report, text, as_json)
+
+
+@main.command(
+    needs="functions in the database: aqx enumerate.",
+    examples=[
+        "aqx eigs found.duckdb --task mnist1d",
+        "aqx eigs found.duckdb --task train.py:task --limit 500 --priority predicted",
+        "aqx eigs found.duckdb --task train.py:task --check",
+    ],
+)
+@options.db
+@options.task
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N classes now.")
+@click.option("--batch", type=click.IntRange(1), metavar="K", help="Candidates per transaction; default some seconds'.")
+@click.option("--names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
+@click.option(
+    "--priority",
+    type=click.Choice(["simplest", "predicted"]),
+    default="simplest",
+    show_default=True,
+    help="What comes first; predicted: what the surrogate expects to train best, from the results so far.",
+)
+@click.option(
+    "--fisher",
+    type=click.Choice(["empirical", "exact", "sampled"]),
+    default="empirical",
+    show_default=True,
+    help="Gradients of the true labels, of all labels by the model's probabilities, or of labels drawn from them.",
+)
+@click.option(
+    "--sharing",
+    type=click.Choice(["expand", "reduce"]),
+    default="expand",
+    show_default=True,
+    help="How positions that share weights, as in a convolution, are taken together.",
+)
+@click.option("--check", is_flag=True, help="Compare with the plain reference on this model instead; stores nothing.")
+@click.option("--distributed", is_flag=True, help="Be one of several processes, as SLURM or Open MPI started them.")
+@click.option("--coordinator", metavar="HOST:PORT", help="The same without a cluster: where process 0 is.")
+@click.option("--processes", type=click.IntRange(1), metavar="N", help="With --coordinator: how many there are.")
+@click.option("--process", type=click.IntRange(0), metavar="I", help="With --coordinator: which one this is, from 0.")
+@options.quiet
+@options.as_json
+def eigs(
+    db: str,
+    task: str,
+    limit: int | None,
+    batch: int | None,
+    names: tuple[str, ...],
+    priority: str,
+    fisher: str,
+    sharing: str,
+    check: bool,
+    distributed: bool,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Add the Fisher spectra of the stored classes.
+
+    They are those of the task's untrained model on its batch, and tell the surrogate how a model would train.
+
+    Any number of these commands may work on one database at the same time: they share the classes. All devices of a
+    machine are used; --distributed makes one run of the devices of several machines, of which process 0 alone needs
+    the database.
+    """
+    from aqx import fisher as engine
+
+    if distributed or any(option is not None for option in (coordinator, processes, process)):
+        engine.connect(coordinator, processes, process)
+    loaded = open_task(task)
+    if check:
+        _compare_with_reference(loaded, names, as_json)
+        return
+    if engine.leads():
+        check_filled(db)
+
+    def most_promising() -> list[str]:
+        first = open_study(db, task).most_promising()
+        if not first:
+            click.echo("too few results to predict from; the simplest classes come first", err=True)
+        return first
+
+    with progress_shown("eigs", quiet or not engine.leads()) as progress:
+        report = engine.compute_spectra(
+            db,
+            loaded,
+            limit=limit,
+            batch=batch,
+            names=names or None,
+            first=most_promising if priority == "predicted" else (),
+            fisher=fisher,
+            sharing=sharing,
+            progress=progress,
+        )
+    if engine.leads():
+        show_result(report, str(report), as_json)
+
+
+def _compare_with_reference(task: Task, names: tuple[str, ...], as_json: bool) -> None:
+    from aqx import fisher as engine
+
+    with prints_to_stderr():
+        difference = engine.check(task, names or task.baselines)
+    text = f"worst relative difference to the plain reference: {difference:.1e}"
+    show_result({"worst_relative_difference": difference}, text, as_json)
+
+
+@main.command(
+    "import",
+    needs="a database, and the task that the results are of; the task's objective is a metric of the file.",
+    examples=["aqx import found.duckdb results.csv --task train.py:task"],
+)
+@options.db
+@click.argument("file", shell_complete=complete.files)
+@options.task
+@options.quiet
+@options.as_json
+def import_(db: str, file: str, task: str, quiet: bool, as_json: bool) -> None:
+    """Record the results in a file of another program.
+
+    It is an AQuaSurF database, a table (.parquet, .csv) or an Act-Bench file (JSON).
+    """
+    from aqx.benchmark import import_results
+
+    study = open_study(db, task)
+    with progress_shown("import", quiet) as progress:
+        report = import_results(study, file, progress)
+    if as_json:
+        show_json(report)
+        return
+    click.echo(
+        f"{report.added:,} results added, {report.failed:,} of them failed; {report.known:,} were there already, "
+        f"{report.untrained:,} functions are not trained yet"
+    )
+    if report.unreadable:
+        names = ", ".join(repr(name[:60]) for name in report.unreadable[:3])
+        click.echo(f"{len(report.unreadable):,} names left out that do not parse: {names}", err=True)

@@ -1,0 +1,101 @@
+"""Commands that train: the search, and the confirmation of what it found."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import click
+
+from aqx.cli import options
+from aqx.cli.commands import main
+from aqx.cli.opening import check_filled, open_study
+from aqx.cli.screen import cell, interval, progress_shown, show_json, show_rows
+
+OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a verdict"
+
+
+@main.command(
+    needs="functions in the database (aqx enumerate), and a task with a train function.",
+    examples=[
+        "aqx search found.duckdb --task mnist1d --budget 60",
+        "aqx search found.duckdb --task train.py:task --budget 100 --workers 4 --quiet",
+    ],
+)
+@options.db
+@options.task
+@click.option("--budget", type=click.IntRange(0), default=100, show_default=True, help="Candidates to train.")
+@options.workers
+@options.surrogate
+@options.seed
+@click.option(
+    "--spectra",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="The N most promising candidates get Fisher spectra where they have none.",
+)
+@options.quiet
+@options.as_json
+def search(
+    db: str,
+    task: str,
+    budget: int,
+    workers: int,
+    surrogate: str | None,
+    seed: int,
+    spectra: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train baselines and suggestions, and learn from each.
+
+    The baselines come first, then what the surrogate suggests, until the budget is used.
+    """
+    if budget:
+        check_filled(db)
+    study = open_study(db, task, surrogate, seed)
+    with progress_shown("search", quiet) as progress:
+        finished = study.search(budget=budget, workers=workers, spectra=spectra, progress=progress)
+    failed = sum(record.status == "failed" for record in finished)
+    best, left_out = study.best(), study.left_out()
+    if as_json:
+        found = best and {"name": best.name, "trial": best.id, "objective": best.objective}
+        result = {"finished": len(finished), "failed": failed, "metric": study.task.objective, "best": found}
+        show_json({**result, "left_out": left_out})
+        return
+    found = f"; best so far {best.name}: {cell(best.objective)}, {OPTIMISTIC}" if best else ""
+    reasons = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
+    if reasons:
+        click.echo(f"classes left out of the search: {', '.join(reasons)}")
+    click.echo(f"{len(finished)} trainings finished now, {failed} of them failed{found}")
+
+
+@main.command(
+    needs="results of aqx search.",
+    examples=["aqx confirm found.duckdb --task mnist1d", "aqx confirm found.duckdb --task train.py:task --top 3"],
+)
+@options.db
+@options.task
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="K", help="The best K.")
+@click.option("--seeds", type=click.IntRange(2), default=10, show_default=True, metavar="S", help="Fresh seeds each.")
+@options.workers
+@options.quiet
+@options.as_json
+def confirm(db: str, task: str, top: int, seeds: int, workers: int, quiet: bool, as_json: bool) -> None:
+    """Retrain the best on fresh seeds: do they really win?
+
+    The baselines are retrained with them. What the search saw is the best of many noisy results, so optimistic.
+    """
+    study = open_study(db, task)
+    with progress_shown("confirm", quiet) as progress:
+        result = study.confirm(top=top, seeds=seeds, workers=workers, progress=progress)
+    columns = {
+        "function": attrgetter("name"),
+        f"{result.metric}, 95 % interval": lambda row: interval(row.mean, row.low, row.high),
+        f"difference to {result.reference}": lambda row: (
+            "" if row.verdict == "reference" else interval(row.difference, row.difference_low, row.difference_high, "+")
+        ),
+        "verdict": attrgetter("verdict"),
+    }
+    show_rows(result.rows, columns, as_json)

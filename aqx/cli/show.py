@@ -1,0 +1,94 @@
+"""`aqx show`: all that is known of one function, with its curve."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aqx.cli import complete, options
+from aqx.cli.commands import main
+from aqx.cli.screen import cell, plain, show_json
+
+if TYPE_CHECKING:
+    from aqx.search import FunctionReport
+    from aqx.search.summary import Score
+
+RANGE, POINTS = 4.0, 481  # 0 is one of them
+_LISTED = 20
+
+
+@main.command(
+    needs="only the function; with a database it tells what was found there.",
+    examples=['aqx show "mul(x,tanh(x))"', 'aqx show "mul(x,tanh(x))" found.duckdb', 'aqx show "gelu(x)" --derivative'],
+)
+@click.argument("name")
+@click.argument("db", required=False, shell_complete=complete.files)
+@click.option("-d", "--derivative", is_flag=True, help="Draw the derivative too, as points.")
+@options.as_json
+def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
+    """Show what is known of a function, and its curve.
+
+    That is its formula, class and flags; with a database also equal functions, and what came of it per task.
+    """
+    from aqx.cli.curve import draw_curve
+    from aqx.export import formula, latex
+    from aqx.search import describe
+
+    if db and os.path.isfile(name) and not os.path.exists(db):
+        name, db = db, name  # in the other commands the database comes first
+    known = describe(name, db)
+    x, y, slope = _curve(known.name)
+    if as_json:
+        curve = {"x": x, "y": y, "derivative": slope}
+        show_json({**plain(known), "formula": formula(name), "latex": latex(name), "curve": curve})
+        return
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf32")
+    lines = [known.name, f"  size   {known.size}", f"  shape  {known.shape}", f"  class  {known.class_id}"]
+    lines += [f"  f(x)   {formula(name)}"] * unicode + [f"  LaTeX  {latex(name)}"]
+    lines += [f"  not in {db}"] * bool(db and known.simplest is None)
+    lines.append(f"  flags  {', '.join(flag for flag, on in known.flags.items() if on) or 'none'}")
+    lines += [f"  equal  {other}" for other in known.equal]
+    width = min(max(shutil.get_terminal_size().columns - 12, 24), 60)
+    drawn = draw_curve(x, y, slope if derivative else None, width=width, braille=unicode)
+    legend = ["", ("⠤⠒⠉ f   · its derivative" if unicode else "*** f   . its derivative")] if derivative else [""]
+    click.echo("\n".join([*lines, *_scores(known), *legend, drawn]))
+
+
+def _scores(known: FunctionReport) -> list[str]:
+    lines = [f"  score  {score.task}: {said}" for score in known.scores if (said := _score(score))]
+    lines += [f"  trial  {' '.join(map(cell, result))}" for result in known.results[:_LISTED]]
+    if (more := len(known.results) - _LISTED) > 0:
+        lines.append(f"  trial  and {more:,} more; --json has all of them")
+    return lines
+
+
+def _score(score: Score) -> str:
+    parts = []
+    if score.searched is not None:
+        parts.append(f"{score.objective} {cell(score.searched)} in the search, mean of {score.trials}")
+        parts.append(f"rank {score.rank:,} of {score.ranked:,}")
+    if score.confirmed:
+        means = ", ".join(f"{metric} {cell(mean)}" for metric, mean in score.confirmed.items())
+        parts.append(f"confirmed with {means}, mean of {score.seeds} fresh seeds")
+    if score.failed:
+        parts.append(f"{score.failed} failed")
+    if score.broken:
+        parts.append(f"breaks the model ({score.broken})")
+    return "; ".join(parts)
+
+
+def _curve(name: str) -> tuple[Any, Any, Any]:
+    """Abscissas, values and derivatives [P]."""
+    import jax
+    import numpy as np
+
+    from aqx.activation import activation
+
+    function = activation(name)
+    x = np.linspace(-RANGE, RANGE, POINTS, dtype=np.float32)
+    y, tangents = jax.jvp(function, (x,), (np.ones_like(x),))
+    return x, np.asarray(y), np.asarray(tangents)

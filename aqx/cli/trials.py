@@ -1,0 +1,148 @@
+"""Commands about single trials: claim and tell from any framework; list, repeat and delete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import click
+
+from aqx.cli import options
+from aqx.cli.commands import main
+from aqx.cli.opening import open_study
+from aqx.cli.screen import columns_of, show_result, show_rows
+
+
+@main.command(
+    needs="functions in the database: aqx enumerate.",
+    examples=[
+        "aqx claim found.duckdb --task train.py:task",
+        'read -r name trial seed <<<"$(aqx claim found.duckdb --task train.py:task)"',
+    ],
+)
+@options.db
+@options.task
+@click.option("--hours", type=click.FloatRange(0, min_open=True), default=24.0, show_default=True, help="Its lease.")
+@options.surrogate
+@options.seed
+@options.as_json
+def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as_json: bool) -> None:
+    """Claim a function, to train it in any framework.
+
+    Prints the function's name, the trial's id and its seed. Answer with aqx tell DB --task T --trial ID METRIC=NUMBER.
+    A claim without an answer lapses after its lease; a later answer is accepted all the same.
+    """
+    trial = open_study(db, task, surrogate, seed).claim_next(hours * 3600)
+    known = {"name": trial.name, "trial": trial.id, "seed": trial.seed}
+    click.echo(json.dumps(known) if as_json else " ".join(map(str, known.values())))
+
+
+@main.command(
+    needs="a trial that aqx claim gave out, or a function that was trained elsewhere.",
+    examples=[
+        "aqx tell found.duckdb --task mnist1d --trial 17 val_acc=0.61",
+        'aqx tell found.duckdb --task mnist1d --trial 18 --failed "out of memory"',
+        'aqx tell found.duckdb --task mnist1d "relu(x)" val_acc=0.61',
+    ],
+)
+@options.db
+@options.task
+@click.argument("result", nargs=-1, metavar="[NAME] METRIC=NUMBER…")
+@click.option("--trial", "trial_id", type=click.IntRange(1), metavar="ID", help="Answer to aqx claim; no NAME then.")
+@click.option("--failed", "reason", metavar="REASON", help="With --trial: it failed, and why.")
+@click.option("--seed", type=int, help="Seed of a training that was not claimed; default 0.")
+@options.as_json
+def tell(
+    db: str,
+    task: str,
+    result: tuple[str, ...],
+    trial_id: int | None,
+    reason: str | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Record the result of a claim, or of another training."""
+    names = [word for word in result if "=" not in word]
+    metrics = dict(_metric(word) for word in result if "=" in word)
+    if len(names) != (trial_id is None):
+        raise click.UsageError("give a function's NAME, or --trial ID instead of one", click.get_current_context())
+    if (reason is None) != bool(metrics) or (reason is not None and trial_id is None):
+        raise click.UsageError("give METRIC=NUMBER, or --trial with --failed REASON", click.get_current_context())
+    if trial_id is not None and seed is not None:
+        raise click.UsageError("--seed belongs to a NAME; a trial has its own", click.get_current_context())
+    study = open_study(db, task)
+    if trial_id is None:
+        record = study.add(names[0], seed or 0, **metrics)
+    elif reason is not None:
+        record = study.fail(trial_id, reason)
+    else:
+        record = study.tell(trial_id, **metrics)
+    show_result(record, f"recorded {record.name} as trial {record.id}: {record.status}", as_json)
+
+
+def _metric(text: str) -> tuple[str, float]:
+    key, _, value = text.partition("=")
+    with contextlib.suppress(ValueError):
+        if key not in ("", "name", "seed"):  # the other arguments of Study.add
+            return key, float(value)
+    raise click.UsageError(f"{text!r} is not METRIC=NUMBER", click.get_current_context())
+
+
+@main.command(
+    "trials",
+    needs="a database in which something was trained.",
+    examples=["aqx trials found.duckdb --task mnist1d", "aqx trials found.duckdb --task mnist1d --status failed"],
+)
+@options.db
+@options.task
+@click.option(
+    "--status", type=click.Choice(["queued", "running", "stale", "done", "pruned", "failed"]), help="Only these."
+)
+@options.as_json
+def trials_(db: str, task: str, status: str | None, as_json: bool) -> None:
+    """List what was trained where, and what came of it."""
+    columns = columns_of("id", "name", "purpose", "status", "objective", "seconds", "worker", "reason")
+    show_rows(open_study(db, task).records(status=status), columns, as_json)
+
+
+@main.command(
+    needs="trials that have ended; aqx trials lists them.",
+    examples=["aqx retry found.duckdb --task mnist1d", "aqx retry found.duckdb --task mnist1d --trial 17"],
+)
+@options.db
+@options.task
+@click.option("--trial", "trial_ids", type=click.IntRange(1), multiple=True, metavar="ID", help="This one; repeatable.")
+@options.as_json
+def retry(db: str, task: str, trial_ids: tuple[int, ...], as_json: bool) -> None:
+    """Queue functions to be trained once more.
+
+    Default those that failed or were lost. What is stored of them stays.
+    """
+    queued = open_study(db, task).retry(*trial_ids)
+    names = ", ".join(record.name for record in queued[:5]) + (", …" if len(queued) > 5 else "")
+    text = f"{len(queued)} queued; the next search or claim takes them first" + (f": {names}" if names else "")
+    show_result({"queued": queued}, text, as_json)
+
+
+@main.command(
+    needs="a database; a copy of it first is wise.",
+    examples=["aqx reset found.duckdb --task mnist1d --keep-done", "aqx reset found.duckdb --task mnist1d --yes"],
+)
+@options.db
+@options.task
+@click.option("--keep-done", is_flag=True, help="Keep the trials that have a result.")
+@click.option("--yes", is_flag=True, help="Delete results too.")
+@options.as_json
+def reset(db: str, task: str, keep_done: bool, yes: bool, as_json: bool) -> None:
+    """Delete a task's trials for good.
+
+    Those that are running stay, and so do functions and spectra.
+    """
+    study = open_study(db, task)
+    results = sum(record.status in ("done", "pruned") for record in study.records())
+    if results and not keep_done and not yes:
+        raise click.UsageError(
+            f"this would delete {results:,} results; add --yes to do so, or --keep-done", click.get_current_context()
+        )
+    deleted = study.reset(keep_done=keep_done)
+    show_result({"deleted": deleted}, f"{deleted:,} trials deleted", as_json)
