@@ -107,11 +107,12 @@ def confirm(
                     return trial
         return None
 
-    def finish(record: Record) -> None:
+    def show(note: str) -> None:
         if progress:
-            progress(len(_results(study, jobs)), len(jobs), record.name)
+            progress(len(_results(study, jobs)), len(jobs), note)
 
-    train_all(study, next_trial, executor, workers, finish)
+    show("")
+    train_all(study, next_trial, executor, workers, lambda record: show(record.name))
     return judge(
         _results(study, jobs),
         {ranking.class_id: ranking.name for ranking in winners},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,18 @@ def search(
         raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
     baselines = len(study.task.baselines)
 
+    def show(trials: Sequence[Brief | Record], note: str) -> None:
+        if progress:
+            ended = sum(trial.status in ENDED and trial.purpose in ("search", "baseline") for trial in trials)
+            progress(ended, budget + baselines, note)
+
     def describe(trials: list[Brief]) -> None:
         nonlocal spectra
         try:
             if spectra:
-                study.describe_promising(spectra, trials)
+                study.describe_promising(
+                    spectra, trials, lambda done, total, _: show(trials, f"{done:,} of {total:,} Fisher spectra")
+                )
         except AqxError as error:
             spectra = 0
             _log.warning("aqx: the search goes on without more Fisher spectra: %s", error)
@@ -68,11 +75,10 @@ def search(
         finished.append(record)
         records = study.records()
         _stop_if_hopeless(study, records, baselines)
-        if progress:
-            total = sum(r.status in ENDED and r.purpose in ("search", "baseline") for r in records)
-            best = study.best(records)
-            progress(total, budget + baselines, f"best {best.objective:.4f} {best.name}" if best else "")
+        best = study.best(records)
+        show(records, f"best {best.objective:.4f} {best.name}" if best else "")
 
+    show(study.trials(), "")
     train_all(study, next_trial, executor, workers, finish)
     return finished
 
@@ -154,7 +160,7 @@ def _train_in(
             return executor.submit(train, *work)  # it may need no pickle, and says so if it does
         return executor.submit(train_pickled, pickled)
 
-    def settle(future: Future[Outcome]) -> None:
+    def settle(future: Future[Outcome]) -> Record | None:
         nonlocal lost_in_a_row
         try:
             outcome = future.result()
@@ -180,7 +186,8 @@ def _train_in(
                 forget(future)
             else:
                 forget(future)
-                finish(record)
+                return record
+        return None
 
     def forget(future: Future[Outcome]) -> Trial:
         trial = running.pop(future)
@@ -201,8 +208,11 @@ def _train_in(
                         ) from error
                 if not running:
                     return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    settle(future)
+                # All results are stored before anybody hears of one: a callback may raise.
+                settled = [settle(future) for future in wait(running, return_when=FIRST_COMPLETED).done]
+                for record in filter(None, settled):
+                    study.announce(record)
+                    finish(record)
         finally:
             for future in running:
                 future.cancel()

@@ -77,11 +77,13 @@ def curve_of(metrics: dict[str, object], objective: str, sign: int) -> list[tupl
     points = metrics.get(f"{objective}_by_step")
     if not isinstance(points, list):
         return []
-    found = {}
+    found: dict[int, float] = {}
     for point in points:
         match point:
             case [int() as step, int() | float() as value]:
                 found[step] = sign * float(value)
+            case _:
+                pass
     return sorted(found.items())
 
 

@@ -31,7 +31,7 @@ class RetryPolicy:
     lost: int = 1
     failed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for argument in ("lost", "failed"):
             value = getattr(self, argument)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -20,6 +19,7 @@ from aqx.search.candidates import Candidates
 from aqx.search.confirmation import Confirmation, confirm
 from aqx.search.loop import search
 from aqx.search.pruning import rule_of
+from aqx.search.results import rank_functions
 from aqx.search.retry import RetryPolicy
 from aqx.search.trial import (
     ASKED_LEASE_SECONDS,
@@ -42,6 +42,9 @@ from aqx.store.trials import Wanted
 from aqx.tasks import Task, load_task
 from aqx.tree import parse
 
+# What is called with every trial that ends: (study, record).
+Callback = Callable[["Study", Record], object]
+
 
 class Study:
     """A search for activations on one task: any number of processes may hold the same study open.
@@ -56,9 +59,13 @@ class Study:
         seed: of the study.
         retry: how often a function is trained again whose training was lost with its process, or failed.
         pruner: what `Trial.should_prune` goes by: "median", "halving" or "never".
+        callbacks: functions that are called as `callback(study, record)` after every trial that ends through this
+            object: done, failed or pruned, by `tell`, `fail`, a `trial` block, `search` or `confirm`; in this process,
+            in this order, after the result is stored. What one raises goes on to the caller: a search ends with it,
+            and the same call resumes it. Intermediate values are in `record.metrics`, as `<metric>_by_step`.
 
     Raises:
-        InputError: the task, the surrogate or the pruner cannot be used.
+        InputError: the task, the surrogate, the pruner or a callback cannot be used.
         StoreError: the database cannot be used, or holds another task of this name.
 
     Example:
@@ -69,6 +76,10 @@ class Study:
         ...     trial.report(val_acc=0.61)
         >>> study.best().name, study.best().objective
         ('relu(x)', 0.61)
+
+        >>> log = aqx.Study(study.db, "mnist1d", callbacks=[lambda study, record: print(record.name, record.status)])
+        >>> _ = log.tell(log.ask(), val_acc=0.58)
+        swish(x) done
     """
 
     def __init__(
@@ -80,12 +91,14 @@ class Study:
         seed: int = 0,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008  (it is frozen)
         pruner: str = "median",
+        callbacks: Sequence[Callback] = (),
     ):
         self.task = load_task(task) if isinstance(task, str) else task
         if seed < 0:
             raise InputError(f"seed={seed!r} cannot seed a study; give an integer from 0")
         self.preset = surrogates.as_preset(surrogate)
         rule_of(pruner)
+        self.callbacks = _checked(callbacks)
         self.seed, self.retry_policy, self.pruner = seed, retry, pruner
         self.db = db if isinstance(db, Database) else Database(db, create=True)
         self.task_id = register_task(self.db, self.task.name, self.task.identity())
@@ -120,11 +133,14 @@ class Study:
             number(self.task.objective, metrics)
             trial.metrics = metrics
             return trial.finish()
-        return as_record(store.finish(self.db, trial, number(self.task.objective, metrics), metrics))
+        value = number(self.task.objective, metrics)
+        return self.announce(as_record(store.finish(self.db, trial, value, metrics)))
 
     def fail(self, trial: Trial | int, reason: str) -> Record:
         """Store that a training failed, and why; see `tell`."""
-        return trial.fail(reason) if isinstance(trial, Trial) else as_record(store.fail(self.db, trial, reason))
+        if isinstance(trial, Trial):
+            return trial.fail(reason)
+        return self.announce(as_record(store.fail(self.db, trial, reason)))
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
@@ -267,14 +283,7 @@ class Study:
 
     def top(self, n: int = 10) -> list[Ranking]:
         """Return the n best functions by the mean of their results in the search."""
-        results: dict[str, list[Record]] = {}
-        for record in self._done(self.records()):
-            results.setdefault(record.class_id or record.name, []).append(record)
-        ranking = [
-            Ranking(group[0].name, group[0].class_id, statistics.fmean(r.objective or 0.0 for r in group), len(group))
-            for group in results.values()
-        ]
-        return sorted(ranking, key=lambda r: -self.sign * r.objective)[:n]
+        return rank_functions(self._done(self.records()), self.sign)[:n]
 
     def suggest(self, n: int = 1) -> list[Suggestion]:
         """Show the n candidates that would be suggested next, without claiming them.
@@ -303,6 +312,12 @@ class Study:
     def trials(self) -> list[Brief]:
         """Return the study's trials in the order of their ids, in brief."""
         return trial_rows.list_brief(self.db, self.task_id)
+
+    def announce(self, record: Record) -> Record:
+        """Call the callbacks with a trial that has ended, and return it."""
+        for callback in self.callbacks:
+            callback(self, record)
+        return record
 
     def class_id(self, name: str) -> str:
         """Return the class of a function, enumerated or not."""
@@ -434,10 +449,17 @@ class Study:
         order = surrogates.rank(table.coordinates, observed, values, preset=self.preset, seed=self.seed)
         return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
 
-    def describe_promising(self, among: int, trials: Sequence[Brief]) -> None:
+    def describe_promising(
+        self, among: int, trials: Sequence[Brief], progress: Callable[[int, int, str], None] | None = None
+    ) -> None:
         """Compute the Fisher spectra that the `among` most promising candidates, and the trained ones, lack.
 
         Nothing is computed before there are results to predict from, nor for a few candidates only.
+
+        Args:
+            among: how many of the most promising candidates are to have a spectrum.
+            trials: of this study.
+            progress: called as progress(done, total, note).
         """
         table = self._load_candidates()
         settled = table.has_spectrum | ~table.usable
@@ -447,7 +469,7 @@ class Study:
         rows = surrogates.undescribed(table.coordinates, observed, values, settled, among, self.preset, self.seed)
         if len(rows):
             names = functions.class_names(self.db, table.class_ids(rows))
-            compute_spectra(self.db, self.task, names=names)
+            compute_spectra(self.db, self.task, names=names, progress=progress)
 
     def left_out(self) -> dict[str, int]:
         """Return how many classes the search does not consider, by the reason.
@@ -466,3 +488,9 @@ class Study:
     @staticmethod
     def _done(records: Sequence[Record]) -> list[Record]:
         return [record for record in records if record.status == "done" and record.purpose in SEARCHED]
+
+
+def _checked(callbacks: Any) -> tuple[Callback, ...]:
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+        raise InputError(f"callbacks={callbacks!r} cannot be called; give a list of functions of (study, record)")
+    return tuple(callbacks)

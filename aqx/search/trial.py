@@ -183,17 +183,18 @@ class Trial:
             try:
                 yield self
             except Pruned:
-                self._prune()
+                self.study.announce(self._prune())
                 return
             except Exception as error:
                 self.fail(error)
                 raise
             try:
-                self.finish()
+                record = self._finish()
             except AqxError as error:
                 self.metrics.clear()
                 self.fail(error)
                 raise
+            self.study.announce(record)
 
     @contextlib.contextmanager
     def _given_back_when_interrupted(self) -> Iterator[None]:
@@ -207,6 +208,9 @@ class Trial:
 
     def finish(self) -> Record:
         """Store what was reported as the trial's result; without the objective it is a failed one."""
+        return self.study.announce(self._finish())
+
+    def _finish(self) -> Record:
         objective = self.study.task.objective
         if objective in self.metrics:
             value = number(objective, self.metrics)
@@ -227,10 +231,11 @@ class Trial:
         if isinstance(error, BaseException):
             metrics["traceback"] = traceback_of(error)
             error = one_line(error)
-        return as_record(store.fail(self.study.db, self.id, error, metrics, **self._circumstances()))
+        record = as_record(store.fail(self.study.db, self.id, error, metrics, **self._circumstances()))
+        return self.study.announce(record)
 
     def end(self, outcome: Outcome) -> Record:
-        """Store what a training that ran elsewhere left behind."""
+        """Store what a training that ran elsewhere left behind; the study's callbacks are left to the caller."""
         circumstances = {"seconds": outcome.seconds, "environment": outcome.environment}
         if outcome.reason is not None:
             row = store.fail(self.study.db, self.id, outcome.reason, outcome.metrics, **circumstances)
