@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "surrogate": ("store", "tree"),
     "search": ("enumeration", "fisher", "surrogate"),
     "benchmark": ("search",),
+    "optuna": ("search",),
     "export": ("tree",),
     "report": ("search", "export"),
     "cli": ("benchmark", "report"),
@@ -49,6 +50,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sklearn.datasets": ("tasks",),
     "mnist1d": ("tasks",),
     "matplotlib": ("report",),
+    "optuna": ("optuna",),
     "click": ("cli",),
     "rich": ("cli",),
 }
@@ -116,6 +118,8 @@ def test_imports_point_down(source: Path):
         ("fisher", "def f():\n    import duckdb"),
         ("tasks", "from sklearn import tree"),
         ("surrogate", "from sklearn.datasets import load_digits"),
+        ("search", "from optuna.samplers import BaseSampler"),
+        ("search", "from aqx.optuna import AqxSampler"),
     ],
 )
 def test_a_wrong_import_is_seen(room: str, text: str):
@@ -124,7 +128,7 @@ def test_a_wrong_import_is_seen(room: str, text: str):
 
 
 def test_importing_aqx_is_light():
-    heavy = "umap sklearn numba matplotlib click mnist1d"
+    heavy = "flax optax umap sklearn scipy numba pandas matplotlib plotly optuna distributed torch click rich mnist1d"
     code = f"import sys, aqx; print([m for m in {heavy.split()} if m in sys.modules])"
     code += "\nfrom jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

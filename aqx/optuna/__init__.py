@@ -1,0 +1,10 @@
+"""For users of Optuna: a sampler that chooses activation functions beside all other hyperparameters."""
+
+try:
+    from aqx.optuna.sampler import AqxSampler
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] != "optuna":
+        raise
+    raise ImportError("aqx.optuna needs Optuna; install it: pip install 'aqx[optuna]'") from error
+
+__all__ = ["AqxSampler"]
