@@ -17,7 +17,8 @@ WIDE, PHONE = (1400, 900), (390, 844)
 
 def chromium() -> str:
     """The browser's path; a test that asks is skipped where there is none, unless it is required."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    names = (os.environ.get("AQX_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, filter(None, names))), None)
     if found is None:
         reason = "there is no Chromium; on Debian: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("AQX_REQUIRE_CHROMIUM") else pytest.skip(reason)

@@ -73,7 +73,8 @@ function part(section, wanted, draw) {
 async function unpacked(id) {
   const text = byId(id).textContent.trim();
   if (!text) return new ArrayBuffer(0);
-  const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+  const decoded = atob(text), bytes = new Uint8Array(decoded.length);
+  for (let i = 0; i < decoded.length; i++) bytes[i] = decoded.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }

@@ -45,7 +45,7 @@ function view() {
 
 const share = value => (value - atlas.worst) / (atlas.best - atlas.worst);
 
-function painted() {
+async function painted() {
   const v = view(), scale = Math.min(window.devicePixelRatio || 1, 2);
   const canvas = make("canvas", {width: Math.round(v.width * scale), height: Math.round(v.height * scale)});
   const context = canvas.getContext("2d"), w = canvas.width, h = canvas.height;
@@ -80,7 +80,10 @@ function painted() {
     context.strokeStyle = colour("ink");
     context.stroke();
   }
-  return {source: canvas.toDataURL(), xref: "x", yref: "y", x: v.x0, y: v.y1, sizex: v.x1 - v.x0, sizey: v.y1 - v.y0,
+  const blob = await new Promise(done => canvas.toBlob(done)), old = atlas.picture;
+  atlas.picture = URL.createObjectURL(blob);
+  if (old) setTimeout(() => URL.revokeObjectURL(old), 5000); // while the next one takes its place
+  return {source: atlas.picture, xref: "x", yref: "y", x: v.x0, y: v.y1, sizex: v.x1 - v.x0, sizey: v.y1 - v.y0,
     sizing: "stretch", layer: "below"};
 }
 
@@ -105,7 +108,7 @@ async function drawMap() {
   mapBusy = true;
   element.layout = mapLayout(ranges);
   const shown = mapLayout(ranges);
-  shown.images = [painted()];
+  shown.images = [await painted()];
   await Plotly.react(element, [
     {x: m.x, y: m.y, mode: "markers", hoverinfo: "skip",
       marker: {size: 15, symbol: "circle-open", color: m.color, line: {width: 2.5}}},

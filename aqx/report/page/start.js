@@ -1,9 +1,12 @@
-// The theme, and then everything in turn, so that the top of the page is there first.
+// The theme, and then everything in turn: between two charts the browser may show what there is, and answer.
 const root = document.documentElement;
 root.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 
 async function drawAll() {
-  for (const draw of parts) await draw();
+  for (const draw of parts) {
+    await draw();
+    await new Promise(done => setTimeout(done));
+  }
 }
 
 async function start() {
