@@ -12,6 +12,7 @@ from flax import linen as nn
 from sklearn.datasets import load_digits
 
 import aqx
+from aqx.tasks.models import AllCNNC
 
 FUNCTIONS = ("tanh", "swish", "erf", "softsign", "elu", "arctan", "relu", "arcsinh")
 # Sums, as deep models lose the gradient with products of functions that vanish at 0.
@@ -42,20 +43,6 @@ class CNN(nn.Module):
         return nn.Dense(10)(x.mean(axis=(1, 2)))
 
 
-class AllCNN(nn.Module):
-    """All-CNN-C of Springenberg et al. 2015 (table 1): nine convolutions, 1,369,738 weights."""
-
-    act: aqx.Activation
-
-    @nn.compact
-    def __call__(self, x):
-        layers = ((96, 3, 1), (96, 3, 1), (96, 3, 2), (192, 3, 1), (192, 3, 1), (192, 3, 2), (192, 3, 1), (192, 1, 1))
-        for number, (channels, size, stride) in enumerate(layers):
-            padding = "VALID" if number == 6 else "SAME"
-            x = self.act(nn.Conv(channels, (size, size), strides=stride, padding=padding)(x))
-        return nn.Conv(10, (1, 1))(x).mean(axis=(1, 2))
-
-
 def digits(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return 256 handwritten digits."""
     x, y = map(np.asarray, load_digits(return_X_y=True))
@@ -73,7 +60,7 @@ def tasks(examples: int) -> dict[str, tuple[str, aqx.Task]]:
     return {
         "mlp": ("MLP 64-64-64-10, N = 256", task("mlp", MLP, functools.partial(digits, (64,)))),
         "cnn": ("CNN 32, 64/2, 64 on 8×8, N = 256", task("cnn", CNN, functools.partial(digits, (8, 8, 1)))),
-        "allcnn": (f"All-CNN-C, 1.37 M weights, N = {examples}", task("allcnn", AllCNN, lambda: noise(examples))),
+        "allcnn": (f"All-CNN-C, 1.37 M weights, N = {examples}", task("allcnn", AllCNNC, lambda: noise(examples))),
     }
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from aqx.activation import activation
 from aqx.errors import TaskError
@@ -110,7 +109,15 @@ def _try_model(task: Task, name: str, x: Any, y: Any, n: int) -> tuple[Any, Any,
 
 
 def guard(what: str, call: Callable[[], Any]) -> Any:
-    """Call the user's code; whatever it raises becomes one line that names the function."""
+    """Return what the user's code returns; whatever it raises becomes one line that names the function.
+
+    Args:
+        what: the name of the function.
+        call: calls it.
+
+    Raises:
+        TaskError: the code raised; the line says what, and where in the user's file.
+    """
     try:
         return call()
     except TaskError:
@@ -222,6 +229,8 @@ def _number(name: str, value: Any) -> float:
 
 
 def _count_parameters(model: Any, variables: Any) -> int:
+    from flax import nnx
+
     weights = nnx.state(model, nnx.Param) if variables is None else variables.get("params", {})
     return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(weights))
 

@@ -28,11 +28,21 @@ BUILT_IN = {
     "mnist1d-cnn": "aqx.tasks.mnist1d_cnn",
     "sine": "aqx.tasks.sine",
 }
+# Tasks on data that the user downloads: modules whose `built_in(name)` returns them, or says where to put the data.
+ON_DOWNLOADS = {
+    f"cifar{classes}-{model}": "aqx.tasks.cifar"
+    for classes in (10, 100)
+    for model in ("all-cnn-c", "resnet56", "mobilevit", "vit")
+}
 
 
-def builtin_tasks() -> tuple[str, ...]:
-    """Return the names of the built-in tasks."""
-    return tuple(BUILT_IN)
+def builtin_tasks(*, downloads: bool = False) -> tuple[str, ...]:
+    """Return the names of the built-in tasks that bring their data.
+
+    Args:
+        downloads: also those whose data the user has to download.
+    """
+    return (*BUILT_IN, *(ON_DOWNLOADS if downloads else ()))
 
 
 def load_task(reference: str) -> Task:
@@ -49,7 +59,8 @@ def load_task(reference: str) -> Task:
         The task; it can be pickled, as the file's path, the name and a digest of the content.
 
     Raises:
-        TaskError: the file does not exist, raises on import, lacks the name, or holds no task there.
+        TaskError: the file does not exist, raises on import, lacks the name, or holds no task there; or the data of a
+            built-in task are not there.
 
     Example:
         >>> from aqx.tasks import load_task
@@ -58,6 +69,8 @@ def load_task(reference: str) -> Task:
     """
     if reference in BUILT_IN:
         return importlib.import_module(BUILT_IN[reference]).task
+    if reference in ON_DOWNLOADS:
+        return importlib.import_module(ON_DOWNLOADS[reference]).built_in(reference)
     path, _, name = reference.rpartition(":")
     if not path.endswith(".py"):
         path = reference if reference.endswith(".py") else ""
@@ -223,5 +236,6 @@ def _names_of(task: Task, module: Any) -> list[str]:
 
 
 def _known(reference: str) -> str:
-    near = difflib.get_close_matches(reference, BUILT_IN, n=1)
-    return ", ".join(BUILT_IN) + (f"; did you mean {near[0]}?" if near else "")
+    names = builtin_tasks(downloads=True)
+    near = difflib.get_close_matches(reference, names, n=1)
+    return ", ".join(names) + (f"; did you mean {near[0]}?" if near else "")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float, Integer, Real, Shaped
 
 from aqx.errors import InputError
@@ -38,9 +39,9 @@ def softmax_cross_entropy(
     """
     outputs, y = jnp.asarray(outputs), jnp.asarray(y)
     if outputs.ndim > 1 and y.shape == outputs.shape[:-1] and jnp.issubdtype(y.dtype, jnp.integer):
-        return _per_example(optax.losses.softmax_cross_entropy_with_integer_labels(outputs, y))
+        return _per_example(_optax().softmax_cross_entropy_with_integer_labels(outputs, y))
     if outputs.ndim > 1 and y.shape == outputs.shape:
-        return _per_example(optax.losses.softmax_cross_entropy(outputs, y.astype(outputs.dtype)))
+        return _per_example(_optax().softmax_cross_entropy(outputs, y.astype(outputs.dtype)))
     raise InputError(
         f"y of shape {y.shape} and type {y.dtype} does not fit outputs {outputs.shape}; "
         f"give integer classes {outputs.shape[:-1]} or one-hot rows {outputs.shape}"
@@ -68,7 +69,7 @@ def binary_cross_entropy(outputs: Float[Array, "N *D"], y: Shaped[Array, "N *_"]
         >>> print(losses.binary_cross_entropy(jnp.zeros((2, 1)), jnp.array([0, 1])))
         [0.6931472 0.6931472]
     """
-    return _per_example(optax.losses.sigmoid_binary_cross_entropy(*_same_shape(outputs, y)))
+    return _per_example(_optax().sigmoid_binary_cross_entropy(*_same_shape(outputs, y)))
 
 
 def mean_squared_error(outputs: Float[Array, "N *D"], y: Real[Array, "N *_"]) -> Float[jax.Array, " N"]:
@@ -90,7 +91,7 @@ def mean_squared_error(outputs: Float[Array, "N *D"], y: Real[Array, "N *_"]) ->
         >>> losses.mean_squared_error(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 0.0]])).tolist()
         [2.5]
     """
-    return _per_example(optax.losses.squared_error(*_same_shape(outputs, y)))
+    return _per_example(_optax().squared_error(*_same_shape(outputs, y)))
 
 
 def _same_shape(outputs: Array, y: Array) -> tuple[jax.Array, jax.Array]:
@@ -99,6 +100,12 @@ def _same_shape(outputs: Array, y: Array) -> tuple[jax.Array, jax.Array]:
     if outputs.ndim == 0 or y.shape not in (outputs.shape, *([outputs.shape[:-1]] if outputs.shape[-1] == 1 else [])):
         raise InputError(f"y of shape {y.shape} does not fit outputs {outputs.shape}; give y the shape of the outputs")
     return outputs, y.reshape(outputs.shape).astype(outputs.dtype)
+
+
+def _optax() -> Any:
+    from optax import losses  # slow to import, and not needed before something is trained
+
+    return losses
 
 
 def _per_example(values: jax.Array) -> jax.Array:

@@ -61,4 +61,4 @@ def train(act: Activation, seed: int) -> dict[str, float]:
     return train_classifier(build_model, act, load_data(), seed, RECIPE)
 
 
-task = Task(name="mnist1d-cnn", build_model=build_model, batch=batch, loss=softmax_cross_entropy, train=train)
+task: Task = Task(name="mnist1d-cnn", build_model=build_model, batch=batch, loss=softmax_cross_entropy, train=train)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import jax
-from flax import linen, nnx
 
 from aqx.errors import TaskError
 from aqx.tasks.task import Task
@@ -31,6 +30,8 @@ def build_model(task: Task, act: Callable[[Any], Any], x: Any) -> tuple[Any, Any
     Raises:
         TaskError: `build_model` returns no Flax module.
     """
+    from flax import linen, nnx  # slow to import, and not needed before there is a model
+
     key = jax.random.key(task.seed)
     model = _call_build_model(task.build_model, act, key)
     if isinstance(model, nnx.Module):
@@ -47,7 +48,14 @@ def build_model(task: Task, act: Callable[[Any], Any], x: Any) -> tuple[Any, Any
 
 
 def apply_model(task: Task, model: Any, variables: Any, x: Any) -> Any:
-    """Return the outputs [N, ...] of a model that `build_model` made, through the task's own `apply` if it has one."""
+    """Return the outputs [N, ...] of a model that `build_model` made, through the task's own `apply` if it has one.
+
+    Args:
+        task: the task.
+        model: from `build_model`.
+        variables: of the model; None for an NNX model.
+        x: a batch of inputs.
+    """
     if task.apply is not None:
         return task.apply(model, variables, x)
     return model(x) if variables is None else model.apply(variables, x)
@@ -61,6 +69,8 @@ def _call_build_model(build: Callable[..., Any], act: Callable[[Any], Any], key:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some callables written in C have none
         return build(act)
+    from flax import nnx
+
     if "rngs" in parameters:
         return build(act, rngs=nnx.Rngs(key))
     needed = [p for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
@@ -72,7 +82,7 @@ def _call_build_model(build: Callable[..., Any], act: Callable[[Any], Any], key:
 class _InitRecorder:
     """Stands in for a Linen model: a call of `apply` initialises the model with those inputs, and keeps the result."""
 
-    def __init__(self, model: linen.Module, key: jax.Array):
+    def __init__(self, model: Any, key: jax.Array):
         self._model, self._key = model, key
         self.variables: Any = None
 

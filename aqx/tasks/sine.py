@@ -69,7 +69,7 @@ def train(act: Activation, seed: int) -> dict[str, float]:
     return metrics if metrics["val_loss"] < DIVERGED else dict.fromkeys(metrics, np.nan)
 
 
-task = Task(
+task: Task = Task(
     name="sine",
     build_model=build_model,
     batch=batch,

@@ -80,7 +80,7 @@ class Task:
     # Set by `load_task`; a copy made by `dataclasses.replace` starts without it, as the file does not hold that copy.
     reference: FileReference | None = field(default=None, init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for argument in ("name", "objective"):
             value = getattr(self, argument)
             if not isinstance(value, str) or not value.strip() or not value.isprintable():
@@ -98,7 +98,7 @@ class Task:
         """Return what has to agree for stored spectra and trials to belong to this task."""
         return {"name": self.name, "objective": self.objective, "direction": self.direction, "seed": self.seed}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         from aqx.tasks.loading import reduce_task
 
         return reduce_task(self)

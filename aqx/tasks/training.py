@@ -111,10 +111,10 @@ def _train(
     optimizer = optax.adam(optax.cosine_decay_schedule(recipe.rate, recipe.steps))
     x, y = (jnp.concatenate(parts) for parts in (data[::2], data[1::2]))
 
-    def step(state, batch):
+    def step(state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
         rows, training = batch
 
-        def mean_loss(params):
+        def mean_loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             outputs = model.apply(params, x[rows])
             values = {name: measure(outputs, y[rows]) for name, measure in measures}
             return values[measures[0][0]].mean(), values
