@@ -39,6 +39,12 @@ class Activation:
         opcodes: per operator in preorder, its index among the table's operators of its kind; `np.int32` scalars, arrays
             when stacked, tracers in a traced function.
         constants: (mean, 1 / standard deviation) when normalized, else empty.
+
+    Example:
+        >>> import aqx
+        >>> act = aqx.activation("max(relu(x),sin(x))")
+        >>> act.name, round(float(act(1.0)), 3)
+        ('max(relu(x),sin(x))', 1.0)
     """
 
     schema: Tree
@@ -281,7 +287,9 @@ def _derivatives(
 
 
 @_derivatives.defjvp
-def _derivatives_jvp(order, schema, table, primals, tangents):
+def _derivatives_jvp(
+    order: int, schema: Tree, table: OperatorTable, primals: Any, tangents: Any
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     _, slope = tangents
     values = _derivatives(order + 1, schema, table, *primals)
     return values[:-1], tuple(value * slope for value in values[1:])

@@ -1,5 +1,7 @@
 """Every error that aqx raises on purpose: one root, and kinds that are also the builtin a caller expects."""
 
+from __future__ import annotations
+
 
 class AqxError(Exception):
     """The root of all errors aqx raises on purpose; its message is written for the user."""
@@ -22,9 +24,9 @@ class ParseError(InputError):
 
     def __init__(self, message: str, position: int = 0):
         super().__init__(message)
-        self.position = position
+        self.position: int = position
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[ParseError], tuple[str, int]]:
         return type(self), (str(self), self.position)
 
 

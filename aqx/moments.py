@@ -10,6 +10,8 @@ from jaxtyping import Float64
 
 from aqx.errors import InputError
 
+Function = Callable[[Float64[np.ndarray, "P"]], Float64[np.ndarray, "P"]]
+
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 # φ(37.5) ≈ 5e-307 is the last density that float64 holds to full precision.
 _EDGES = np.concatenate([np.linspace(-37.5, -8, 60), np.linspace(-8, 8, 65)[1:-1], np.linspace(8, 37.5, 60)])
@@ -21,7 +23,7 @@ _PANELS = 4096
 _BLOCK = 4096  # points per call of the function: one size, so that JAX compiles each operator once
 
 
-def moments(f: Callable[[Float64[np.ndarray, "P"]], Float64[np.ndarray, "P"]], name: str) -> tuple[float, float]:
+def moments(f: Function, name: str) -> tuple[float, float]:
     """Return E[f(x)] and the square root of E[(f(x) − E[f(x)])²] for x ~ N(0, 1).
 
     Gauss–Legendre with 16 nodes on panels of [−37.5, 37.5]; a panel that disagrees with its two halves is replaced by
@@ -42,7 +44,7 @@ def moments(f: Callable[[Float64[np.ndarray, "P"]], Float64[np.ndarray, "P"]], n
         return _integrate(f, name)
 
 
-def _integrate(f, name: str) -> tuple[float, float]:
+def _integrate(f: Function, name: str) -> tuple[float, float]:
     low, high = _EDGES[:-1], _EDGES[1:]
     x, weight = _points(low, high)
     center = float(np.sum(weight * _values(f, x, name)))
@@ -98,7 +100,7 @@ def _points(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x, half * _WEIGHTS * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-def _values(f, x: np.ndarray, name: str) -> np.ndarray:
+def _values(f: Function, x: np.ndarray, name: str) -> np.ndarray:
     flat = x.ravel()
     padded = np.pad(flat, (0, -len(flat) % _BLOCK), mode="edge")
     blocks = [f(padded[i : i + _BLOCK]) for i in range(0, len(padded), _BLOCK)]

@@ -33,7 +33,7 @@ class Operator:
     kind: Kind
     fn: Callable[..., jax.Array]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[str], Operator], tuple[str]]:
         return _operator, (self.name,)
 
 
@@ -49,13 +49,13 @@ class OperatorTable:
     by_kind: dict[Kind, tuple[Operator, ...]] = field(init=False, repr=False)
     opcodes: dict[str, int] = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         by_kind = {kind: tuple(op for op in self.operators if op.kind == kind) for kind in KINDS}
         object.__setattr__(self, "by_kind", by_kind)
         object.__setattr__(self, "by_name", {op.name: op for op in self.operators})
         object.__setattr__(self, "opcodes", {op.name: i for ops in by_kind.values() for i, op in enumerate(ops)})
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., OperatorTable], tuple[tuple[Operator, ...]]]:
         return _table, (self.operators,)
 
 

@@ -39,7 +39,7 @@ class Tree:
     name: str
     args: tuple[Tree, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         reason = _misfit(self.name, len(self.args))
         if reason:
             raise InputError(f"cannot make a Tree: {reason}")
@@ -63,7 +63,7 @@ class Tree:
     def __hash__(self) -> int:
         return hash(self._text)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Tree], tuple[str, tuple[Tree, ...]]]:
         return Tree, (self.name, self.args)
 
     @cached_property

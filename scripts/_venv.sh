@@ -36,8 +36,13 @@ _install() {
     local base="$1" venv="$2" extra="$3" started=$SECONDS made wanted mark
     made="$("$base" -c 'import sys; print(sys.version)') in $root"
     wanted="$made $(cksum <"$root/pyproject.toml")"
-    # The test extra holds all that a plain installation does.
-    for mark in "$extra" "${extra:-test}"; do
+    # Each of "", test and test-slow holds all that those before it do.
+    local holders=("$extra")
+    case "$extra" in
+        "") holders+=(test test-slow) ;;
+        test) holders+=(test-slow) ;;
+    esac
+    for mark in "${holders[@]}"; do
         if [ "$wanted" = "$(cat "$venv/.aqx-$mark" 2>/dev/null)" ]; then return; fi
     done
 
@@ -52,7 +57,10 @@ _install() {
     local pip=("$venv/bin/python" -m pip)
     "${pip[@]}" --version >/dev/null 2>&1 || pip=("$base" -m pip --python "$venv/bin/python")
     "${pip[@]}" --disable-pip-version-check install -qq --editable "$root${extra:+[$extra]}" || return
-    rm -f "$venv"/.aqx-test "$venv"/.aqx-bench "$venv"/.aqx-
+    # pip takes nothing away, so that what else was installed for this same pyproject.toml is still there.
+    for mark in "" test test-slow bench; do
+        [ "$wanted" = "$(cat "$venv/.aqx-$mark" 2>/dev/null)" ] || rm -f "$venv/.aqx-$mark"
+    done
     echo "$wanted" >"$venv/.aqx-$extra"
     echo "Installed in $((SECONDS - started)) s"
 }

@@ -37,14 +37,23 @@ from aqx.store import Database
 from aqx.tree import Tree, parse_schema
 
 PAPER_FUNCTIONS, PAPER_CLASSES = 1_023_516, 388_087  # of jax 0.10.2; another rounds a handful differently
-LARGE = ("unary(unary(binary(unary(x),unary(x))))", "binary(unary(unary(x)),unary(unary(x)))")
-LARGE += ("binary(unary(unary(unary(x))),unary(x))",)  # of 4 and 5 operators, 4 deep: 11,160,261 functions
+LARGE = (  # of 4 and 5 operators, 4 deep: 11,160,261 functions
+    "unary(unary(binary(unary(x),unary(x))))",
+    "binary(unary(unary(x)),unary(unary(x)))",
+    "binary(unary(unary(unary(x))),unary(x))",
+)
 HUGE = "binary(unary(unary(unary(unary(x)))),unary(unary(unary(unary(x)))))"  # 1,977,006,755,367
 # What pyoperon calls the operators that it has.
-UNARY = {"abs": "Abs", "exp": "Exp", "sinh": "Sinh", "cosh": "Cosh", "tanh": "Tanh", "square": "Square"}
-UNARY |= {"sin": "Sin", "cos": "Cos", "arctan": "Atan", "sqrt_abs": "Sqrtabs"}
-BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow"}
-BINARY |= {"max": "Fmin", "min": "Fmax"}  # version 0.6.2 has these two swapped, as the check of its values shows
+UNARY = {"abs": "Abs", "exp": "Exp", "sinh": "Sinh", "cosh": "Cosh", "tanh": "Tanh", "square": "Square"} | {
+    "sin": "Sin",
+    "cos": "Cos",
+    "arctan": "Atan",
+    "sqrt_abs": "Sqrtabs",
+}
+BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow"} | {
+    "max": "Fmin",
+    "min": "Fmax",  # version 0.6.2 has these two swapped, as the check of its values shows
+}
 
 
 def timed(work: Callable[[], object], repeat: int) -> float:

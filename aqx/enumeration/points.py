@@ -15,7 +15,12 @@ SAMPLINGS = ("stratified", "normal")
 
 
 def sample_points(n: int, sampling: str) -> Float32[np.ndarray, " n"]:
-    """Return n points of N(0, 1), truncated to ±5: its mid-quantiles ("stratified") or random ones ("normal")."""
+    """Return n points of N(0, 1), truncated to ±5: its mid-quantiles ("stratified") or random ones ("normal").
+
+    Args:
+        n: how many.
+        sampling: "stratified" or "normal".
+    """
     if sampling == "stratified":
         quantiles = [NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)]
     else:

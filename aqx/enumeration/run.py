@@ -65,6 +65,9 @@ def enumerate_space(
         sampling: "stratified" (quantiles) or "normal" (random); default what the database has, else "stratified".
         progress: called as progress(done, total, note).
 
+    Returns:
+        How many functions the space or the sample has, and how many functions and classes are new.
+
     Raises:
         InputError: points, sampling or sample cannot be used, or the space has 2⁶³ functions or more.
         StoreError: the database has other points, or knows an operator of the same name that computes something else.

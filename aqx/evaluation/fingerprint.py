@@ -26,9 +26,11 @@ METHOD = "2"
 # where erfc(x) − sinh(erfc(x)) or 1/(arctan x − tanh x) are nothing but rounding noise. But max(f, g) and min(f, g) are
 # often g except in a short interval, and 30 more, chosen greedily among 1,000 for the paper's space, lie in such ones:
 # of random pairs in one class 5 in 100,000 differ anywhere among the 1,000; by the first 31 alone it would be 80.
-_PROBES = [i for i in range(1, 32) if i not in (8, 17)]
-_PROBES += [603, 437, 103, 273, 111, 832, 904, 64, 137, 932, 489, 247, 607, 659, 872, 113, 375, 516, 309, 208, 666, 112]
-_PROBES += [304, 794, 807, 883, 413, 313, 147, 277]
+_PROBES = (
+    *(i for i in range(1, 32) if i not in (8, 17)),
+    *(603, 437, 103, 273, 111, 832, 904, 64, 137, 932, 489, 247, 607, 659, 872, 113, 375, 516, 309, 208, 666, 112),
+    *(304, 794, 807, 883, 413, 313, 147, 277),
+)
 
 # The rounding of `_rounded`, as powers of two.
 _CLOSE, _NEAR, _FAR = 0.05, 5.0, 10.0  # |x| less than, up to and beyond these

@@ -105,7 +105,7 @@ class FiniteAt:
 
 
 def finite_at(batch: Batch) -> FiniteAt:
-    """Tell where functions are finite; the derivative is that of the chain rule, which training uses.
+    """Return where functions are finite; the derivative is that of the chain rule, which training uses.
 
     So |x|^½ has no finite derivative at 0, and neither has relu(1/x), although it has a limit: 0·∞ is nan in a
     backward pass.

@@ -74,6 +74,9 @@ def formula(function: str | Tree) -> str:
     Args:
         function: a name, such as `max(relu(x),cosh(elu(x)))`, or a `Tree`.
 
+    Returns:
+        The formula, in Unicode.
+
     Raises:
         ParseError: the name does not parse.
 

@@ -82,6 +82,9 @@ def latex(function: str | Tree) -> str:
     Args:
         function: a name, such as `max(relu(x),cosh(elu(x)))`, or a `Tree`.
 
+    Returns:
+        The formula's LaTeX source.
+
     Raises:
         ParseError: the name does not parse.
 

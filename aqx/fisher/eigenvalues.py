@@ -208,6 +208,9 @@ def coverage(
         apply: as in `eigenvalues`.
         sharing: as in `eigenvalues`.
 
+    Returns:
+        Weights of each covered layer, and what is left out with the reason.
+
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
         >>> from aqx import fisher

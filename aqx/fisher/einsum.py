@@ -41,9 +41,11 @@ class EinsumRows:
     one_hot: bool = False
 
     def inputs(self, a: Num[Array, "..."]) -> Num[Array, "N T B d"]:
+        """Input rows: what the subscripts contract, for each group."""
         return self._arrange(self.x, self.inside, a, self.dimensions[1])
 
     def gradients(self, g: Inexact[Array, "..."]) -> Inexact[Array, "N T B p"]:
+        """Rows of the output's gradient, for each group."""
         return self._arrange(self.out, self.outside, g, self.dimensions[2])
 
     def _arrange(self, indices: str, features: str, values: Array, width: int) -> Array:

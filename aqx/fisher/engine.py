@@ -70,14 +70,14 @@ class Engine:
 
     def __init__(self, subject: Subject, mesh: Mesh | None = None, width: int | None = None):
         self.subject = subject
-        self.mesh = candidate_mesh() if mesh is None else mesh
+        self.mesh: Mesh = candidate_mesh() if mesh is None else mesh
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         self.width = width or (1 if on_cpu else None)
         alone = self.mesh.size == 1 and jax.process_count() == 1
-        self.threads = _cores() if on_cpu and alone else 1
+        self.threads: int = _cores() if on_cpu and alone else 1
         self._resident = on_every_device(self.mesh, (subject.state, subject.x, subject.y))
         self._fixed: dict[str, Array] | None = None
-        self._programs: dict[Any, Callable] = {}
+        self._programs: dict[Any, Callable[..., Any]] = {}
         self._shapes: set[Any] = set()
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -167,7 +167,7 @@ class Engine:
             return lambda: compiled(*arguments)
         return lambda: jax.device_get(compiled(*arguments))
 
-    def _compile(self, arguments: tuple) -> Any:
+    def _compile(self, arguments: tuple[Any, ...]) -> Any:
         width, subject = self.width or 1, self.subject
 
         def spectra(acts: Activation, fixed: dict[str, Array], state: Any, x: Any, y: Any) -> Any:
@@ -214,7 +214,7 @@ class Engine:
             return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
         return _available_memory()
 
-    def _collect(self, parts: Sequence[Sequence[int]], futures: Sequence[Future], count: int) -> Spectra:
+    def _collect(self, parts: Sequence[Sequence[int]], futures: Sequence[Future[Any]], count: int) -> Spectra:
         values, finite = (np.concatenate(part) for part in zip(*(f.result() for f in futures), strict=True))
         # Steps are filled up, and their candidates come in an order of their own.
         step = len(values) // len(parts)
@@ -232,8 +232,8 @@ class Engine:
         return Spectra(pairs, dict(zip(checks(self.subject.probe), finite.T, strict=True)))
 
 
-def _now(work: Callable[[], Any]) -> Future:
-    future: Future = Future()
+def _now(work: Callable[[], Any]) -> Future[Any]:
+    future: Future[Any] = Future()
     try:
         future.set_result(work())
     except Exception as error:

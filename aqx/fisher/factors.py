@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ class Tap:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def tap(spec: Tap, a: Array, out: Array, dummies: Factors) -> Array:
+def _tap(spec: Tap, a: Array, out: Array, dummies: Factors) -> Array:
     """Identity on `out` whose backward pass returns the layer's factors as the cotangents of zero dummies."""
     return out
 
@@ -89,7 +89,8 @@ def _backward(spec: Tap, a: Array, g: Array) -> tuple[None, Array, Factors]:
     return None, g, use_factors(spec, a, g)
 
 
-tap.defvjp(_forward, _backward)
+_tap.defvjp(_forward, _backward)
+tap: Callable[[Tap, Array, Array, Factors], Array] = cast(Any, _tap)  # a custom_vjp forgets its types
 
 
 def use_factors(spec: Tap, a: Array, g: Array) -> Factors:

@@ -18,7 +18,7 @@ from aqx.fisher.layers import Apply, Layer, LeftOut
 from aqx.fisher.sightings import Recorder, sort_out
 
 # A subclass that keeps a layer's own __call__ computes what the layer computes; one that overrides it may not.
-_ROWS: dict[Callable, rows.MakeRows] = {
+_ROWS: dict[Callable[..., Any], rows.MakeRows] = {
     nn.Dense.__call__: rows.dense_rows,
     nn.DenseGeneral.__call__: rows.dense_general_rows,
     nn.Conv.__call__: rows.conv_rows,
@@ -35,7 +35,9 @@ def discover(
     recorder = Recorder()
     reparametrised: list[str] = []
 
-    def watch(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def watch(
+        call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
+    ) -> Any:
         module, kind = context.module, type(context.module).__name__
         wraps = isinstance(module, nn.WeightNorm | nn.SpectralNorm)
         reparametrised.extend([kind] * wraps)
@@ -97,7 +99,9 @@ def run(
     # nn.jit keeps its traces by the structure of the variables, so the names say what is attached.
     prefix = f"aqx_{hash(attach) % 2**64:x}_"
 
-    def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def intercept(
+        call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
+    ) -> Any:
         out = call(*args, **kwargs)
         module = context.module
         make_rows = _ROWS.get(type(module).__call__) if context.method_name == "__call__" else None

@@ -16,7 +16,7 @@ from aqx.fisher.factors import Attach
 from aqx.fisher.layers import Apply, Layer, LeftOut
 from aqx.fisher.sightings import Recorder, sort_out
 
-_ROWS: dict[Callable, rows.MakeRows] = {
+_ROWS: dict[Callable[..., Any], rows.MakeRows] = {
     nnx.Linear.__call__: rows.dense_rows,
     nnx.LinearGeneral.__call__: rows.dense_general_rows,
     nnx.Conv.__call__: rows.conv_rows,
@@ -27,7 +27,7 @@ _ROWS: dict[Callable, rows.MakeRows] = {
 _PREFIX = "aqx_"
 
 
-class Dummy(nnx.Param):
+class Dummy(nnx.Param[jax.Array]):
     """A zero beside a kernel whose cotangent is a factor; a Param, so that transforms stack it like the kernel."""
 
 
@@ -108,7 +108,7 @@ class _Note:
 def _watched(kind: type) -> type:
     make_rows = _ROWS[kind.__call__]
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = kind.__call__(self, *args, **kwargs)
         note = self.aqx_note
         note.recorder.leaf(
@@ -116,7 +116,7 @@ def _watched(kind: type) -> type:
         )
         return out
 
-    def attend(self, *args, **kwargs):
+    def attend(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.aqx_note.recorder.refuse(self.aqx_note.path, kind.__name__, "its table is also the output layer (attend)")
         return kind.attend(self, *args, **kwargs)
 
@@ -129,7 +129,7 @@ def _watched(kind: type) -> type:
 def _tapped(kind: type) -> type:
     make_rows = _ROWS[kind.__call__]
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = kind.__call__(self, *args, **kwargs)
         call = rows.call_of(kind.__call__, self, args, kwargs)
         mine = {name: getattr(self, _PREFIX + name)[...] for name in self.aqx_names}

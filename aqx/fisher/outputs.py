@@ -97,7 +97,7 @@ def _sampled_squared(z: Float[Array, "N *D"], key: Key[Array, ""]) -> Float[Arra
     return jax.random.normal(key, z.shape, z.dtype) * jnp.sqrt(jnp.asarray(2 / z[0].size, z.dtype))
 
 
-_ROOTS: dict[Loss, tuple[Callable, Callable]] = {
+_ROOTS: dict[Loss, tuple[Callable[..., Any], Callable[..., Any]]] = {
     losses.softmax_cross_entropy: (_exact_softmax, _sampled_softmax),
     losses.binary_cross_entropy: (_exact_binary, _sampled_binary),
     losses.mean_squared_error: (_exact_squared, _sampled_squared),

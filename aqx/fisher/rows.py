@@ -72,12 +72,14 @@ class LinearRows:
     one_hot: bool = False
 
     def inputs(self, a: Num[Array, "..."]) -> Num[Array, "N T B d"]:
+        """Input rows: what the kernel contracts, for each group."""
         axis = tuple(i % a.ndim for i in self.axis)
         batch = tuple(i % a.ndim for i in self.batch_dims)
         kept = tuple(i for i in range(a.ndim) if i not in axis and i not in batch)
         return self._arrange(a.transpose((*batch, *kept, *axis)), len(kept), self.dimensions[1])
 
     def gradients(self, g: Inexact[Array, "..."]) -> Inexact[Array, "N T B p"]:
+        """Rows of the output's gradient, for each group."""
         return self._arrange(g, g.ndim - len(self.batch_dims) - self.output_axes, self.dimensions[2])
 
     def _arrange(self, x: Array, kept: int, features: int) -> Array:
@@ -100,6 +102,7 @@ class ConvRows:
     one_hot: bool = False
 
     def inputs(self, a: Num[Array, "..."]) -> Num[Array, "N T B d"]:
+        """Input rows: the patches, for each group."""
         groups, d, _ = self.dimensions
         rank, channels = len(self.kernel), a.shape[-1]
         leading = a.shape[0] if a.ndim > rank + 1 else 1
@@ -108,6 +111,7 @@ class ConvRows:
         return jnp.moveaxis(split, 2, 3).reshape(leading, -1, groups, d)
 
     def gradients(self, g: Inexact[Array, "..."]) -> Inexact[Array, "N T B p"]:
+        """Rows of the output's gradient, for each group."""
         groups, _, p = self.dimensions
         leading = g.shape[0] if g.ndim > len(self.kernel) + 1 else 1
         # Output channels of one group are contiguous, as in `lax.conv_general_dilated`.
@@ -163,11 +167,13 @@ class EmbedRows:
     one_hot: bool = True
 
     def inputs(self, a: Num[Array, "..."]) -> Int[Array, "N T"]:
+        """Input rows, as indices."""
         # `jnp.take` counts negative indices from the end.
         ids = jnp.where(a < 0, a + self.dimensions[1], a)
         return ids.reshape(a.shape[0] if a.ndim else 1, -1)
 
     def gradients(self, g: Inexact[Array, "..."]) -> Inexact[Array, "N T B p"]:
+        """Rows of the output's gradient."""
         return g.reshape(g.shape[0] if g.ndim > 1 else 1, -1, 1, g.shape[-1])
 
 
@@ -175,7 +181,7 @@ class EmbedRows:
 MakeRows = Callable[[Any, tuple[int, ...], Call], Rows]
 
 
-def call_of(method: Callable, layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+def call_of(method: Callable[..., Any], layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
     """Arguments of `method(layer, *args, **kwargs)` by name."""
     return inspect.signature(method).bind(layer, *args, **kwargs).arguments
 

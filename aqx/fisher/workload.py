@@ -55,12 +55,13 @@ class Workload:
         lease_seconds: float,
     ):
         self.db = db
-        self.task_id = register_task(db, task.name, task.identity())
+        self.task_id: int = register_task(db, task.name, task.identity())
         set_spectra_form(db, self.task_id, form)
         self._names = None if names is None else [str(parse(name)) for name in names]
         self._first = list(first)
         self._limit = limit
-        self._taken = self._missing = self.stored = 0
+        self._taken = self._missing = 0
+        self.stored: int = 0
         self._lease = lease_seconds
         self._worker = f"{worker_name()}:{uuid.uuid4().hex[:8]}"
         self._alive = kept_alive(
@@ -102,7 +103,9 @@ class Workload:
         self._taken += len(claim.classes)
         return claim.classes
 
-    def store(self, class_ids: Sequence[str], features: Float32[np.ndarray, "K D"], reasons: Sequence[str | None]):
+    def store(
+        self, class_ids: Sequence[str], features: Float32[np.ndarray, "K D"], reasons: Sequence[str | None]
+    ) -> None:
         """Commit the spectra of a batch, which ends its claims."""
         add_spectra(self.db, self.task_id, class_ids, features, reasons)
         self.stored += len(class_ids)

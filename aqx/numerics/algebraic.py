@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
 from aqx.numerics.derivative import with_derivative
 
 
 @with_derivative(jnp.sign)
-def absolute(x):
+def absolute(x: jax.Array) -> jax.Array:
     """Return |x|, with derivative 0 at 0."""
     return jnp.abs(x)
 
 
-def _reciprocal_derivative(x) -> jax.Array:
+def _reciprocal_derivative(x: jax.Array) -> jax.Array:
     return -jnp.square(reciprocal(x))
 
 
 @with_derivative(_reciprocal_derivative)
-def reciprocal(x):
+def reciprocal(x: jax.Array) -> jax.Array:
     """Return 1 / x."""
     return 1 / x
 
 
 @with_derivative(lambda x: 3 * x * x)
-def cube(x):
+def cube(x: jax.Array) -> jax.Array:
     """Return x³."""
     return x * x * x
 
@@ -41,47 +43,47 @@ def _hypotenuse(x: jax.Array, c: float) -> jax.Array:
 
 
 @_hypotenuse.defjvp
-def _(c, primals, tangents):
+def _(c: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x,), (t,) = primals, tangents
     y = _hypotenuse(x, c)
     return y, x / y * t
 
 
 @with_derivative(lambda x: 1 / _hypotenuse(x, 1.0))
-def arcsinh(x):
+def arcsinh(x: jax.Array) -> jax.Array:
     """Return log(x + √(1 + x²))."""
     return jnp.arcsinh(x)
 
 
 @with_derivative(lambda x: 1 / (1 + jnp.square(x)))
-def arctan(x):
+def arctan(x: jax.Array) -> jax.Array:
     """Return the inverse of the tangent."""
     return jnp.arctan(x)
 
 
-def _to_finite(x):
+def _to_finite(x: jax.Array) -> jax.Array:
     largest = float(jnp.finfo(x.dtype).max)
     return jnp.clip(x, -largest, largest)
 
 
-def _isru_derivative(x):
+def _isru_derivative(x: jax.Array) -> jax.Array:
     r = 1 / _hypotenuse(x, 1.0)
     return r * r * r
 
 
 @with_derivative(_isru_derivative)
-def isru(x):
+def isru(x: jax.Array) -> jax.Array:
     """Return x / √(1 + x²), the inverse square root unit."""
     x = _to_finite(x)
     return x / _hypotenuse(x, 1.0)
 
 
-def _squareplus_derivative(x) -> jax.Array:
+def _squareplus_derivative(x: jax.Array) -> jax.Array:
     return squareplus(x) / _hypotenuse(x, 2.0)
 
 
 @with_derivative(_squareplus_derivative)
-def squareplus(x):
+def squareplus(x: jax.Array) -> jax.Array:
     """Return (x + √(x² + 4)) / 2."""
     # (|x| + √(x² + 4)) / 2 with the longer leg drawn out; for x < 0 its reciprocal
     a = jnp.abs(x)
@@ -91,85 +93,85 @@ def squareplus(x):
 
 
 @with_derivative(lambda x: jnp.square(1 / (1 + jnp.abs(x))))
-def softsign(x):
+def softsign(x: jax.Array) -> jax.Array:
     """Return x / (1 + |x|)."""
     x = _to_finite(x)
     return x / (1 + jnp.abs(x))
 
 
 @with_derivative(lambda x: 0.5 * jnp.sign(x) / jnp.sqrt(jnp.where(x == 0, 1, jnp.abs(x))))
-def sqrt_abs(x):
+def sqrt_abs(x: jax.Array) -> jax.Array:
     """Return √|x|, with derivative 0 at 0."""
     return jnp.sqrt(jnp.abs(x))
 
 
 @with_derivative(lambda x: jnp.sign(x) / (1 + jnp.abs(x)))
-def log1p_abs(x):
+def log1p_abs(x: jax.Array) -> jax.Array:
     """Return log(1 + |x|)."""
     return jnp.log1p(jnp.abs(x))
 
 
 @with_derivative(lambda x: jnp.where(x > 0, 1.0, 0.01))
-def leaky_relu(x):
+def leaky_relu(x: jax.Array) -> jax.Array:
     """Return x if x > 0, else 0.01 x."""
     return jnp.where(x > 0, x, 0.01 * x)
 
 
 @with_derivative(lambda x: jnp.where((x > 0) & (x < 6), 1, 0))
-def relu6(x):
+def relu6(x: jax.Array) -> jax.Array:
     """Return clip(x, 0, 6)."""
     return jnp.clip(x, 0, 6)
 
 
 @with_derivative(lambda x: jnp.where(jnp.abs(x) < 1, 1, 0))
-def hard_tanh(x):
+def hard_tanh(x: jax.Array) -> jax.Array:
     """Return clip(x, −1, 1)."""
     return jnp.clip(x, -1, 1)
 
 
 @with_derivative(lambda x: jnp.where(jnp.abs(x) < 2.5, 0.2, 0))
-def hard_sigmoid(x):
+def hard_sigmoid(x: jax.Array) -> jax.Array:
     """Return clip(0.2 x + 0.5, 0, 1)."""
     # x + 2.5 is exact near the kink, where 0.2 x + 0.5 would cancel
     return jnp.clip(0.2 * (x + 2.5), 0, 1)
 
 
 @with_derivative(lambda x: jnp.where(x < 3, jnp.where(x > -3, (x + 1.5) / 3, 0), 1))
-def hard_swish(x):
+def hard_swish(x: jax.Array) -> jax.Array:
     """Return x clip(x + 3, 0, 6) / 6."""
     x = jnp.maximum(x, -3)
     return x * (jnp.minimum(x + 3, 6) / 6)
 
 
-def divide(x, y):
+def divide(x: ArrayLike, y: ArrayLike) -> jax.Array:
     """Return x / y; the partial by y is −(x/y)/y, which overflows later than −x/y²."""
     return _divide(jnp.asarray(x), jnp.asarray(y))
 
 
 @jax.custom_jvp
-def _divide(x, y):
+def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.divide(x, y)
 
 
 @_divide.defjvp
-def _(primals, tangents):
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, y), (tx, ty) = primals, tangents
     q = _divide(x, y)
     return q, (tx - q * ty) / y
 
 
-def power(x, y):
+def power(x: ArrayLike, y: ArrayLike) -> jax.Array:
     """Return x^y; the partial by y is 0 at x ≤ 0, the partial by x is 0 at y = 0."""
     return _power(jnp.asarray(x), jnp.asarray(y))
 
 
 @jax.custom_jvp
-def _power(x, y):
+def _power(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.power(x, y)
 
 
 @functools.partial(_power.defjvp, symbolic_zeros=True)  # the partial by x may be inf: it must not meet a tangent of 0
-def _(primals, tangents):
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, y), (tx, ty) = primals, tangents
     p = _power(x, y)
     by_x = jnp.zeros_like(p) if type(tx) is SymbolicZero else _power_by_base(x, y, p) * tx
@@ -177,12 +179,12 @@ def _(primals, tangents):
     return p, by_x + by_y
 
 
-def _power_by_base(x, y, p):
+def _power_by_base(x: jax.Array, y: jax.Array, p: jax.Array) -> jax.Array:
     # y p/x is right wherever p is a normal number; where it is not, or x = 0, it takes a second power
     normal = (jnp.abs(p) >= jnp.finfo(p.dtype).tiny) & jnp.isfinite(p) & (x != 0)
     slope = jnp.where(normal, p / jnp.where(normal, x, 1), _power(x, jnp.where(normal | (y == 0), 1, y - 1)))
     return y * slope
 
 
-def _log(x):
+def _log(x: jax.Array) -> jax.Array:
     return jnp.log(jnp.where(x > 0, x, 1))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 Elementwise = Callable[[jax.Array], jax.Array]
 
@@ -19,7 +20,7 @@ def with_derivative(derivative: Elementwise) -> Callable[[Elementwise], Elementw
         rule.defjvp(lambda x, t: (rule(*x), derivative(*x) * t[0]))
 
         @functools.wraps(value)
-        def function(x):
+        def function(x: ArrayLike) -> jax.Array:
             x = jnp.asarray(x)
             wide = jnp.promote_types(x.dtype, jnp.float32)
             if wide == x.dtype:

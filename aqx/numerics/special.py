@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,42 +61,42 @@ def _exp_minus_square(x: jax.Array, scale: float) -> jax.Array:
 
 
 @_exp_minus_square.defjvp
-def _(scale, primals, tangents):
+def _(scale: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x,), (t,) = primals, tangents
     y = _exp_minus_square(x, scale)
     return y, (-2 * scale) * x * y * t
 
 
-def _erf_derivative(x):
+def _erf_derivative(x: jax.Array) -> jax.Array:
     root = _exp_minus_square(x, 0.5)
     return (2 / math.sqrt(math.pi) * root) * root
 
 
 @with_derivative(_erf_derivative)
-def erf(x):
+def erf(x: jax.Array) -> jax.Array:
     """Return 2/√π ∫₀ˣ exp(−t²) dt."""
     return jax.scipy.special.erf(x)
 
 
-def _scaled_erfc(y):
+def _scaled_erfc(y: jax.Array) -> jax.Array:
     """Return exp(y²) erfc(y) for y ≥ 1/2."""
     return _chebyshev(_ERFCX, (y - 3.5) / (y + 2.5), 11) / (1 + y)
 
 
 @with_derivative(lambda x: -_erf_derivative(x))
-def erfc(x):
+def erfc(x: jax.Array) -> jax.Array:
     """Return 1 − erf(x)."""
     root = _exp_minus_square(x, 0.5)
     tail = root * (root * _scaled_erfc(jnp.clip(x, 0.5, 64)))
     return jnp.where(x < 0.5, 1 - jax.scipy.special.erf(x), tail)
 
 
-def _normal_tail(x):
+def _normal_tail(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return root = exp(−x²/4) and q with Φ(x) = root² q for x ≤ −0.75."""
     return _exp_minus_square(x, 0.25), 0.5 * _scaled_erfc(jnp.clip(-x, 0.75, 64) / math.sqrt(2))
 
 
-def _gelu_derivative(x):
+def _gelu_derivative(x: jax.Array) -> jax.Array:
     root, q = _normal_tail(x)
     x = jnp.clip(x, -64, 64)
     density = x / math.sqrt(2 * math.pi)
@@ -104,36 +105,36 @@ def _gelu_derivative(x):
 
 
 @with_derivative(_gelu_derivative)
-def gelu(x):
+def gelu(x: jax.Array) -> jax.Array:
     """Return x Φ(x), Φ the normal distribution function."""
     root, q = _normal_tail(x)
     body = x * (0.5 + 0.5 * jax.scipy.special.erf(x / math.sqrt(2)))
     return jnp.where(x < -0.75, (jnp.maximum(x, -64) * root) * (root * q), body)
 
 
-def _gaussian_derivative(x):
+def _gaussian_derivative(x: jax.Array) -> jax.Array:
     root = _exp_minus_square(x, 0.5)
     return (x * root) * (-2 * root)
 
 
 @with_derivative(_gaussian_derivative)
-def gaussian(x):
+def gaussian(x: jax.Array) -> jax.Array:
     """Return exp(−x²)."""
     return jnp.square(_exp_minus_square(x, 0.5))
 
 
-def _bessel_gap_derivative(x) -> jax.Array:
+def _bessel_gap_derivative(x: jax.Array) -> jax.Array:
     return _i1e_over_x(x) - 2 * _bessel_gap(x)
 
 
 @with_derivative(_bessel_gap_derivative)
-def _bessel_gap(x):
+def _bessel_gap(x: jax.Array) -> jax.Array:
     """Return exp(−x) (I₀(x) − I₁(x)) for x ≥ 0, which is about (8πx³)^(−1/2): subtracting would lose all of it."""
     s = 1 / (1 + 2 * x)
     return _chebyshev(_BESSEL_GAP, (x - 4) / (x + 4), 25) * (s * jnp.sqrt(s))
 
 
-def _i1e_over_x(x) -> jax.Array:
+def _i1e_over_x(x: jax.Array) -> jax.Array:
     """Return exp(−x) I₁(x) / x for x ≥ 0."""
     y = jnp.maximum(x, float(jnp.finfo(x.dtype).eps) / 4)
     # JAX's i1e is off by 10 units in the last place near 8, and i1e′ would make 40 of them
@@ -141,12 +142,12 @@ def _i1e_over_x(x) -> jax.Array:
 
 
 @with_derivative(lambda x: -jnp.sign(x) * _bessel_gap(jnp.abs(x)))
-def bessel_i0e(x):
+def bessel_i0e(x: jax.Array) -> jax.Array:
     """Return exp(−|x|) I₀(x)."""
     return jax.scipy.special.i0e(x)
 
 
 @with_derivative(lambda x: _bessel_gap(jnp.abs(x)) - _i1e_over_x(jnp.abs(x)))
-def bessel_i1e(x):
+def bessel_i1e(x: jax.Array) -> jax.Array:
     """Return exp(−|x|) I₁(x)."""
     return jax.scipy.special.i1e(x)

@@ -2,9 +2,9 @@
 
 try:
     from aqx.optuna.sampler import AqxSampler
-except ModuleNotFoundError as error:
-    if (error.name or "").split(".")[0] != "optuna":
+except ModuleNotFoundError as _error:
+    if (_error.name or "").split(".")[0] != "optuna":
         raise
-    raise ImportError("aqx.optuna needs Optuna; install it: pip install 'aqx[optuna]'") from error
+    raise ImportError("aqx.optuna needs Optuna; install it: pip install 'aqx[optuna]'") from _error
 
 __all__ = ["AqxSampler"]

@@ -60,6 +60,11 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], title: str = "") -> None:
     """Draw panels side by side and write them to a file, whose ending says in which format.
 
+    Args:
+        path: the file.
+        panels: what to draw, from left to right.
+        title: of the whole figure.
+
     Raises:
         InputError: the path cannot be written.
         UnsupportedError: matplotlib is not installed.

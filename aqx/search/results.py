@@ -114,6 +114,9 @@ def load_results(db: str | os.PathLike[str] | Database, task: str | None = None)
         db: a database.
         task: the task's name; may be left out where there is only one.
 
+    Returns:
+        The results of all its trials.
+
     Raises:
         InputError: there is no such task, or several and none was named.
         StoreError: the database cannot be read.

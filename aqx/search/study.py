@@ -13,7 +13,6 @@ import numpy as np
 from aqx import surrogate as surrogates
 from aqx.errors import Exhausted, InputError
 from aqx.evaluation import class_id_of
-from aqx.fisher import compute_spectra
 from aqx.search import candidates as candidate_room
 from aqx.search.candidates import Candidates
 from aqx.search.confirmation import Confirmation, confirm
@@ -93,15 +92,17 @@ class Study:
         pruner: str = "median",
         callbacks: Sequence[Callback] = (),
     ):
-        self.task = load_task(task) if isinstance(task, str) else task
+        self.task: Task = load_task(task) if isinstance(task, str) else task
         if seed < 0:
             raise InputError(f"seed={seed!r} cannot seed a study; give an integer from 0")
-        self.preset = surrogates.as_preset(surrogate)
+        self.preset: surrogates.Preset = surrogates.as_preset(surrogate)
         rule_of(pruner)
-        self.callbacks = _checked(callbacks)
-        self.seed, self.retry_policy, self.pruner = seed, retry, pruner
-        self.db = db if isinstance(db, Database) else Database(db, create=True)
-        self.task_id = register_task(self.db, self.task.name, self.task.identity())
+        self.callbacks: tuple[Callback, ...] = _checked(callbacks)
+        self.seed: int = seed
+        self.retry_policy: RetryPolicy = retry
+        self.pruner: str = pruner
+        self.db: Database = db if isinstance(db, Database) else Database(db, create=True)
+        self.task_id: int = register_task(self.db, self.task.name, self.task.identity())
         self._candidates: Candidates | None = None
         self._class_ids: dict[str, str] = {}
 
@@ -469,6 +470,8 @@ class Study:
         rows = surrogates.undescribed(table.coordinates, observed, values, settled, among, self.preset, self.seed)
         if len(rows):
             names = functions.class_names(self.db, table.class_ids(rows))
+            from aqx.fisher import compute_spectra  # brings Flax, which is slow to import
+
             compute_spectra(self.db, self.task, names=names, progress=progress)
 
     def left_out(self) -> dict[str, int]:

@@ -83,7 +83,7 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray |
         raise StoreError(f"table={str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def _as_array(column: pa.ChunkedArray) -> np.ndarray:
+def _as_array(column: Any) -> np.ndarray:
     kind = column.type
     if pa.types.is_integer(kind) and not column.null_count and not pa.types.is_uint64(kind):
         return column.to_numpy().astype(np.int64)

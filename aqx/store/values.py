@@ -75,9 +75,11 @@ def _encode(key: str, value: Any) -> Any:
             return "'" + value if value.lstrip("'") in _NON_FINITE else value
         case list() | tuple():
             return [_encode(key, item) for item in value]
-    raise InputError(
-        f"metric {key[:60]!r} must be a number, string, boolean, None or a list of such, but got {type(value).__name__}"
-    )
+        case _:
+            raise InputError(
+                f"metric {key[:60]!r} must be a number, string, boolean, None or a list of such, but got "
+                f"{type(value).__name__}"
+            )
 
 
 def _decode(value: Any) -> Any:
@@ -88,7 +90,8 @@ def _decode(value: Any) -> Any:
             return value[1:]
         case list():
             return [_decode(item) for item in value]
-    return value
+        case _:
+            return value
 
 
 def clean_text(text: str) -> str:
@@ -112,7 +115,7 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any], length: int
     return ", ".join(f"{key} (stored {show(stored, key)}, now {show(given, key)})" for key in keys)
 
 
-def matrix_column(matrix: Float32[np.ndarray, "K D"]) -> pa.Array:
+def matrix_column(matrix: Float32[np.ndarray, "K D"]) -> Any:
     """The rows of a matrix as one Arrow column of lists, without a copy."""
     if not matrix.shape[1]:
         return pa.array([[]] * len(matrix), pa.list_(pa.float32()))
@@ -157,7 +160,7 @@ def read_columns(
     }
 
 
-def _as_array(column: pa.Array) -> np.ndarray:
+def _as_array(column: Any) -> np.ndarray:
     if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
         flat = column.flatten().to_numpy(zero_copy_only=False)
         return flat.reshape(len(column), len(flat) // max(len(column), 1))
