@@ -59,6 +59,14 @@ def quick_to_compile() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def quick_map() -> Iterator[None]:
+    """Maps of candidates by principal components: UMAP compiles for half a minute (tests/test_surrogate_umap.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aqx.surrogate.atlas._UMAP_ROWS", 10**9)
+        yield
+
+
 @pytest.fixture
 def db_path(tmp_path: Path) -> Path:
     """A path at which a test may make its database."""

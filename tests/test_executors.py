@@ -58,6 +58,7 @@ def test_a_function_that_kills_its_worker_twice_is_given_up_and_the_search_learn
     assert trained(tmp_path).count("tanh(x)") == 4, "asked for once more, it is lost twice again"
 
 
+@pytest.mark.slow
 def test_without_retries_a_lost_training_is_given_up_at_once(path: Path, tmp_path: Path):
     task = deadly_task(tmp_path, always=("tanh(x)",), baselines=("relu(x)", "tanh(x)"))
     Study(path, task, retry=RetryPolicy(lost=0)).search(budget=1, spectra=0, workers=2)
@@ -80,6 +81,7 @@ def test_failures_are_retried_where_the_policy_says_so(path: Path):
         RetryPolicy(failed=-1)
 
 
+@pytest.mark.slow
 def test_confirmations_that_are_lost_are_tried_once_more(path: Path, tmp_path: Path):
     task = deadly_task(tmp_path, always=("sin(x)",), baselines=("relu(x)", "sin(x)"))
     study = Study(path, task)

@@ -131,7 +131,23 @@ def shaken(variables):
 # Both flavours share the code behind the layer, so a few cases show that NNX layers are read rightly.
 QUICK_NNX = ("dense_no_bias", "dense_sequence", "general", "conv1d_causal_dilated", "conv2d_groups", "transpose_same")
 # A second case of what another holds: sequences, one axis, no bias, a number as padding, groups of one channel.
-SLOW_LINEN = ("dense_two_axes", "conv1d", "conv2d_no_bias", "conv2d_number", "conv2d_depthwise", "conv2d_stride2_even")
+SLOW_LINEN = (
+    "dense_two_axes",
+    "conv1d",
+    "conv2d_no_bias",
+    "conv2d_number",
+    "conv2d_depthwise",
+    "conv2d_stride2_even",
+    "conv2d_valid_rectangular",
+    "conv2d_circular",
+    "conv2d_kernel_dilation",
+    "conv2d_input_dilation",
+    "conv2d_reflect",
+    "conv2d_more_batch_axes",
+    "conv2d_explicit",
+    "transpose_flipped",
+    "transpose_valid",
+)
 CASES = [
     *(pytest.param("linen", name, marks=pytest.mark.slow if name in SLOW_LINEN else ()) for name in LAYERS),
     *(pytest.param("nnx", name, marks=() if name in QUICK_NNX else pytest.mark.slow) for name in LAYERS),
@@ -229,6 +245,7 @@ class Tokens(nn.Module):
         return nn.Dense(3, **F64)(h.mean(1))
 
 
+@pytest.mark.slow
 def test_transformer_block():
     ids = jax.random.randint(jax.random.key(0), (N, 4), 0, 5)  # token 5 never occurs
     y, model = jnp.arange(N) % 3, Tokens()

@@ -62,7 +62,15 @@ def unrolled(params, axis):
 
 
 # 3 is not among the widths, 4 is: with length 4 and width 4 the shape of a kernel does not tell its scanned axis.
-@pytest.mark.parametrize(("axis", "remat"), [(0, False), (1, False), (-1, False), (0, True)])
+@pytest.mark.parametrize(
+    ("axis", "remat"),
+    [
+        (0, False),
+        pytest.param(1, False, marks=pytest.mark.slow),
+        pytest.param(-1, False, marks=pytest.mark.slow),
+        (0, True),
+    ],
+)
 def test_scanned_equals_unrolled(axis, remat):
     x, y = batch(WIDTH)
     model = Stack(axis, remat)

@@ -138,7 +138,7 @@ def filled(path, names):
     return database
 
 
-@pytest.mark.parametrize("build_model", [Mlp, MlpNnx])
+@pytest.mark.parametrize("build_model", [Mlp, pytest.param(MlpNnx, marks=pytest.mark.slow)])
 def test_200_candidates_of_one_shape_compile_once(db, names, build_model, caplog):
     seen = []
     with jax.log_compiles(), caplog.at_level(logging.WARNING):

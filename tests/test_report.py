@@ -24,6 +24,7 @@ from aqx.report.payload import failures, timeline
 from aqx.report.progress import best_so_far, expected_best
 from aqx.search import Record, load_results
 
+pytestmark = pytest.mark.usefixtures("quick_map")
 OPERATORS = ["relu", "tanh", "exp", "square", "negative", "sigmoid", "arctan", "add", "mul", "sub"]
 
 

@@ -29,6 +29,7 @@ from aqx.report.payload import as_json, spread_out
 from aqx.search import load_results
 from aqx.tree import parse_schema
 
+pytestmark = pytest.mark.usefixtures("quick_map")
 OPERATORS = ["relu", "tanh", "exp", "square", "negative", "sigmoid", "arctan", "add", "mul", "sub"]
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 Open = Callable[..., Seen]
@@ -52,7 +53,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(searched: Path) -> Path:
+def report(searched: Path, quick_map: None) -> Path:
     before = hashlib.sha256(searched.read_bytes()).hexdigest()
     out = write_report(searched, searched.parent / "report.html")
     assert hashlib.sha256(searched.read_bytes()).hexdigest() == before, "looking changes nothing"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_surrogate import degenerate, family
 
-from aqx.surrogate import Features, embed, suggest
+from aqx.surrogate import Features, atlas, draw_map, embed, suggest
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,31 @@ def test_progress_is_reported(planted):
     embed(planted[0], "paper", progress=lambda *step: seen.append(step))
     assert [done for done, _, _ in seen] == [0, 1, 2, 3]
     assert {total for _, total, _ in seen} == {3}
+
+
+def test_a_map_keeps_neighbours_and_does_not_change(planted):
+    points, _ = planted
+    places = draw_map(points.outputs)
+    np.testing.assert_array_equal(draw_map(points.outputs), places)
+    assert places.shape == (150, 2) and np.isfinite(places).all()
+    near = np.argsort(np.linalg.norm(points.outputs[:, None] - points.outputs, axis=2), axis=1)[:, 1:4]
+    apart = np.linalg.norm(places[:, None] - places, axis=2)
+    assert np.take_along_axis(apart, near, axis=1).mean() < 0.5 * apart.mean()
+
+
+def test_whoever_joins_a_map_lies_among_its_nearest_landmarks(planted, monkeypatch):
+    monkeypatch.setattr(atlas, "_LANDMARKS", 50)
+    outputs = planted[0].outputs
+    places = draw_map(outputs)
+    landmarks = outputs[::3]
+    for row in range(1, 150, 3):
+        nearest = 3 * np.argsort(np.linalg.norm(landmarks - outputs[row], axis=1))[:8]
+        assert (places[row] >= places[nearest].min(axis=0) - 1e-5).all()
+        assert (places[row] <= places[nearest].max(axis=0) + 1e-5).all()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 15])
+def test_a_few_candidates_or_equal_ones_have_a_map(rows: int):
+    rng = np.random.default_rng(0)
+    assert np.isfinite(draw_map(rng.normal(size=(rows, 4)))).all()
+    assert np.isfinite(draw_map(np.ones((rows, 4)))).all()

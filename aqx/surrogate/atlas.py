@@ -55,7 +55,9 @@ def draw_map(
         warnings.filterwarnings("ignore", "Spectral initialisation failed", UserWarning)
         mapper = UMAP(n_neighbors=min(15, len(landmarks) - 1), random_state=seed % 2**32, n_jobs=1)
         placed = np.asarray(mapper.fit(landmarks).embedding_, np.float32)
-    return placed[at.ravel()] if step == 1 else _join(rows, landmarks, placed, progress)
+    places = _join(rows, landmarks, placed, progress) if step > 1 else np.empty((len(rows), 2), np.float32)
+    places[::step] = placed[at.ravel()]
+    return places
 
 
 def _join(rows: np.ndarray, landmarks: np.ndarray, placed: np.ndarray, progress: Progress | None) -> np.ndarray:

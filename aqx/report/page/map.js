@@ -106,7 +106,7 @@ async function drawMap() {
   const ranges = old && old.xaxis ? [old.xaxis.range.slice(), old.yaxis.range.slice()] : [WHOLE.slice(), WHOLE.slice()];
   const m = markers();
   mapBusy = true;
-  element.layout = mapLayout(ranges);
+  element.layout = old || mapLayout(ranges); // what `view` goes by
   const shown = mapLayout(ranges);
   shown.images = [await painted()];
   await Plotly.react(element, [
