@@ -64,7 +64,7 @@ def tensorboard(folder: str) -> Callback:
 
 def weights_and_biases(project: str) -> Callback:
     """Log each trial as a run of `project`, grouped by task."""
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     def log(study: aqx.Study, record: Record) -> None:
         tags = [record.purpose, record.status]
@@ -83,7 +83,7 @@ def weights_and_biases(project: str) -> Callback:
 
 def mlflow(tracking_uri: str) -> Callback:
     """Log each trial as a run of an experiment with the task's name."""
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     mlflow.set_tracking_uri(tracking_uri)
 

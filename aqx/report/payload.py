@@ -125,7 +125,7 @@ def timeline(trials: Iterable[Record]) -> dict[str, Any]:
     total = sum(bar["end"] - bar["start"] for bar in bars)
     names = [worker if number == 0 else f"{worker} +{number}" for worker, number in lanes]
     workers = len({worker for worker, _ in lanes})
-    note = f"{workers:,} workers, {total / 3600:.2f} hours of training, confirmations included."
+    note = f"{workers:,} worker{'s' * (workers != 1)}, {total / 3600:.2f} hours of training, confirmations included."
     return {"lanes": names, "bars": bars, "note": note}
 
 
