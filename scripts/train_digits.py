@@ -67,4 +67,5 @@ if __name__ == "__main__":
             accuracy = train(trial.activation, trial.seed)
             trial.report(val_acc=accuracy)
         print(f"{trial.name:32} {accuracy:.4f}")
-    print("best:", study.best())
+    best = study.best()
+    print("best:", best and f"{best.name} {best.objective:.4f}")

@@ -97,4 +97,5 @@ if __name__ == "__main__":
         with study.trial() as trial:
             trial.report(**train(trial.activation, trial.seed))
         print(f"{trial.name:32} {trial.metrics['val_acc']:.4f}")
-    print("best:", study.best())
+    best = study.best()
+    print("best:", best and f"{best.name} {best.objective:.4f}")
