@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from importlib.resources import files
 
@@ -44,9 +45,14 @@ def current_version() -> int:
     return len(MIGRATIONS) + 1
 
 
+@functools.cache
+def _schema_sql() -> str:
+    return files("aqx.store").joinpath("schema.sql").read_text(encoding="utf-8")
+
+
 def create_schema(con: duckdb.DuckDBPyConnection) -> None:
     """Make the tables in the empty database that `con` uses, and sign it with the version and an identity."""
-    con.execute(files("aqx.store").joinpath("schema.sql").read_text(encoding="utf-8"))
+    con.execute(_schema_sql())
     signature = {
         "schema_version": str(current_version()),
         "database_id": str(uuid.uuid4()),
