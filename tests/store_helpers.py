@@ -6,10 +6,12 @@ import contextlib
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import filelock
 import pytest
 
 import aqx
@@ -74,15 +76,19 @@ def run_python(
 
 @contextlib.contextmanager
 def as_nobody(folder: Path) -> Iterator[None]:
-    """Make a folder readable for everyone and writable for no one, and open the way that leads to it."""
-    opened: list[tuple[Path, int]] = []
-    for parent in (folder, *folder.parents):
-        mode = stat.S_IMODE(parent.stat().st_mode)
-        if mode & 0o005 != 0o005 or parent == folder:
-            opened.append((parent, mode))
-            parent.chmod(0o555 if parent == folder else mode | 0o005)
-    try:
-        yield
-    finally:
-        for parent, mode in opened:
-            parent.chmod(mode)
+    """Make a folder readable for everyone and writable for no one, and open the way that leads to it.
+
+    One at a time on a machine: the way is shared with other tests' folders, and closed again.
+    """
+    with filelock.FileLock(Path(tempfile.gettempdir()) / "aqx-tests-as-nobody.lock"):
+        opened: list[tuple[Path, int]] = []
+        for parent in (folder, *folder.parents):
+            mode = stat.S_IMODE(parent.stat().st_mode)
+            if mode & 0o005 != 0o005 or parent == folder:
+                opened.append((parent, mode))
+                parent.chmod(0o555 if parent == folder else mode | 0o005)
+        try:
+            yield
+        finally:
+            for parent, mode in opened:
+                parent.chmod(mode)
