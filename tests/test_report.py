@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from toy import candidates, make_task
 
 import aqx
+from aqx.cli import main
+from aqx.cli.report import FIGURES as OFFERED
 from aqx.errors import InputError
 from aqx.report import FIGURES, reproduce, write_figure
 from aqx.report.calibration import cross_validate
@@ -225,13 +229,36 @@ def test_several_tasks_ask_for_a_name(searched: Path, tmp_path: Path):
 # ---- single figures
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-@pytest.mark.parametrize(("ending", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
-def test_figures_are_written(searched: Path, tmp_path: Path, figure: str, ending: str, magic: bytes):
-    if ending != ".svg" and figure in ("map", "timeline"):
-        pytest.skip("one format is enough for these")
+MAGIC = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+DRAWN = [(figure, ".svg") for figure in FIGURES]
+DRAWN += [(figure, ending) for figure in FIGURES if figure not in ("map", "timeline") for ending in (".png", ".pdf")]
+
+
+@pytest.mark.parametrize(("figure", "ending"), DRAWN)
+def test_figures_are_written(searched: Path, tmp_path: Path, figure: str, ending: str):
     out = write_figure(searched, figure, tmp_path / f"figure{ending}")
-    assert out.read_bytes().startswith(magic)
+    assert out.read_bytes().startswith(MAGIC[ending])
+
+
+def test_the_command_offers_the_figures_there_are():
+    assert OFFERED == tuple(FIGURES)
+
+
+def test_report_and_plot_speak_json_and_say_what_is_wrong_in_one_line(searched: Path, tmp_path: Path):
+    def cli(*arguments: str | Path):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    done = cli("report", searched, "-o", tmp_path / "report.html", "--json", "-q")
+    file = tmp_path / "report.html"
+    assert json.loads(done.stdout) == {"path": str(file), "bytes": file.stat().st_size} and not done.stderr
+    done = cli("plot", searched, "verdict", "-o", tmp_path / "verdict.svg", "--json")
+    assert json.loads(done.stdout) == {"path": str(tmp_path / "verdict.svg")}
+    for arguments in (
+        ("report", searched, "-o", tmp_path),
+        ("plot", searched, "verdict", "-o", tmp_path / "verdict.gif"),
+    ):
+        refused = cli(*arguments)
+        assert refused.exit_code == 2 and refused.stderr.count("\n") == 1, refused.stderr
 
 
 def test_a_figure_says_what_it_shows(searched: Path, tmp_path: Path):

@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Progress = Callable[[int, int, str], None] | None
 _TONES = {"better": COLOURS[2], "worse": COLOURS[1], "failed": COLOURS[1]}
 _STATUS = {"done": COLOURS[0], "failed": COLOURS[1], "pruned": COLOURS[4], "stale": COLOURS[4], "running": "0.6"}
 
 
 def write_figure(
-    db: str | os.PathLike[str] | Database, figure: str, path: str | os.PathLike[str], task: str | None = None
+    db: str | os.PathLike[str] | Database,
+    figure: str,
+    path: str | os.PathLike[str],
+    task: str | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Write one figure of a search; the file's ending says in which format.
 
@@ -38,6 +43,7 @@ def write_figure(
         figure: "progress", "verdict", "functions", "map", "calibration" or "timeline".
         path: the file, ending in .png, .svg or .pdf.
         task: the task's name; may be left out where the database holds only one.
+        progress: called as progress(done, total, note) while candidates are placed on the map.
 
     Returns:
         The file.
@@ -49,11 +55,11 @@ def write_figure(
     if figure not in FIGURES:
         raise InputError(f"figure={figure!r} is none; give one of {', '.join(FIGURES)}")
     check_plot(path)
-    save(FIGURES[figure](load_results(db, task)), path)
+    save(FIGURES[figure](load_results(db, task), progress), path)
     return Path(path)
 
 
-def _progress(results: Results) -> Figure:
+def _progress(results: Results, progress: Progress) -> Figure:
     course = best_so_far(results)
     if not course.trials:
         raise InputError("figure 'progress' needs results of a search, and there are none yet; aqx search first")
@@ -77,7 +83,7 @@ def _progress(results: Results) -> Figure:
     return figure
 
 
-def _verdict(results: Results) -> Figure:
+def _verdict(results: Results, progress: Progress) -> Figure:
     confirmation = results.confirmation()
     if confirmation is None:
         raise InputError("figure 'verdict' needs functions retrained on fresh seeds; aqx confirm first")
@@ -93,7 +99,7 @@ def _verdict(results: Results) -> Figure:
     return figure
 
 
-def _functions(results: Results) -> Figure:
+def _functions(results: Results, progress: Progress) -> Figure:
     figure, (left, right) = _axes(9.0, 3.8, columns=2)
     for number, one in enumerate(curves_of_best(results, results.confirmation())):
         found = one.kind == "found"
@@ -113,12 +119,14 @@ def _functions(results: Results) -> Figure:
     return figure
 
 
-def _map(results: Results) -> Figure:
+def _map(results: Results, progress: Progress) -> Figure:
     landscape = survey(results)
     if not landscape.names:
         raise InputError("figure 'map' needs candidates, and the database has none; aqx enumerate first")
-    places = spread_out(draw_map(landscape.coordinates))
-    scores = _mean_by_row(results, landscape.rows)
+    places = spread_out(draw_map(landscape.coordinates, progress=progress))
+    row_of = {trial.class_id: row for trial, row in zip(results.searched, landscape.rows.tolist(), strict=True)}
+    means = {row_of[ranking.class_id]: ranking.objective for ranking in results.ranking}
+    scores = {row: mean for row, mean in means.items() if row >= 0}
     figure, axes = _axes(5.4, 4.8)
     rows = np.array(sorted(scores, key=lambda row: results.sign * scores[row]), np.int64)
     size = float(np.clip(6000 / len(places), 0.15, 4))
@@ -140,15 +148,7 @@ def _map(results: Results) -> Figure:
     return figure
 
 
-def _mean_by_row(results: Results, rows: np.ndarray) -> dict[int, float]:
-    found: dict[int, list[float]] = {}
-    for trial, row in zip(results.searched, rows.tolist(), strict=True):
-        if row >= 0 and trial.status == "done" and trial.objective is not None:
-            found.setdefault(row, []).append(trial.objective)
-    return {row: float(np.mean(values)) for row, values in found.items()}
-
-
-def _calibration(results: Results) -> Figure:
+def _calibration(results: Results, progress: Progress) -> Figure:
     found = survey(results).calibration
     if found is None:
         raise InputError("figure 'calibration' needs a dozen results; aqx search first")
@@ -162,7 +162,7 @@ def _calibration(results: Results) -> Figure:
     return figure
 
 
-def _timeline(results: Results) -> Figure:
+def _timeline(results: Results, progress: Progress) -> Figure:
     shown = timeline(results.trials)
     if not shown["bars"]:
         raise InputError("figure 'timeline' needs trials that a worker trained; aqx search first")
@@ -193,7 +193,7 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
     return figure, axes[0] if columns == 1 else axes
 
 
-FIGURES: dict[str, Callable[[Results], Figure]] = {
+FIGURES: dict[str, Callable[[Results, Progress], Figure]] = {
     "progress": _progress,
     "verdict": _verdict,
     "functions": _functions,
