@@ -323,8 +323,8 @@ def test_versions_are_those_that_are_imported():
 
 
 def test_a_library_that_is_missing_or_too_old(monkeypatch: pytest.MonkeyPatch):
-    version = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: {"jax": "0.1", "duckdb": None}.get(name, version(name)))
+    version = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: {"jax": "0.1", "duckdb": None}.get(name, version(name)))
     problems = " | ".join(diagnose().problems)
     assert "jax is 0.1, too old; pip install -U 'jax>=" in problems
     assert "duckdb is not installed; pip install -U 'duckdb>=" in problems
@@ -346,7 +346,7 @@ def test_requirements_are_read(text: str, requirement: Requirement):
 
 def test_requirements_that_are_met():
     assert not Requirement.of("numpy>=1").is_missing()
-    assert not Requirement.of(f"numpy>={doctor._version('numpy')}").is_missing()
+    assert not Requirement.of(f"numpy>={doctor.version_of('numpy')}").is_missing()
     assert Requirement.of("numpy>=1000").is_missing() and Requirement.of("no-such-package").is_missing()
     assert Requirement.of("jaxtyping>=0").is_missing() is False
     assert doctor._numbers("2.0") == doctor._numbers("2") and doctor._numbers("0.10.1rc1") > doctor._numbers("0.9")

@@ -83,12 +83,10 @@ def _score(score: Score) -> str:
 
 def _curve(name: str) -> tuple[Any, Any, Any]:
     """Abscissas, values and derivatives [P]."""
-    import jax
     import numpy as np
 
     from aqx.activation import activation
+    from aqx.report.curves import values_and_slopes
 
-    function = activation(name)
     x = np.linspace(-RANGE, RANGE, POINTS, dtype=np.float32)
-    y, tangents = jax.jvp(function, (x,), (np.ones_like(x),))
-    return x, np.asarray(y), np.asarray(tangents)
+    return x, *values_and_slopes(activation(name), x)

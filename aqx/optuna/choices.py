@@ -15,7 +15,7 @@ from aqx.evaluation import Batch, evaluate, fingerprints
 from aqx.search.candidates import texts
 from aqx.store import Database
 from aqx.store.spectra import invalid_spectra, load_spectra
-from aqx.store.tasks import list_tasks
+from aqx.store.tasks import get_task
 from aqx.surrogate import Features, Preset
 from aqx.tasks import Task
 from aqx.tree import Tree, parse
@@ -56,12 +56,9 @@ def read_spectra(db: str | os.PathLike[str] | Database, task: Task | str) -> Spe
         StoreError: it cannot be read.
     """
     db = db if isinstance(db, Database) else Database(db)
-    name = task if isinstance(task, str) else task.name
-    task_ids = {row.name: row.task_id for row in list_tasks(db)}
-    if name not in task_ids:
-        raise InputError(f"task {name!r} is not in {db.path}; it has {', '.join(task_ids) or 'none'}")
-    ids, rows = load_spectra(db, task_ids[name])
-    return Spectra(dict(zip(ids.tolist(), rows, strict=True)), frozenset(invalid_spectra(db, task_ids[name])))
+    task_id = get_task(db, task if isinstance(task, str) else task.name).task_id
+    ids, rows = load_spectra(db, task_id)
+    return Spectra(dict(zip(ids.tolist(), rows, strict=True)), frozenset(invalid_spectra(db, task_id)))
 
 
 def describe(param: str, given: tuple[Any, ...], spectra: Spectra, preset: Preset) -> Choices:

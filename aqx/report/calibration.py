@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from aqx import surrogate
+from aqx.surrogate.suggestions import mean_by_row
 
 FOLDS = 10
 FEWEST = 12  # results, below which nothing is said of the surrogate
@@ -46,23 +47,20 @@ def cross_validate(
         sign: 1 where higher is better, else -1.
         seed: of the folds and of the surrogate.
     """
-    candidates, at = np.unique(rows, return_inverse=True)
-    finite = np.isfinite(values)
-    counts = np.bincount(at[finite], minlength=len(candidates))
-    sums = np.bincount(at[finite], values[finite], minlength=len(candidates))
-    means = np.divide(sums, counts, out=np.full(len(candidates), np.nan), where=counts > 0)
-    if (counts > 0).sum() < FEWEST:
+    candidates, means = mean_by_row(rows, values)
+    has_result = np.isfinite(means)
+    if has_result.sum() < FEWEST:
         return None
     fold = np.random.default_rng(seed).permutation(len(candidates)) % FOLDS
     predicted = np.full(len(candidates), np.nan)
     for k in range(FOLDS):
-        known, asked = fold != k, (fold == k) & (counts > 0)
+        known, asked = fold != k, (fold == k) & has_result
         if asked.any():
             mean, _ = surrogate.predict(
                 coordinates, candidates[known], sign * means[known], candidates[asked], seed=seed
             )
             predicted[asked] = sign * mean
-    told = np.isfinite(predicted) & (counts > 0)
+    told = np.isfinite(predicted) & has_result
     return Calibration(candidates[told], means[told], predicted[told], _spearman(means[told], predicted[told]))
 
 

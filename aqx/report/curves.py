@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from aqx.activation import activation
+from aqx.activation import Activation, activation
 from aqx.errors import InputError
 from aqx.search import Confirmation, Results
 
@@ -63,10 +63,12 @@ def curve(name: str, kind: Literal["found", "usual"] = "found", result: float | 
         act = activation(name)
     except InputError:
         return None
-    values, slopes = jax.vmap(jax.value_and_grad(act))(POINTS.astype(np.float32))
-    return FunctionCurve(name, kind, result, *(_finite(array) for array in (values, slopes)))
+    drawn = (np.where(np.isfinite(y), y, np.nan) for y in values_and_slopes(act, POINTS))
+    return FunctionCurve(name, kind, result, *drawn)
 
 
-def _finite(array: jax.Array) -> np.ndarray:
-    numbers = np.asarray(array, float)
-    return np.where(np.isfinite(numbers), numbers, np.nan)
+def values_and_slopes(act: Activation, x: Float[np.ndarray, " P"]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a function and its derivative at some points, as they are in float32 [P], [P]."""
+    x = np.asarray(x, np.float32)
+    values, slopes = jax.jvp(act, (x,), (np.ones_like(x),))
+    return np.asarray(values), np.asarray(slopes)

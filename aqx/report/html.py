@@ -14,6 +14,7 @@ from aqx.export import javascript_operators
 from aqx.report.overview import Overview, look_over
 from aqx.report.payload import as_json, describe_page, pack_candidates
 from aqx.search import load_results
+from aqx.search.environment import version_of
 from aqx.store import Database
 
 _SCRIPTS = ("base.js", "functions.js", "charts.js", "tables.js", "map.js", "start.js")
@@ -64,7 +65,7 @@ def render(overview: Overview, plotly: str) -> str:
         overview: of the search.
         plotly: the source of plotly.js.
     """
-    page = describe_page(overview, _version())
+    page = describe_page(overview, version_of("aqx") or "")
     shown = {
         "title": _escaped(page["title"]),
         "style": _part("page.css"),
@@ -87,15 +88,6 @@ def _plotly() -> str:
 
 def _part(name: str) -> str:
     return (files("aqx.report") / "page" / name).read_text(encoding="utf-8")
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("aqx")
-    except PackageNotFoundError:  # run from a checkout
-        return ""
 
 
 def _escaped(text: str) -> str:

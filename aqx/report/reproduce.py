@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 
-import numpy as np
-
 from aqx.evaluation import Family
 from aqx.operators import SETS
 from aqx.search import Results
+from aqx.search.trial import seed_of_trial
 from aqx.space import Space
 from aqx.store import functions
 from aqx.store.spectra import count_spectra
@@ -66,7 +65,7 @@ def study_seed(results: Results) -> int | None:
     """Find the seed of the study from the seeds of its trials; None where no small one fits."""
     known = [(trial.trial_id, trial.seed) for trial in results.trials if trial.purpose in ("search", "baseline")][:3]
     for seed in range(_SEEDS if known else 0):
-        if all(int(np.random.SeedSequence([seed, i]).generate_state(1)[0] >> 1) == found for i, found in known):
+        if all(seed_of_trial(seed, trial_id) == found for trial_id, found in known):
             return seed
     return None
 

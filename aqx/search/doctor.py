@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from aqx.errors import AqxError
+from aqx.search.environment import version_of
 from aqx.search.pool import available_cores
 from aqx.store import Database
 from aqx.store.health import FileHealth, check_file
@@ -101,7 +102,7 @@ def diagnose(
 
 
 def _look_at_versions(seen: Diagnosis) -> None:
-    seen.versions = {"python": platform.python_version(), **{name: _version(name) for name in ("aqx", *LIBRARIES)}}
+    seen.versions = {"python": platform.python_version(), **{name: version_of(name) for name in ("aqx", *LIBRARIES)}}
     try:
         requirements = metadata.requires("aqx") or []
     except metadata.PackageNotFoundError:
@@ -110,7 +111,7 @@ def _look_at_versions(seen: Diagnosis) -> None:
     for text in requirements:
         needed = Requirement.of(text)
         if needed.extra is None and needed.is_missing():
-            have = _version(needed.name)
+            have = version_of(needed.name)
             have = f"is {have}, too old" if have else "is not installed"
             seen.problems.append(f"{needed.name} {have}; pip install -U '{text.partition(';')[0].strip()}'")
         elif needed.extra and not needed.extra.startswith("test"):
@@ -156,18 +157,11 @@ class Requirement:
 
     def is_missing(self) -> bool:
         """Whether the package, or one that its needed extras need, is not there or too old."""
-        version = _version(self.name)
+        version = version_of(self.name)
         if version is None or (self.least is not None and _numbers(version) < _numbers(self.least)):
             return True
         inner = map(Requirement.of, metadata.requires(self.name) or [] if self.parts else [])
         return any(needed.is_missing() for needed in inner if needed.extra in self.parts)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 
 from aqx.tasks import Task
 
@@ -34,12 +34,16 @@ def _of_process() -> dict[str, str]:
     import jax
 
     found = {"python": platform.python_version(), "host": socket.gethostname(), "device": jax.devices()[0].device_kind}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout
-            pass
-    return found
+    versions = {package: version_of(package) for package in _PACKAGES}
+    return found | {package: version for package, version in versions.items() if version is not None}
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None for one that is not, as aqx run from a checkout."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _folder(task: Task) -> str | None:

@@ -30,6 +30,7 @@ from aqx.search.trial import (
     Trial,
     as_record,
     number,
+    seed_of_trial,
 )
 from aqx.store import Database, functions, trial_rows
 from aqx.store import trials as store
@@ -379,7 +380,7 @@ class Study:
 
     def trial_seed(self, trial_id: int) -> int:
         """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
-        return int(np.random.SeedSequence([self.seed, trial_id]).generate_state(1)[0] >> 1)
+        return seed_of_trial(self.seed, trial_id)
 
     def _given_back(self, trials: Sequence[Brief]) -> list[Wanted]:
         """Return what is to be claimed before any suggestion: baselines, and what was given back, lost or asked for."""

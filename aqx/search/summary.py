@@ -10,14 +10,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from aqx.enumeration.points import sample_points
-from aqx.errors import InputError
 from aqx.evaluation import Batch, class_id_of, evaluate, fingerprints, finite_at
 from aqx.search.confirmation import reported_metric
-from aqx.search.results import Results
-from aqx.search.trial import as_record
+from aqx.search.results import Results, load_results
 from aqx.store import Database, functions, trial_rows
 from aqx.store.spectra import count_spectra, invalid_spectra
-from aqx.store.tasks import list_tasks
+from aqx.store.tasks import get_task, list_tasks
 from aqx.tree import Tree, parse
 
 
@@ -72,35 +70,30 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
     db = db if isinstance(db, Database) else Database(db)
     counts = functions.count_functions(db)
     held = (counts["functions"], counts["classes"], counts["usable"])
-    tasks = list_tasks(db)
-    if task is not None and task not in [row.name for row in tasks]:
-        raise InputError(f"task {task!r} is not in {db.path}; it has {', '.join(row.name for row in tasks) or 'none'}")
     rows = []
-    for stored in tasks:
-        if task in (None, stored.name):
-            spectra, trials = count_spectra(db, stored.task_id), trial_rows.count_trials(db, stored.task_id)
-            done = trial_rows.list_trials(db, stored.task_id, status="done")
-            sign = 1 if stored.identity["direction"] == "maximize" else -1
-            best = max(
-                (row for row in done if row.purpose != "confirm"),
-                key=lambda row: sign * (row.objective or 0),
-                default=None,
+    for stored in list_tasks(db) if task is None else [get_task(db, task)]:
+        spectra, trials = count_spectra(db, stored.task_id), trial_rows.count_trials(db, stored.task_id)
+        results = load_results(db, stored.name)
+        best = max(
+            (trial for trial in results.searched if trial.status == "done"),
+            key=lambda trial: results.sign * (trial.objective or 0),
+            default=None,
+        )
+        rows.append(
+            Summary(
+                stored.name,
+                *held,
+                spectra["valid"],
+                spectra["invalid"],
+                trials["done"],
+                trials["running"],
+                trials["failed"],
+                trials["pruned"],
+                trials["stale"],
+                best.name if best else None,
+                best.objective if best else None,
             )
-            rows.append(
-                Summary(
-                    stored.name,
-                    *held,
-                    spectra["valid"],
-                    spectra["invalid"],
-                    trials["done"],
-                    trials["running"],
-                    trials["failed"],
-                    trials["pruned"],
-                    trials["stale"],
-                    best.name if best else None,
-                    best.objective if best else None,
-                )
-            )
+        )
     return rows or [Summary(None, *held)]
 
 
@@ -185,9 +178,7 @@ def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> 
         return replace(known, flags=_flags(tree))
     db = db if isinstance(db, Database) else Database(db)
     names, flags = functions.class_members(db, known.class_id, limit=21)
-    all_results = [
-        Results(db, task, list(map(as_record, trial_rows.list_trials(db, task.task_id)))) for task in list_tasks(db)
-    ]
+    all_results = [load_results(db, task.name) for task in list_tasks(db)]
     return replace(
         known,
         simplest=names[0] if names else None,

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aqx.activation import Activation, activation
 from aqx.errors import AqxError, InputError
 from aqx.search.environment import environment
@@ -251,6 +253,11 @@ class Trial:
 
     def _circumstances(self) -> dict[str, Any]:
         return {"seconds": time.monotonic() - self._started, "environment": environment(self.study.task)}
+
+
+def seed_of_trial(study_seed: int, trial_id: int) -> int:
+    """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
+    return int(np.random.SeedSequence([study_seed, trial_id]).generate_state(1)[0] >> 1)
 
 
 def number(objective: str, metrics: dict[str, Any]) -> float:

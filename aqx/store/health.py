@@ -197,9 +197,7 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
             health.problems.append(f"{broken:,} {what}; {_RESTORE}")
     health.notes += [f"{n:,} {what}" for what, query in _NOTES.items() if (n := _number(con, query, now))]
     if health.counts["classes"] and not con.execute("SELECT 1 FROM meta WHERE key = 'points'").fetchall():
-        health.problems.append(
-            "the points of its outputs are missing; restore the file from a copy, or start a new one"
-        )
+        health.problems.append(f"the points of its outputs are missing; {_RESTORE}")
     progress(steps, steps, "")
 
 

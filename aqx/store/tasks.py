@@ -69,6 +69,18 @@ def find_task(db: Database, name: str) -> TaskRow | None:
     return next((task for task in list_tasks(db) if task.name == name), None)
 
 
+def get_task(db: Database, name: str) -> TaskRow:
+    """The task of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    tasks = {task.name: task for task in list_tasks(db)}
+    if name not in tasks:
+        raise InputError(f"task {name!r} is not in {db.path}; it has {', '.join(tasks) or 'none'}")
+    return tasks[name]
+
+
 def list_tasks(db: Database) -> list[TaskRow]:
     """All tasks, in the order of their ids."""
     with db.read() as con:

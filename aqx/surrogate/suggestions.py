@@ -278,12 +278,8 @@ class _Results:
 
     @classmethod
     def of(cls, observed: np.ndarray, values: np.ndarray, known: _Known, ranks: bool) -> _Results:
-        finite = np.isfinite(values)
-        values = np.clip(values, -1e150, 1e150)  # sums and squares of float64 stay finite
-        rows, at = np.unique(observed, return_inverse=True)
-        counts = np.bincount(at, finite, len(rows))
-        sums = np.bincount(at, np.where(finite, values, 0), len(rows))
-        means = np.divide(sums, counts, out=np.full(len(rows), -np.inf), where=counts > 0)
+        rows, means = mean_by_row(observed, values)
+        means = np.where(np.isnan(means), -np.inf, means)
         usable = known.outputs[rows]
         rows, means = rows[usable], means[usable]
         targets = normal_scores(means)
@@ -301,6 +297,24 @@ class _Results:
         bounds = np.stack([mean - spread, mean, mean + spread])
         low, middle, high = np.interp(bounds, self.targets[order], self.values[order])
         return middle, (high - low) / 2
+
+
+def mean_by_row(
+    observed: Int[np.ndarray, " N"], values: Float[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+    """Return the distinct rows, ascending, and the mean of each one's finite values, nan where it has none.
+
+    Example:
+        >>> import numpy as np
+        >>> mean_by_row(np.array([7, 2, 7, 7]), np.array([1.0, np.nan, 3.0, np.inf]))
+        (array([2, 7]), array([nan,  2.]))
+    """
+    finite = np.isfinite(values)
+    values = np.clip(values, -1e150, 1e150)  # sums and squares of float64 stay finite
+    rows, at = np.unique(observed, return_inverse=True)
+    counts = np.bincount(at, finite, len(rows))
+    sums = np.bincount(at, np.where(finite, values, 0), len(rows))
+    return rows, np.divide(sums, counts, out=np.full(len(rows), np.nan), where=counts > 0)
 
 
 def normal_scores(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
