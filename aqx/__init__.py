@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aqx import losses
 from aqx.activation import Activation, activation, stack
 from aqx.errors import AqxError, Exhausted, InputError, ParseError, StoreError, TaskError, UnsupportedError
 from aqx.operators import register
 from aqx.search import Pruned, RetryPolicy, Study
 from aqx.space import Space
-from aqx.tasks import Task, load_task, losses
+from aqx.tasks import Task, load_task
 from aqx.tree import Tree, parse
 
 if TYPE_CHECKING:

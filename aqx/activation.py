@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from aqx.errors import InputError, UnsupportedError
-from aqx.moments import moments
+from aqx.numerics.moments import moments
 from aqx.operators import Kind, Operator, OperatorTable, operator_table
 from aqx.tree import Tree, parse, parse_schema
 

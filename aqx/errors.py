@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+
+_TRACEBACK_LENGTH = 4000
+
 
 class AqxError(Exception):
     """The root of all errors aqx raises on purpose; its message is written for the user."""
@@ -44,3 +48,14 @@ class StoreError(AqxError, OSError):
 
 class Exhausted(AqxError, LookupError):
     """No candidate is left to suggest."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception as one line: its kind and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the end of an exception's traceback."""
+    return "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:]

@@ -12,7 +12,7 @@ from flax import linen as nn
 from sklearn.datasets import load_digits
 
 import aqx
-from aqx.tasks.models import AllCNNC
+from aqx.tasks.builtin.models import AllCNNC
 
 FUNCTIONS = ("tanh", "swish", "erf", "softsign", "elu", "arctan", "relu", "arcsinh")
 # Sums, as deep models lose the gradient with products of functions that vanish at 0.

@@ -29,12 +29,12 @@ from _models import NAMES, spectra_plainly, tasks
 from _timing import seconds
 
 import aqx
-from aqx.fisher.engine import Engine
-from aqx.fisher.features import spectrum_features
 from aqx.fisher.patches import is_quicker
-from aqx.fisher.program import fixed_inputs, prepare
 from aqx.fisher.rows import ConvRows
 from aqx.fisher.spectrum import eigvalsh
+from aqx.spectra.engine import Engine
+from aqx.spectra.quantiles import spectrum_features
+from aqx.spectra.subject import fixed_inputs, prepare
 
 CANDIDATES = {"mlp": 600, "cnn": 40, "allcnn": 4}
 

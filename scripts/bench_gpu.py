@@ -22,11 +22,11 @@ from jax.sharding import Mesh
 import aqx
 from aqx.enumeration import sample_points
 from aqx.evaluation import Batch, Family, evaluate_family, fingerprints
-from aqx.fisher.devices import AXIS
-from aqx.fisher.engine import Engine
-from aqx.fisher.features import spectrum_features
-from aqx.fisher.program import prepare
 from aqx.operators import SETS
+from aqx.spectra.devices import AXIS
+from aqx.spectra.engine import Engine
+from aqx.spectra.quantiles import spectrum_features
+from aqx.spectra.subject import prepare
 from aqx.tree import parse_schema
 
 # Candidates measured on a GPU and on a CPU, where they take seconds each.

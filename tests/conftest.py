@@ -61,7 +61,7 @@ def quick_to_compile() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def quick_map() -> Iterator[None]:
-    """Maps of candidates by principal components: UMAP compiles for half a minute (tests/test_surrogate_umap.py)."""
+    """Maps of candidates by principal components: UMAP compiles for half a minute (tests/surrogate/test_umap.py)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("aqx.surrogate.atlas._UMAP_ROWS", 10**9)
         yield

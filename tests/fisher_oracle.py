@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aqx.tasks import losses
+from aqx import losses
 
 DENSE = (nn.Dense, nnx.Linear)
 GENERAL = (nn.DenseGeneral, nnx.LinearGeneral)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import toy
 
+from aqx import candidates
+from aqx.candidates import Candidates
 from aqx.enumeration import enumerate_space
-from aqx.search import Study, candidates
-from aqx.search.candidates import Candidates, find_rows
+from aqx.evaluation.class_ids import find_rows
+from aqx.search import Study
 from aqx.space import Space
 from aqx.store import Database, add_spectra
 from aqx.store.embeddings import find_embedding

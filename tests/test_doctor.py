@@ -18,9 +18,11 @@ import store_helpers
 import toy
 from click.testing import CliRunner, Result
 
+from aqx import doctor
 from aqx.cli import main
-from aqx.search import Study, doctor
-from aqx.search.doctor import Requirement, diagnose, free_memory, nvidia_gpus
+from aqx.doctor import Requirement, diagnose, nvidia_gpus
+from aqx.machine import free_memory
+from aqx.search import Study
 from aqx.store import Database, add_spectra, functions, health, schema
 from aqx.store.health import check_file
 

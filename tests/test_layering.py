@@ -20,24 +20,32 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A room imports what stands beside it, and whatever those may.
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "numerics": (),  # the precise forms behind the table of operators
-    "moments": ("errors",),  # the integrals behind an activation's normalisation
+    "machine": (),
+    "numerics": ("errors",),  # the precise forms behind the table of operators, and the integrals of a normalisation
+    "objective": ("errors",),
+    "losses": ("errors",),
     "operators": ("errors", "numerics"),
     "tree": ("operators",),
-    "activation": ("tree", "moments"),
+    "kernel": ("tree",),  # one GPU kernel for every function of a shape
+    "activation": ("kernel", "numerics"),
     "space": ("tree",),
     "evaluation": ("activation", "space"),
     "store": ("errors",),
     "enumeration": ("evaluation", "store"),
-    "tasks": ("activation",),
-    "fisher": ("activation", "tasks", "store"),
-    "surrogate": ("store", "tree"),
-    "search": ("enumeration", "fisher", "surrogate"),
+    "surrogate": ("errors",),
+    "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
+    "population": ("activation", "machine"),
+    "tasks": ("population", "losses", "objective"),
+    "candidates": ("evaluation", "store", "surrogate"),
+    "spectra": ("fisher", "tasks", "store", "machine"),
+    "training": ("tasks", "machine"),
+    "search": ("candidates", "enumeration", "spectra", "training"),
     "benchmark": ("search",),
-    "optuna": ("search",),
+    "optuna": ("candidates", "enumeration", "tasks"),
     "export": ("tree",),
     "report": ("search", "export"),
-    "cli": ("benchmark", "report"),
+    "doctor": ("search",),
+    "cli": ("benchmark", "doctor", "report"),
 }
 # The room outside of which a library is not imported; `datasets` of scikit-learn only holds data, and tasks use it.
 HOMES: dict[str, tuple[str, ...]] = {
@@ -128,6 +136,42 @@ def test_imports_point_down(source: Path):
 def test_a_wrong_import_is_seen(room: str, text: str):
     imports = imports_of(text)
     assert beyond_rooms(room, imports) or outside_homes(room, imports)
+
+
+def files_imported(source: Path) -> set[Path]:
+    """The package's files that a source imports, inside functions and for types alone too."""
+    found: set[Path] = set()
+    for name in imports_of(source.read_text()):
+        parts = name.split(".")
+        for length in range(len(parts), 1, -1):  # a name may be a file, or what stands in one
+            path = PACKAGE.joinpath(*parts[1:length])
+            file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+            if parts[0] == "aqx" and file.exists():
+                found.add(file)
+                break
+    return found - {source}
+
+
+def circle_among(imports: dict[Path, set[Path]]) -> list[Path]:
+    """Files that import each other in a circle, and what lies between circles; none where there is no circle."""
+    left = dict(imports)
+    while True:
+        wanted = set[Path]().union(*left.values())
+        ends = [file for file, others in left.items() if not others & left.keys() or file not in wanted]
+        if not ends:
+            return sorted(left)
+        for file in ends:
+            del left[file]
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert not circle_among({source: files_imported(source) for source in SOURCES})
+
+
+def test_a_circle_is_seen():
+    a, b, c = map(Path, "abc")
+    assert circle_among({a: {b}, b: {c}, c: {a}}) == [a, b, c]
+    assert not circle_among({a: {b}, b: {c}, c: set()})
 
 
 def test_importing_aqx_is_light():

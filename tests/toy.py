@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from aqx import losses
 from aqx.enumeration import enumerate_space
 from aqx.space import Space
 from aqx.store import Database
-from aqx.tasks import Task, losses
+from aqx.tasks import Task
 
 POINTS = np.linspace(-2, 2, 41, dtype=np.float32)
 

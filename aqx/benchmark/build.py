@@ -17,14 +17,14 @@ import numpy as np
 from aqx.activation import activation
 from aqx.benchmark.table import ResultTable, load_table, save_table
 from aqx.enumeration import enumerate_space
-from aqx.errors import InputError, StoreError, TaskError
-from aqx.search.pool import available_cores, run_each
+from aqx.errors import InputError, StoreError, TaskError, one_line
+from aqx.machine import cores
 from aqx.space import Space
 from aqx.store import Database
 from aqx.store.files import check_ending
 from aqx.store.functions import load_candidates
 from aqx.tasks import Task
-from aqx.tasks.task import one_line
+from aqx.training.processes import run_each
 
 Progress = Callable[[int, int, str], None]
 Job = tuple[str, int]  # a function and a seed
@@ -88,7 +88,7 @@ def build_table(
         raise TaskError(f"task {task.name!r} has no train function; give Task(train=…)")
     if seeds < 1:
         raise InputError(f"seeds={seeds} is too few; give 1 or more")
-    workers = available_cores() if workers is None else workers
+    workers = cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers={workers} is too few; give 1 or more")
     names = _class_names(space, sample)

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
+from aqx import candidates as candidate_room
 from aqx import surrogate
 from aqx.benchmark.table import ResultTable
 from aqx.enumeration import enumerate_space
 from aqx.errors import InputError, ParseError
-from aqx.fisher import compute_spectra
-from aqx.search import candidates as candidate_room
 from aqx.space import Space
+from aqx.spectra import compute_spectra
 from aqx.store import Database, functions
 from aqx.store.embeddings import StoredEmbedding, find_embedding, load_embedding, save_embedding
 from aqx.store.features import FeatureRows, load_features

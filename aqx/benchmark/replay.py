@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from aqx import surrogate
 from aqx.errors import InputError
-from aqx.search.pool import run_each
 from aqx.surrogate import Features, Preset
+from aqx.training.processes import run_each
 
 Progress = Callable[[int, int, str], None]
 _SEED = 2**32  # what a NumPy seed may not reach

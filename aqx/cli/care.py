@@ -11,7 +11,7 @@ from aqx.cli.commands import main
 from aqx.cli.screen import plain, progress_shown, show_json
 
 if TYPE_CHECKING:
-    from aqx.search.doctor import Diagnosis
+    from aqx.doctor import Diagnosis
     from aqx.store.health import FileHealth
 
 # Where each shell looks for completions by itself.
@@ -37,7 +37,7 @@ def doctor(ctx: click.Context, db: str | None, task: str | None, quiet: bool, as
     That is versions, devices, memory and disk; a database file, of which every byte in use is read; and a task. Nothing
     is changed. The exit code is 0 where all is well, and 1 where a problem was found.
     """
-    from aqx.search.doctor import diagnose
+    from aqx.doctor import diagnose
 
     with progress_shown("doctor", quiet) as progress:
         seen = diagnose(db, task, progress)

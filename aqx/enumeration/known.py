@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Bool, UInt64
 
+from aqx.evaluation.class_ids import class_keys, lookup
 from aqx.store import functions as store
 from aqx.store.connection import Database
 
@@ -31,8 +32,8 @@ class KnownClasses:
     def worth_storing(self, ids: UInt64[np.ndarray, "K 2"], size: int, names: Sequence[str]) -> Bool[np.ndarray, " K"]:
         """Tell which functions belong to a class that is not known, or are simpler than what represents it."""
         keys = class_keys(ids)
-        named, at = _lookup(self._keys, keys)
-        worth = ~named & ~_lookup(self._settled, keys)[0]
+        named, at = lookup(self._keys, keys)
+        worth = ~named & ~lookup(self._settled, keys)[0]
         for row in np.flatnonzero(named).tolist():
             worth[row] = (size, names[row]) < (int(self._sizes[at[row]]), str(self._names[at[row]]))
         return worth
@@ -40,7 +41,7 @@ class KnownClasses:
     def add(self, ids: UInt64[np.ndarray, "K 2"], size: int, names: Sequence[str], settled: bool) -> None:
         """Note which functions were found worth storing; settled if nothing simpler can come later."""
         keys = class_keys(ids)
-        named, at = _lookup(self._keys, keys)
+        named, at = lookup(self._keys, keys)
         for row in np.flatnonzero(named).tolist():
             self._sizes[at[row]], self._names[at[row]] = size, names[row]
         if settled:
@@ -56,16 +57,3 @@ class KnownClasses:
         self._keys = keys[order]
         self._sizes = np.concatenate([self._sizes, sizes])[order]
         self._names = np.concatenate([self._names, np.array(names, self._names.dtype)])[order]
-
-
-def class_keys(ids: UInt64[np.ndarray, "K 2"]) -> np.ndarray:
-    """Return class ids [K] that NumPy can sort."""
-    return np.ascontiguousarray(ids).view("V16").ravel()
-
-
-def _lookup(among: np.ndarray, keys: np.ndarray) -> tuple[Bool[np.ndarray, " K"], Int[np.ndarray, " K"]]:
-    """Tell which keys are there, and where."""
-    at = np.searchsorted(among, keys)
-    inside = at < len(among)
-    at[~inside] = 0
-    return (inside & (among[at] == keys)) if len(among) else inside, at

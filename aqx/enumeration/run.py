@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt64
 
-from aqx.enumeration.known import KnownClasses, class_keys
+from aqx.enumeration.known import KnownClasses
 from aqx.enumeration.plan import Piece, plan
 from aqx.enumeration.points import points_of
 from aqx.errors import InputError
 from aqx.evaluation import METHOD, Family, evaluate, fingerprints, finite_at, operator_behaviours
+from aqx.evaluation.class_ids import class_keys
 from aqx.operators import KINDS, operator_table
 from aqx.space import Space
 from aqx.store import functions as store

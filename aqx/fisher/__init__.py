@@ -1,20 +1,21 @@
-"""Fisher spectra of Flax models: taps on layers, Kronecker factors, eigenvalues, features per class of functions."""
+"""Fisher spectra of any Flax model: taps on layers, Kronecker factors, eigenvalues."""
 
-from aqx.fisher.compute import SpectraReport, check, compute_spectra
-from aqx.fisher.devices import connect, leads
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from aqx.fisher.eigenvalues import coverage, eigenvalues
 from aqx.fisher.layers import Coverage, LeftOut
 from aqx.fisher.reference import reference
 
-__all__ = [
-    "Coverage",
-    "LeftOut",
-    "SpectraReport",
-    "check",
-    "compute_spectra",
-    "connect",
-    "coverage",
-    "eigenvalues",
-    "leads",
-    "reference",
-]
+__all__ = ["Coverage", "LeftOut", "coverage", "eigenvalues", "reference"]
+
+# What computes the spectra of a task's candidates stands above this library; its names were public here.
+_OF_SPECTRA = ("SpectraReport", "check", "compute_spectra", "connect", "leads")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_SPECTRA:
+        return getattr(importlib.import_module("aqx.spectra"), name)
+    raise AttributeError(f"module 'aqx.fisher' has no attribute {name!r}")

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from aqx import losses
 from aqx.errors import InputError, UnsupportedError
-from aqx.tasks import losses
 
 Fisher = Literal["empirical", "exact", "sampled"]
 Loss = Callable[[Any, Any], Any]

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from aqx.enumeration import sample_points
 from aqx.errors import InputError, ParseError
 from aqx.evaluation import Batch, evaluate, fingerprints
-from aqx.search.candidates import texts
+from aqx.evaluation.class_ids import texts
 from aqx.store import Database
 from aqx.store.spectra import invalid_spectra, load_spectra
 from aqx.store.tasks import get_task

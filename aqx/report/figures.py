@@ -11,11 +11,11 @@ import numpy as np
 
 from aqx.errors import InputError
 from aqx.report.curves import POINTS, curves_of_best
-from aqx.report.landscape import survey
 from aqx.report.overview import random_search
 from aqx.report.panels import COLOURS, check_plot, save
 from aqx.report.payload import spread_out, timeline
 from aqx.report.progress import best_so_far
+from aqx.report.survey import survey
 from aqx.search import Results, load_results
 from aqx.store import Database
 from aqx.surrogate import draw_map

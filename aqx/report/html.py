@@ -11,10 +11,10 @@ from pathlib import Path
 
 from aqx.errors import InputError, UnsupportedError
 from aqx.export import javascript_operators
+from aqx.machine import version_of
 from aqx.report.overview import Overview, look_over
 from aqx.report.payload import as_json, describe_page, pack_candidates
 from aqx.search import load_results
-from aqx.search.environment import version_of
 from aqx.store import Database
 
 _SCRIPTS = ("base.js", "functions.js", "charts.js", "tables.js", "map.js", "start.js")

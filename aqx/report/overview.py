@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from aqx.report.curves import FunctionCurve, curves_of_best
-from aqx.report.landscape import Landscape, survey
 from aqx.report.progress import BestSoFar, best_so_far, expected_best
+from aqx.report.survey import Landscape, survey
 from aqx.search import Confirmation, Results
 from aqx.surrogate import draw_map
 

@@ -10,17 +10,16 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from typing import TYPE_CHECKING, Any
 
 from aqx.activation import Activation
-from aqx.errors import AqxError, Exhausted, InputError, TaskError
-from aqx.search.environment import environment
-from aqx.search.pool import ThisProcess, WorkerPool
+from aqx.errors import AqxError, Exhausted, InputError, TaskError, one_line, traceback_of
 from aqx.search.preemption import sigterm_ends_block
 from aqx.search.retry import GIVEN_UP
-from aqx.search.trial import LEASE_SECONDS, Outcome, Record, Trial, heartbeats, number, traceback_of
-from aqx.store import trials as store
+from aqx.search.trial import LEASE_SECONDS, Outcome, Record, Trial, heartbeats
+from aqx.store import outcomes as store
+from aqx.store.encoding import plain_metrics
 from aqx.store.trial_rows import ENDED, Brief, by_training
-from aqx.store.values import plain_metrics
 from aqx.tasks import Task
-from aqx.tasks.task import one_line
+from aqx.training.environment import environment
+from aqx.training.processes import ThisProcess, WorkerPool
 
 if TYPE_CHECKING:
     from aqx.search.study import Study
@@ -127,7 +126,7 @@ def train(task: Task, act: Activation, seed: int) -> Outcome:
         if not isinstance(returned, dict):
             raise TaskError(f"train must return a dict of metrics, but returned {type(returned).__name__}")
         metrics = plain_metrics(returned)
-        number(task.objective, metrics)
+        task.goal.of(metrics)
     except Exception as error:
         reason = one_line(error)
         metrics = {**metrics, "traceback": traceback_of(error)}

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from aqx import candidates as candidate_room
 from aqx import surrogate as surrogates
+from aqx.candidates import Candidates
 from aqx.errors import Exhausted, InputError
 from aqx.evaluation import class_id_of
-from aqx.search import candidates as candidate_room
-from aqx.search.candidates import Candidates
 from aqx.search.confirmation import Confirmation, confirm
 from aqx.search.loop import search
 from aqx.search.pruning import rule_of
@@ -29,16 +29,15 @@ from aqx.search.trial import (
     Suggestion,
     Trial,
     as_record,
-    number,
     seed_of_trial,
 )
 from aqx.store import Database, functions, trial_rows
-from aqx.store import trials as store
+from aqx.store import outcomes as store
 from aqx.store.lease import worker_name
+from aqx.store.outcomes import Wanted
 from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import register_task
 from aqx.store.trial_rows import ENDED, STATUSES, Brief, by_training
-from aqx.store.trials import Wanted
 from aqx.tasks import Task, load_task
 from aqx.tree import parse
 
@@ -132,10 +131,10 @@ class Study:
         """
         if isinstance(trial, Trial):
             metrics = {**trial.metrics, **metrics}
-            number(self.task.objective, metrics)
+            self.task.goal.of(metrics)
             trial.metrics = metrics
             return trial.finish()
-        value = number(self.task.objective, metrics)
+        value = self.task.goal.of(metrics)
         return self.announce(as_record(store.finish(self.db, trial, value, metrics)))
 
     def fail(self, trial: Trial | int, reason: str) -> Record:
@@ -233,7 +232,7 @@ class Study:
             InputError: the name does not parse, or the objective is missing or not a number.
         """
         tree = parse(name)
-        objective = number(self.task.objective, metrics)
+        objective = self.task.goal.of(metrics)
         row = store.add_result(
             self.db,
             self.task_id,
@@ -305,7 +304,7 @@ class Study:
     @property
     def sign(self) -> int:
         """1 where a higher objective is better, else -1."""
-        return 1 if self.task.direction == "maximize" else -1
+        return self.task.goal.sign
 
     def records(self, purpose: str | None = None, status: str | None = None) -> list[Record]:
         """Return the study's trials in the order of their ids, all of them or those of one purpose or status."""
@@ -471,7 +470,7 @@ class Study:
         rows = surrogates.undescribed(table.coordinates, observed, values, settled, among, self.preset, self.seed)
         if len(rows):
             names = functions.class_names(self.db, table.class_ids(rows))
-            from aqx.fisher import compute_spectra  # brings Flax, which is slow to import
+            from aqx.spectra import compute_spectra  # brings Flax, which is slow to import
 
             compute_spectra(self.db, self.task, names=names, progress=progress)
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aqx.activation import Activation, activation
-from aqx.errors import AqxError, InputError
-from aqx.search.environment import environment
+from aqx.errors import AqxError, InputError, one_line, traceback_of
 from aqx.search.preemption import sigterm_ends_block
 from aqx.search.pruning import curve_of, rule_of
+from aqx.store import outcomes as store
 from aqx.store import trial_rows
-from aqx.store import trials as store
 from aqx.store.connection import Database
+from aqx.store.encoding import plain_metrics
 from aqx.store.lease import kept_alive
-from aqx.store.values import plain_metrics
-from aqx.tasks.task import one_line
+from aqx.training.environment import environment
 
 if TYPE_CHECKING:
     from aqx.search.study import Study
@@ -33,7 +31,6 @@ SEARCHED = ("baseline", "search", "added")  # what the search learns from; confi
 LEASE_SECONDS = 120.0  # how long a claim outlives the last heartbeat of its process
 HEARTBEAT_SECONDS = 30.0
 ASKED_LEASE_SECONDS = 24 * 3600.0  # `ask` leaves no process behind whose heart could beat
-_TRACEBACK_LENGTH = 4000
 
 _log = logging.getLogger("aqx")
 
@@ -215,7 +212,7 @@ class Trial:
     def _finish(self) -> Record:
         objective = self.study.task.objective
         if objective in self.metrics:
-            value = number(objective, self.metrics)
+            value = self.study.task.goal.of(self.metrics)
             return as_record(store.finish(self.study.db, self.id, value, self.metrics, **self._circumstances()))
         if self._hopeless:
             return self._prune()
@@ -242,7 +239,7 @@ class Trial:
         if outcome.reason is not None:
             row = store.fail(self.study.db, self.id, outcome.reason, outcome.metrics, **circumstances)
         else:
-            value = number(self.study.task.objective, outcome.metrics)
+            value = self.study.task.goal.of(outcome.metrics)
             row = store.finish(self.study.db, self.id, value, outcome.metrics, **circumstances)
         return as_record(row)
 
@@ -258,25 +255,6 @@ class Trial:
 def seed_of_trial(study_seed: int, trial_id: int) -> int:
     """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
     return int(np.random.SeedSequence([study_seed, trial_id]).generate_state(1)[0] >> 1)
-
-
-def number(objective: str, metrics: dict[str, Any]) -> float:
-    """Return the objective among the metrics as a float.
-
-    Raises:
-        InputError: it is missing or not a number.
-    """
-    if objective not in metrics:
-        raise InputError(f"{objective} is missing from the metrics ({', '.join(metrics) or 'none'}); report it")
-    try:
-        return float(metrics[objective])
-    except (TypeError, ValueError):
-        raise InputError(f"{objective}={metrics[objective]!r} is not a number; report one") from None
-
-
-def traceback_of(error: BaseException) -> str:
-    """Return the end of an exception's traceback."""
-    return "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:]
 
 
 def as_record(row: trial_rows.TrialRow) -> Record:

@@ -2,19 +2,7 @@
 
 from aqx.store.connection import Database
 from aqx.store.embeddings import StoredEmbedding, find_embedding, load_embedding, save_embedding
-from aqx.store.spectra import (
-    SpectraClaim,
-    add_spectra,
-    claim_spectra,
-    count_spectra,
-    invalid_spectra,
-    load_spectra,
-    release_spectra_claims,
-    renew_spectra_claims,
-)
-from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
-from aqx.store.trial_rows import TrialRow, count_trials, get_trial, list_trials
-from aqx.store.trials import (
+from aqx.store.outcomes import (
     add_result,
     add_results,
     claim,
@@ -28,6 +16,18 @@ from aqx.store.trials import (
     report,
     retry,
 )
+from aqx.store.spectra import (
+    SpectraClaim,
+    add_spectra,
+    claim_spectra,
+    count_spectra,
+    invalid_spectra,
+    load_spectra,
+    release_spectra_claims,
+    renew_spectra_claims,
+)
+from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
+from aqx.store.trial_rows import TrialRow, count_trials, get_trial, list_trials
 
 __all__ = [
     "Database",

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float32, UInt64
 from aqx.errors import StoreError
 from aqx.store import clock
 from aqx.store.connection import Database
+from aqx.store.encoding import insert_rows, matrix_column, read_columns
 from aqx.store.features import FeatureCounts, count_features
 from aqx.store.functions import CLASS_ID, ID_HALVES
 from aqx.store.trouble import LEFT_AS_IT_WAS
-from aqx.store.values import insert_rows, matrix_column, read_columns
 
 # An embedding is fitted anew when there are so many times the classes or the spectra that it was fitted to.
 _GROWTH = 1.1

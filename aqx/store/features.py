@@ -11,8 +11,8 @@ import pyarrow as pa
 from jaxtyping import Float32, UInt64
 
 from aqx.store.connection import Database
+from aqx.store.encoding import read_columns
 from aqx.store.functions import ID_HALVES, read_points
-from aqx.store.values import read_columns
 
 # Rows copied at a time: outputs of 400,000 classes are 400 MB, of which no second copy is made.
 _BATCH = 16384

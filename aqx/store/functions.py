@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, UInt64
 
 from aqx.errors import StoreError
 from aqx.store.connection import Database
-from aqx.store.values import insert_rows, matrix_column
+from aqx.store.encoding import insert_rows, matrix_column
 
 FLAGS = ("finite", "finite_at_0", "finite_at_20", "finite_gradient_at_0", "constant", "affine")
 

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from aqx.errors import InputError, StoreError
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.values import clean_text, insert_rows, matrix_column, read_matrix
+from aqx.store.encoding import clean_text, insert_rows, matrix_column, read_matrix
 
 
 def add_spectra(

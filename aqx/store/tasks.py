@@ -11,7 +11,7 @@ from typing import Any
 from aqx.errors import InputError, StoreError
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.values import differences
+from aqx.store.encoding import differences
 
 _COLUMNS = "task_id, name, identity, spectra_form, created_at"
 

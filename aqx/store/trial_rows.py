@@ -14,7 +14,7 @@ import duckdb
 from aqx.errors import InputError
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.values import decode_metrics
+from aqx.store.encoding import decode_metrics
 
 PURPOSES = ("search", "baseline", "confirm", "added")
 STATUSES = ("queued", "running", "stale", "done", "pruned", "failed")

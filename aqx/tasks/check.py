@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqx.activation import activation
-from aqx.errors import TaskError
+from aqx.errors import TaskError, one_line
 from aqx.tasks.model import apply_model, build_model
-from aqx.tasks.task import Task, one_line
+from aqx.tasks.task import Task
 
 
 @dataclass(frozen=True)

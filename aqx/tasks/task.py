@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import inspect
 import operator
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from aqx.errors import InputError, TaskError
+from aqx.errors import InputError, TaskError, one_line
+from aqx.objective import Objective
+from aqx.tasks.task_file import TaskFile, line_of, load_file, loaded_files, loading, siblings_importable
 from aqx.tree import parse
 
 BASELINES = (
@@ -89,25 +97,24 @@ class Task:
             value = getattr(self, argument)
             if not callable(value) and not (value is None and argument in ("apply", "train")):
                 raise TaskError(f"{argument}={value!r} is not callable; give a function")
-        if self.direction not in ("maximize", "minimize"):
-            raise TaskError(f"direction={self.direction!r} is unknown; give 'maximize' or 'minimize'")
+        try:
+            Objective(self.objective, self.direction)
+        except InputError as error:
+            raise TaskError(str(error)) from None
         object.__setattr__(self, "baselines", _canonical(self.baselines))
         object.__setattr__(self, "seed", _seed(self.seed))
+
+    @property
+    def goal(self) -> Objective:
+        """The objective with its direction."""
+        return Objective(self.objective, self.direction)
 
     def identity(self) -> dict[str, str | int | float]:
         """Return what has to agree for stored spectra and trials to belong to this task."""
         return {"name": self.name, "objective": self.objective, "direction": self.direction, "seed": self.seed}
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        from aqx.tasks.loading import reduce_task
-
         return reduce_task(self)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception as one line: its kind and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _canonical(baselines: object) -> tuple[str, ...]:
@@ -132,3 +139,93 @@ def _seed(seed: Any) -> int:
     if isinstance(seed, bool) or not 0 <= value < 2**32:
         raise TaskError(f"seed={seed!r} cannot seed JAX; give an integer from 0 to 2**32 - 1")
     return value
+
+
+def reduce_task(task: Task) -> tuple[Callable[..., Task], tuple[str, ...]]:
+    """Return how to pickle a task: by its file, or by a module that binds it.
+
+    Raises:
+        TaskError: neither holds this task.
+    """
+    reference = task.reference or _find_file(task)
+    if reference is not None:
+        return restore_from_file, (reference.path, reference.name, reference.digest)
+    modules = [(name, module) for name, module in list(sys.modules.items()) if name not in ("__main__", "__mp_main__")]
+    for module_name, module in modules:
+        for name in _names_of(task, module):
+            return restore_from_module, (module_name, name)
+    raise TaskError(
+        f"task {task.name!r} cannot be sent to another process, as no module or file holds it; "
+        "bind it to a name at the top of a file, and load it with load_task('file.py:name')"
+    )
+
+
+def restore_from_file(path: str, name: str, digest: str) -> Task:
+    """Unpickle a task of a file, which must not have changed since it was pickled."""
+    with loading:
+        file = load_file(path, digest)
+        return task_in(file, name)
+
+
+def restore_from_module(module: str, name: str) -> Task:
+    """Unpickle a task of an importable module."""
+    try:
+        task = getattr(importlib.import_module(module), name, None)
+    except Exception as error:
+        raise TaskError(f"task {name!r} cannot be loaded: importing {module} raised {one_line(error)}") from error
+    if not isinstance(task, Task):
+        raise TaskError(f"task {name!r} cannot be loaded: module {module} does not hold it under that name")
+    return task
+
+
+def task_in(file: TaskFile, name: str) -> Task:
+    """Return the task that a file binds to a name, or that a function of this name makes."""
+    if name in file.tasks:
+        return file.tasks[name]
+    found = getattr(file.module, name, None) if name else None
+    if found is None:
+        held = [key for key, value in vars(file.module).items() if isinstance(value, Task)]
+        has = f"it has {', '.join(held)}" if held else "it binds no Task at its top level"
+        raise TaskError(f"task file {file.path} has no {name!r}; {has}")
+    if inspect.isfunction(found):
+        found = _call(found, file, name)
+    elif not isinstance(found, Task):
+        raise TaskError(f"{name!r} in task file {file.path} is of type {type(found).__name__}, not an aqx.Task")
+    if found.reference is None:
+        object.__setattr__(found, "reference", FileReference(file.path, name, file.digest))
+    file.tasks[name] = found
+    return found
+
+
+def _call(function: Callable[[], Any], file: TaskFile, name: str) -> Task:
+    if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in _parameters(function)):
+        raise TaskError(f"{name!r} in task file {file.path} needs arguments; give a Task, or a function without any")
+    what = f"{name}() in task file {file.path}"
+    try:
+        with siblings_importable(os.path.dirname(file.path)):
+            task = function()
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"{what} raised {one_line(error)}{line_of(error, file.path)}") from error
+    if not isinstance(task, Task):
+        raise TaskError(f"{what} returned a value of type {type(task).__name__}, not an aqx.Task")
+    return task
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
+
+
+def _find_file(task: Task) -> FileReference | None:
+    """The file of a task nobody asked for by name: bound in a loaded task file, or in the script that is running."""
+    for file in loaded_files.values():
+        for name in _names_of(task, file.module):
+            return FileReference(file.path, name, file.digest)
+    main = sys.modules["__main__"]
+    if getattr(main, "__file__", None) and (names := _names_of(task, main)):
+        path = os.path.abspath(str(main.__file__))
+        return FileReference(path, names[0], hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    return None
+
+
+def _names_of(task: Task, module: Any) -> list[str]:
+    return [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is task]

@@ -1,0 +1,252 @@
+"""`compute_spectra`: Fisher features of the stored classes for a task, in bounded batches that a later run resumes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from aqx.activation import activation
+from aqx.errors import InputError
+from aqx.fisher.reference import reference
+from aqx.spectra.devices import announce, leads
+from aqx.spectra.engine import Engine, Spectra
+from aqx.spectra.quantiles import QUANTILES, spectrum_features
+from aqx.spectra.subject import Subject, prepare
+from aqx.spectra.workload import LEASE_SECONDS, Workload
+from aqx.store import Database
+from aqx.tasks import Task, build_model
+
+# A batch is what is lost when a process dies, and what one process has more to do than another at the end.
+_SECONDS = 3.0
+_LARGEST = 1024
+_PRODUCTS = 2**23
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SpectraReport:
+    """What a call of `compute_spectra` did.
+
+    Attributes:
+        computed: classes that got a spectrum now.
+        invalid: classes stored as invalid now, by reason.
+        shapes: shapes of functions met, each one program.
+        coverage: which layers the spectra cover, for people.
+    """
+
+    computed: int = 0
+    invalid: dict[str, int] = field(default_factory=dict)
+    shapes: int = 0
+    coverage: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.computed:,} spectra computed over {self.shapes} shapes of functions"]
+        lines += [f"{count:,} classes invalid: {reason}" for reason, count in self.invalid.items()]
+        return "\n".join([*lines, self.coverage])
+
+
+def compute_spectra(
+    db: Database | str | os.PathLike[str],
+    task: Task,
+    *,
+    limit: int | None = None,
+    batch: int | None = None,
+    names: Sequence[str] | None = None,
+    first: Sequence[str] | Callable[[], Sequence[str]] = (),
+    fisher: str = "empirical",
+    sharing: str = "expand",
+    lease_seconds: float = LEASE_SECONDS,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> SpectraReport:
+    """Compute and store the Fisher features of the classes that have none yet for this task.
+
+    All candidates share the task's initial parameters (its seed) and its batch; candidates of one shape share one
+    compiled program. Any number of calls, in as many processes, share the classes of one database: each claims a batch,
+    commits it when it is done, and takes over what a dead process has claimed when that lease lapses. In a run of
+    several JAX processes all make this call, and process 0 alone opens the database.
+
+    Args:
+        db: the database's path (or a `Database`), with enumerated functions.
+        task: whose model, batch and loss.
+        limit: at most so many classes.
+        batch: K, candidates per claim and transaction; by default as many as take a few seconds. All devices and cores
+            take part, as far as the memory allows.
+        names: only the classes of these functions.
+        first: ids of the classes to compute before the others, in their order, or what makes them, called by process
+            0 alone; the others follow, simplest first.
+        fisher: as in `aqx.fisher.eigenvalues`.
+        sharing: as in `aqx.fisher.eigenvalues`.
+        lease_seconds: how long a claim outlives its process.
+        progress: called as progress(done, total, note).
+
+    Returns:
+        What was computed.
+
+    Raises:
+        TaskError: the task does not keep its contract, or not even one candidate fits into memory.
+        StoreError: the task has spectra of another form, or the database cannot be written.
+    """
+    if batch is not None and batch < 1:
+        raise InputError(f"batch={batch} must be at least 1")
+    if not isinstance(db, Database) and jax.process_count() == 1:
+        db = Database(db)  # one that is not there shows before anything is compiled
+    subject = prepare(task, fisher, sharing)
+    with Engine(subject) as engine:
+        if not leads():
+            return _follow(engine)
+        try:
+            database = db if isinstance(db, Database) else Database(db)
+            form = _form(subject, fisher, sharing)
+            order = first() if callable(first) else first
+            with Workload(database, task, form, names, limit, order, lease_seconds) as workload:
+                return _lead(engine, workload, batch, progress or _silent)
+        finally:
+            announce([])
+
+
+def _lead(
+    engine: Engine, workload: Workload, batch: int | None, progress: Callable[[int, int, str], None]
+) -> SpectraReport:
+    invalid = Counter[str]()
+    progress(0, workload.total, "spectra")
+
+    def commit(classes: list[tuple[str, str]], total: int, pending: Callable[[], Spectra]) -> None:
+        spectra = _finished(engine, [name for _, name in classes], pending)
+        reasons = [spectra.reason(i) for i in range(len(classes))]
+        workload.store([class_id for class_id, _ in classes], _features(engine.subject, spectra), reasons)
+        invalid.update(filter(None, reasons))
+        progress(workload.stored, total, "spectra")
+
+    size = batch or engine.at_once
+    waiting: tuple[list[tuple[str, str]], int, Callable[[], Spectra]] | None = None
+    while True:
+        started = time.monotonic()
+        # Only with nothing in flight here is there time to wait for other processes.
+        classes = workload.take(size, wait=waiting is None)
+        now = None
+        if classes:
+            names = announce([name for _, name in classes])
+            now = (classes, workload.total, _started(engine, names))
+        # While the devices compute this batch, the last one is sorted and written.
+        if waiting:
+            commit(*waiting)
+        elif not classes:
+            computed = workload.stored - invalid.total()
+            return SpectraReport(computed, dict(invalid), engine.shapes, str(engine.subject.probe.coverage))
+        waiting = now
+        if not batch:
+            size = _next_size(size, time.monotonic() - started, engine.at_once)
+
+
+def _follow(engine: Engine) -> SpectraReport:
+    """Compute what process 0 announces, until it announces nothing."""
+    computed, pending = 0, None
+    names: list[str] = []
+    while announced := announce([]):
+        started = _started(engine, announced)
+        if pending:
+            _finished(engine, names, pending)
+        names, pending = announced, started
+        computed += len(announced)
+    return SpectraReport(computed, {}, engine.shapes, str(engine.subject.probe.coverage))
+
+
+def _started(engine: Engine, names: Sequence[str]) -> Callable[[], Spectra]:
+    """Start a batch; too little memory shows where its result is waited for."""
+    try:
+        return engine.start([activation(name) for name in names])
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        failure = error
+
+    def fail() -> Spectra:
+        raise failure
+
+    return fail
+
+
+def _finished(engine: Engine, names: Sequence[str], pending: Callable[[], Spectra]) -> Spectra:
+    """The result of a batch; where memory did not suffice, of the batch computed again with half as many at once."""
+    while True:
+        try:
+            return pending()
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            engine.halve()
+            _log.warning("aqx: out of memory; from now on %d candidates are computed at once", engine.at_once)
+        pending = _started(engine, names)
+
+
+def _next_size(size: int, seconds: float, at_once: int) -> int:
+    """Candidates of the next batch, so that one takes about `_SECONDS`: half to twice as many as before."""
+    goal = size * _SECONDS / max(seconds, 1e-3)
+    bounded = min(max(goal, size / 2), size * 2, _LARGEST)
+    return max(at_once, int(bounded) // at_once * at_once)
+
+
+def _silent(done: int, total: int, note: str) -> None:
+    pass
+
+
+def _features(subject: Subject, spectra: Spectra) -> np.ndarray:
+    weights = subject.probe.coverage.weights
+    bad = ~np.logical_and.reduce(list(spectra.finite.values()))
+    # Products of eigenvalues are many, so only so many candidates at a time.
+    step = max(1, _PRODUCTS // sum(weights.values()))
+    features = []
+    for start in range(0, len(bad), step):
+        part = slice(start, start + step)
+        pairs = {key: (of_A[part], of_G[part]) for key, (of_A, of_G) in spectra.pairs.items()}
+        with np.errstate(invalid="ignore"):  # of the bad ones
+            features.append(spectrum_features(pairs, weights))
+    matrix = np.concatenate(features)
+    matrix[bad] = np.nan
+    return matrix
+
+
+def _form(subject: Subject, fisher: str, sharing: str) -> dict[str, Any]:
+    coverage = subject.probe.coverage
+    return {
+        "fisher": fisher,
+        "sharing": sharing,
+        "quantiles": QUANTILES,
+        "examples": subject.probe.examples,
+        "layers": dict(coverage.weights),
+        "left_out": {part.path: part.weights for part in coverage.left_out},
+        "share": round(coverage.share, 6),
+    }
+
+
+def check(task: Task, names: Sequence[str] | None = None) -> float:
+    """Compare the fast spectra with the plain reference on a task's own model.
+
+    Args:
+        task: the task.
+        names: functions to try; default the task's baselines.
+
+    Returns:
+        The worst difference of an eigenvalue over all functions and layers, relative to the largest of its layer.
+
+    Raises:
+        TaskError: the task does not keep its contract.
+    """
+    subject = prepare(task)
+    engine, worst = Engine(subject), 0.0
+    for name in task.baselines if names is None else names:
+        model, variables = build_model(task, activation(name), subject.x)
+        slow = reference(model, variables, subject.x, subject.y, loss=task.loss, apply=task.apply)
+        spectra = engine.start([activation(name)])()
+        if reason := spectra.reason(0):
+            raise InputError(f"names: {name!r} cannot be compared: {reason}")
+        for key, (of_A, of_G) in spectra.pairs.items():
+            fast = np.sort((of_A[0, :, :, None] * of_G[0, :, None, :]).reshape(-1))
+            worst = max(worst, float(np.abs(fast - slow[key]).max() / max(slow[key].max(), np.finfo(np.float32).tiny)))
+    return worst

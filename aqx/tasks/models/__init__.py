@@ -1,8 +1,0 @@
-"""Published image classifiers as Flax Linen modules, each a function of its activation."""
-
-from aqx.tasks.models.all_cnn_c import AllCNNC
-from aqx.tasks.models.mobilevit_v2 import MobileViTv2
-from aqx.tasks.models.resnet import ResNet
-from aqx.tasks.models.vit import ViT
-
-__all__ = ["AllCNNC", "MobileViTv2", "ResNet", "ViT"]
