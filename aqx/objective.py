@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from aqx.errors import InputError
 
@@ -39,7 +39,7 @@ class Objective:
     """
 
     metric: str
-    direction: Literal["maximize", "minimize"]
+    direction: str
 
     def __post_init__(self) -> None:
         if self.direction not in ("maximize", "minimize"):
