@@ -1,21 +1,9 @@
 """The store: one DuckDB file that holds functions, their classes, tasks, spectra, trials and embeddings."""
 
+from aqx.store.claims import claim, heartbeat, lose, release, retry
 from aqx.store.connection import Database
-from aqx.store.embeddings import StoredEmbedding, find_embedding, load_embedding, save_embedding
-from aqx.store.outcomes import (
-    add_result,
-    add_results,
-    claim,
-    fail,
-    finish,
-    heartbeat,
-    lose,
-    prune,
-    release,
-    remove,
-    report,
-    retry,
-)
+from aqx.store.features import StoredEmbedding, find_embedding, load_embedding, save_embedding
+from aqx.store.outcomes import add_result, add_results, fail, finish, prune, remove, report
 from aqx.store.spectra import (
     SpectraClaim,
     add_spectra,
@@ -23,16 +11,21 @@ from aqx.store.spectra import (
     count_spectra,
     invalid_spectra,
     load_spectra,
+    operators_of_classes,
     release_spectra_claims,
     renew_spectra_claims,
 )
+from aqx.store.studies import StudySettings, list_studies
 from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
-from aqx.store.trial_rows import TrialRow, count_trials, get_trial, list_trials
+from aqx.store.trial_rows import Purpose, Status, TrialRow, count_trials, get_trial, list_trials
 
 __all__ = [
     "Database",
     "SpectraClaim",
+    "Purpose",
+    "Status",
     "StoredEmbedding",
+    "StudySettings",
     "TaskRow",
     "TrialRow",
     "add_result",
@@ -48,6 +41,7 @@ __all__ = [
     "get_trial",
     "heartbeat",
     "invalid_spectra",
+    "list_studies",
     "list_tasks",
     "list_trials",
     "lose",
@@ -55,6 +49,7 @@ __all__ = [
     "find_embedding",
     "load_embedding",
     "load_spectra",
+    "operators_of_classes",
     "register_task",
     "release",
     "remove",

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,7 @@ import filelock
 
 from aqx.errors import StoreError
 from aqx.store import schema
-from aqx.store.network import warn_of_network
-from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, check_name, check_path, explain
+from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, check_name, check_path, explain, warn_of_network
 
 # Measured on 400,000 rows of FLOAT[256]: row groups of 16k take 2.7 s of CPU and 366 MB, the default of 120k 3.0 s and
 # 419 MB. The storage version is pinned so that a later DuckDB writes what this one reads.
@@ -26,6 +26,9 @@ _ATTACH = "ROW_GROUP_SIZE 16384, STORAGE_VERSION 'v2.0.0'"
 _COMPRESSION = "alp,alprd,chimp,patas,rle"
 _BULK = {"max_vacuum_tasks": 0, "write_buffer_row_group_count": 1}
 _POLL_SECONDS = 0.01
+# Folding what was committed into the file is half of a short transaction. While others wait for the lock, it stays in
+# the write-ahead log, as safe as there, until nobody waits or the log has so many bytes (read back in 5 ms).
+_LOG_BYTES = 16384
 
 
 class Database:
@@ -71,6 +74,8 @@ class Database:
         self.timeout = timeout
         self._file = str(self.path)
         self._lock = filelock.FileLock(self._file + ".lock")
+        self._lock_seen: int | None = None  # when the lock file was last touched, as far as this holder knows
+        self._bring_forward = bring_forward
         self._identity: str | None = None
         self._instance: duckdb.DuckDBPyConnection | None = None
         self._process = os.getpid()
@@ -145,25 +150,52 @@ class Database:
                 self._lock.release()
 
     def _acquire(self, write: bool) -> bool:
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                self._lock.acquire(blocking=False)
+                self._lock_seen = self._lock_touched()
+                return True
+            except filelock.Timeout as error:
+                if time.monotonic() >= deadline:
+                    raise StoreError(
+                        f"{self._file} stayed locked by another process for {self.timeout:g} s; wait for it, or end it"
+                    ) from error
+            except OSError as error:
+                if write or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise explain(self._file, error) from error
+                # Where no lock file can be made this user writes nothing either, and DuckDB itself keeps readers and
+                # another user's writer apart.
+                return False
+            with contextlib.suppress(OSError):  # for a user who may not touch it nobody need leave anything behind
+                os.utime(self._lock.lock_file)
+            time.sleep(_POLL_SECONDS)
+
+    def _lock_touched(self) -> int | None:
         try:
-            self._lock.acquire(timeout=self.timeout, poll_interval=_POLL_SECONDS)
-        except filelock.Timeout as error:
-            raise StoreError(
-                f"{self._file} stayed locked by another process for {self.timeout:g} s; wait for it, or end it"
-            ) from error
-        except OSError as error:
-            if write or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise explain(self._file, error) from error
-            # Where no lock file can be made this user writes nothing either, and DuckDB itself keeps readers and
-            # another user's writer apart.
-            return False
-        return True
+            return os.stat(self._lock.lock_file).st_mtime_ns
+        except OSError:
+            return None
+
+    def _others_wait(self) -> bool:
+        """Whether another process has asked for the lock since this one took it: who waits touches the file."""
+        return self._lock_seen is not None and self._lock_touched() != self._lock_seen
+
+    def _log_bytes(self) -> int:
+        """How much the write-ahead log holds."""
+        try:
+            return os.stat(self._file + ".wal").st_size
+        except OSError:
+            return 0
 
     @contextlib.contextmanager
     def _attached(self, write: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         # ATTACH would make a new file in the place of one that has gone.
         if not self.path.exists():
             raise StoreError(f"{self._file} has gone: it was moved or deleted while in use")
+        if not write and self._bring_forward and self._log_bytes():
+            # So that what others have left in the log comes into the file.
+            write = os.access(self._file, os.W_OK) and os.access(self.path.parent, os.W_OK)
         con = self._empty_instance().cursor()
         try:
             con.execute(
@@ -175,7 +207,7 @@ class Database:
         except duckdb.Error as error:
             raise explain(self._file, error) from error
         finally:
-            self._detach(con)
+            self._detach(con, write)
 
     @contextlib.contextmanager
     def _bulk(self, on: bool) -> Iterator[None]:
@@ -189,8 +221,11 @@ class Database:
                 for name in settings:
                     self._instance.execute(f"RESET {name}")
 
-    def _detach(self, con: duckdb.DuckDBPyConnection) -> None:
+    def _detach(self, con: duckdb.DuckDBPyConnection, write: bool) -> None:
         try:
+            if write:
+                later = self._log_bytes() < _LOG_BYTES and self._others_wait()
+                con.execute(f"PRAGMA {'disable' if later else 'enable'}_checkpoint_on_shutdown")
             con.execute("USE memory; DETACH DATABASE IF EXISTS aqx")
             con.close()
         except duckdb.Error:

@@ -1,21 +1,28 @@
-"""Outputs and spectra of the classes worth training, as the surrogate takes them: all, or those an embedding lacks."""
+"""Features of the classes worth training, outputs and spectra, and the fitted embeddings of them that are kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import duckdb
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Float32, UInt64
+from jaxtyping import Bool, Float32, UInt64
 
+from aqx.errors import StoreError
+from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.encoding import read_columns
-from aqx.store.functions import ID_HALVES, read_points
+from aqx.store.encoding import arrow_table, insert_rows, matrix_column, read_columns
+from aqx.store.functions import CLASS_ID, ID_HALVES, read_points
+from aqx.store.trouble import LEFT_AS_IT_WAS
 
 # Rows copied at a time: outputs of 400,000 classes are 400 MB, of which no second copy is made.
 _BATCH = 16384
+# An embedding is fitted anew when there are so many times the classes or the spectra that it was fitted to.
+_GROWTH = 1.1
 
 
 class FeatureCounts(NamedTuple):
@@ -116,7 +123,7 @@ def _read_rows(con: duckdb.DuckDBPyConnection, rows: str, wanted: np.ndarray) ->
         return matrix
     place = np.full(wanted.max() + 1, -1)
     place[wanted[present]] = present
-    con.register("wanted", pa.table({"row": wanted[present]}))
+    con.register("wanted", arrow_table({"row": wanted[present]}))
     try:
         for batch in con.sql(f"FROM ({rows}) SEMI JOIN wanted USING (row)").to_arrow_reader(_BATCH):
             row, value = batch["row"].to_numpy(), batch["value"].flatten().to_numpy().reshape(len(batch), -1)
@@ -126,3 +133,123 @@ def _read_rows(con: duckdb.DuckDBPyConnection, rows: str, wanted: np.ndarray) ->
     finally:
         con.unregister("wanted")
     return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEmbedding:
+    """An embedding of the candidates there were when it was fitted.
+
+    Attributes:
+        fitted_to: how many classes and spectra there were.
+        ids: halves of the candidates' ids, ascending [C, 2].
+        coordinates: of each of them [C, K].
+        has_spectrum: whose spectra were known then [C].
+        loadings: what is needed to give more candidates coordinates of the same kind; empty where that cannot be done.
+        embedding_id: its number, that no other embedding in the database ever has; 0 before it is stored.
+    """
+
+    fitted_to: FeatureCounts
+    ids: UInt64[np.ndarray, "C 2"]
+    coordinates: Float32[np.ndarray, "C K"]
+    has_spectrum: Bool[np.ndarray, " C"]
+    loadings: Mapping[str, np.ndarray] = field(default_factory=dict)
+    embedding_id: int = 0
+
+
+def is_due(fitted_to: FeatureCounts, now: FeatureCounts) -> bool:
+    """Whether an embedding must be fitted anew: there are 10 % more classes or spectra than it was fitted to.
+
+    Example:
+        >>> from aqx.store.features import FeatureCounts
+        >>> [is_due(FeatureCounts(100, 10), FeatureCounts(*now)) for now in ((110, 11), (111, 10), (100, 12))]
+        [False, True, True]
+    """
+    return now.classes > _GROWTH * fitted_to.classes or now.spectra > _GROWTH * fitted_to.spectra
+
+
+def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: StoredEmbedding) -> int:
+    """Keep an embedding in the place of the earlier one of this task, preset and seed, and return its number.
+
+    Where another process was quicker and has stored one that is not due to be fitted anew, that one stays, and its
+    number is returned: two processes that fit at once then go on with the same embedding.
+
+    Args:
+        db: the database.
+        task_id: from `register_task`.
+        preset: the surrogate's name.
+        seed: of the fit.
+        fitted: the embedding.
+    """
+    key = [task_id, preset, seed]
+    with db.transaction() as con:
+        found = con.execute(
+            "SELECT embedding_id, classes, spectra FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)", key
+        ).fetchall()
+        for number, classes, spectra in found:
+            if not is_due(FeatureCounts(classes, spectra), fitted.fitted_to):
+                return number
+            con.execute("DELETE FROM embedding_rows WHERE embedding_id = ?", [number])
+        con.execute("DELETE FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)", key)
+        ((number,),) = con.execute("SELECT nextval('embedding_ids')").fetchall()
+        packed = io.BytesIO()
+        np.savez(packed, allow_pickle=False, **fitted.loadings)
+        con.execute(
+            "INSERT INTO embeddings VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [number, *key, fitted.fitted_to.classes, fitted.fitted_to.spectra, packed.getvalue(), clock.now()],
+        )
+        insert_rows(
+            con,
+            f"INSERT INTO embedding_rows SELECT ?, {CLASS_ID}, has_spectrum, coordinates FROM incoming",
+            [number],
+            {
+                "hi": fitted.ids[:, 0],
+                "lo": fitted.ids[:, 1],
+                "has_spectrum": fitted.has_spectrum,
+                "coordinates": matrix_column(fitted.coordinates),
+            },
+        )
+        return number
+
+
+def find_embedding(
+    db: Database, task_id: int, preset: str, seed: int
+) -> tuple[FeatureCounts, int | None, FeatureCounts | None]:
+    """Return what features there are, the number of the kept embedding, and what that was fitted to (None: no such)."""
+    with db.read() as con:
+        counts = count_features(con, task_id)
+        found = con.execute(
+            "SELECT embedding_id, classes, spectra FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)",
+            [task_id, preset, seed],
+        ).fetchall()
+    for number, classes, spectra in found:
+        return counts, number, FeatureCounts(classes, spectra)
+    return counts, None, None
+
+
+def load_embedding(db: Database, embedding_id: int) -> StoredEmbedding | None:
+    """Return an embedding by its number; None where another has taken its place."""
+    with db.read() as con:
+        found = con.execute(
+            "SELECT classes, spectra, loadings FROM embeddings WHERE embedding_id = ?", [embedding_id]
+        ).fetchall()
+        if not found:
+            return None
+        ((classes, spectra, packed),) = found
+        columns = read_columns(
+            con,
+            f"SELECT {ID_HALVES}, has_spectrum, coordinates FROM embedding_rows WHERE embedding_id = ? ORDER BY rowid",
+            [embedding_id],
+        )
+    try:
+        with np.load(io.BytesIO(packed), allow_pickle=False) as loadings:
+            kept = {name: loadings[name] for name in loadings.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{db.path} holds an embedding that is not aqx's own ({error}); {LEFT_AS_IT_WAS}") from error
+    return StoredEmbedding(
+        FeatureCounts(classes, spectra),
+        np.stack([columns["hi"], columns["lo"]], axis=1),
+        columns["coordinates"],
+        columns["has_spectrum"],
+        kept,
+        embedding_id,
+    )

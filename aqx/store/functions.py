@@ -9,12 +9,11 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Bool, Float, Float32, UInt64
 
 from aqx.errors import StoreError
 from aqx.store.connection import Database
-from aqx.store.encoding import insert_rows, matrix_column
+from aqx.store.encoding import arrow_table, insert_rows, matrix_column, text_column
 
 FLAGS = ("finite", "finite_at_0", "finite_at_20", "finite_gradient_at_0", "constant", "affine")
 
@@ -47,21 +46,6 @@ class Added:
     functions: int
     classes: int
     done: dict[tuple[str, str], int]
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Stored classes, ordered by id.
-
-    Attributes:
-        class_ids: ids as text [C].
-        names: the simplest name of each class [C].
-        outputs: values at the database's points [C, n].
-    """
-
-    class_ids: np.ndarray
-    names: np.ndarray
-    outputs: Float32[np.ndarray, "C n"]
 
 
 def get_points(db: Database) -> tuple[str, Float[np.ndarray, " n"]] | None:
@@ -178,7 +162,7 @@ def _families(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], int]:
 def _insert_functions(
     con: duckdb.DuckDBPyConnection, names: Sequence[str], ids: UInt64[np.ndarray, "K 2"], size: int, new: bool
 ) -> int:
-    columns = {"name": pa.array(names, pa.string()), "hi": ids[:, 0], "lo": ids[:, 1]}
+    columns = {"name": text_column(names), "hi": ids[:, 0], "lo": ids[:, 1]}
     # Looking for a million names costs more than inserting them.
     select = "" if new else "DISTINCT"
     where = "" if new else "ANTI JOIN functions USING (name)"
@@ -196,9 +180,10 @@ def _insert_classes(
 ) -> int:
     flags = ", ".join(FLAGS)
     halves = ids[simplest.rows]
-    columns = {"name": pa.array([names[row] for row in simplest.rows.tolist()], pa.string())}
+    rows: list[int] = simplest.rows.tolist()
+    columns = {"name": text_column(names[row] for row in rows)}
     columns |= {"hi": halves[:, 0], "lo": halves[:, 1]}
-    columns |= {flag: pa.array(simplest.flags[flag]) for flag in FLAGS}
+    columns |= {flag: simplest.flags[flag] for flag in FLAGS}
     selected = f"(SELECT {CLASS_ID} AS class_id, name, ?::USMALLINT AS size, {flags} FROM incoming)"
     added = insert_rows(
         con,
@@ -224,7 +209,7 @@ def _insert_outputs(
     con: duckdb.DuckDBPyConnection, ids: UInt64[np.ndarray, "F 2"], outputs: Float32[np.ndarray, "F n"]
 ) -> None:
     # Joined without the long column, which each step of a query would copy.
-    con.register("incoming", pa.table({"hi": ids[:, 0], "lo": ids[:, 1], "row": np.arange(len(ids))}))
+    con.register("incoming", arrow_table({"hi": ids[:, 0], "lo": ids[:, 1], "row": np.arange(len(ids))}))
     stored = con.execute(
         f"SELECT row FROM (SELECT {CLASS_ID} AS class_id, row FROM incoming) SEMI JOIN class_outputs USING (class_id)"
     ).fetchnumpy()["row"]
@@ -252,10 +237,10 @@ def find_class(db: Database, name: str) -> tuple[str, str] | None:
         ).fetchone()
 
 
-def find_classes(db: Database, names: Sequence[str]) -> dict[str, tuple[str, bool, bool]]:
-    """Return (class id, finite, constant) of each of these functions that is stored."""
+def find_classes(db: Database, names: Sequence[str]) -> dict[str, tuple[str, bool | None, bool | None]]:
+    """Return (class id, finite, constant) of each of these functions that is stored; None where nobody looked."""
     with db.read() as con:
-        con.register("wanted", pa.table({"name": pa.array(names, pa.string())}))
+        con.register("wanted", arrow_table({"name": text_column(names)}))
         rows = con.execute(
             "SELECT f.name, class_id::VARCHAR, finite, constant "
             "FROM functions f SEMI JOIN wanted USING (name) JOIN class_info i USING (class_id)"
@@ -276,29 +261,13 @@ def class_members(db: Database, class_id: str, limit: int) -> tuple[list[str], d
     return [name for (name,) in names], dict(zip(FLAGS, flags or (), strict=bool(flags)))
 
 
-def stored_class_ids(db: Database, names: Sequence[str]) -> dict[str, str]:
-    """Return the class ids of those of these functions that are stored."""
+def candidate_names(db: Database) -> dict[str, str]:
+    """Return the simplest name of each class worth training, finite and not constant, by ascending class id."""
     with db.read() as con:
-        con.register("incoming", pa.table({"name": pa.array(names, pa.string())}))
-        found = con.execute("SELECT name, class_id::VARCHAR FROM functions SEMI JOIN incoming USING (name)").fetchall()
-        con.unregister("incoming")
-    return dict(found)
-
-
-def load_candidates(db: Database) -> Classes:
-    """Return the classes worth training: finite on the database's points, and not constant."""
-    with db.read() as con:
-        found = con.sql(
-            "SELECT class_id::VARCHAR AS class_id, name, outputs FROM class_info JOIN class_outputs USING (class_id) "
-            "WHERE finite AND NOT constant ORDER BY class_id"
-        ).to_arrow_table()
-    outputs = found["outputs"].combine_chunks()
-    n = outputs.type.list_size if len(outputs) else 0
-    return Classes(
-        found["class_id"].to_numpy(zero_copy_only=False),
-        found["name"].to_numpy(zero_copy_only=False),
-        outputs.flatten().to_numpy(zero_copy_only=False).reshape(len(outputs), n),
-    )
+        rows = con.execute(
+            "SELECT class_id::VARCHAR, name FROM class_info WHERE finite AND NOT constant ORDER BY class_id"
+        ).fetchall()
+    return dict(rows)
 
 
 def class_names(db: Database, class_ids: Sequence[str]) -> list[str]:

@@ -14,9 +14,8 @@ import duckdb
 from aqx.errors import StoreError
 from aqx.store import clock, schema
 from aqx.store.connection import Database
-from aqx.store.network import network_file_system
-from aqx.store.trial_rows import ENDED, PURPOSES, STATUSES
-from aqx.store.trouble import explain
+from aqx.store.trial_rows import Purpose, Status
+from aqx.store.trouble import explain, network_file_system
 
 Progress = Callable[[int, int, str], None]
 LOCK_SECONDS = 10.0
@@ -61,7 +60,7 @@ _RELATIONS: dict[str, str] = {
     ),
     "trials with one number": "SELECT count(*) - count(DISTINCT trial_id) FROM trials",
     "trials in a state that aqx does not know": (
-        f"SELECT count(*) FROM trials WHERE status NOT IN {STATUSES} OR purpose NOT IN {PURPOSES}"
+        f"SELECT count(*) FROM trials WHERE status NOT IN {tuple(Status)} OR purpose NOT IN {tuple(Purpose)}"
     ),
     "trials that are done without a result": (
         "SELECT count(*) FROM trials WHERE status = 'done' AND NOT coalesce(isfinite(objective), false)"
@@ -90,7 +89,7 @@ _COUNTS: dict[str, str] = {
     "classes": "SELECT count(*) FROM class_info",
     "spectra": "SELECT count(*) FROM spectra WHERE status = 'valid'",
     "trials": "SELECT count(*) FROM trials",
-    "ended": f"SELECT count(*) FROM trials WHERE status IN {ENDED}",
+    "ended": f"SELECT count(*) FROM trials WHERE status IN {tuple(status for status in Status if status.is_finished)}",
     "embeddings": "SELECT count(*) FROM embeddings",
 }
 

@@ -37,6 +37,13 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE trials ADD COLUMN seconds DOUBLE;
     ALTER TABLE trials ADD COLUMN environment JSON;
     """,
+    """
+    CREATE TABLE IF NOT EXISTS studies (
+        study_id BIGINT NOT NULL, task_id BIGINT NOT NULL, seed BIGINT NOT NULL, surrogate VARCHAR NOT NULL,
+        pruner VARCHAR NOT NULL, created_at TIMESTAMP NOT NULL
+    );
+    ALTER TABLE trials ADD COLUMN IF NOT EXISTS study_id BIGINT;
+    """,
 )
 
 

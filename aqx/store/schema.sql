@@ -64,7 +64,7 @@ CREATE TABLE spectra_claims (
 -- purpose: search, baseline, confirm, added. status: queued, running, done, pruned, failed; running past expires_at is called
 -- stale. class_id is NULL for a function that was never enumerated. In metrics the strings "nan", "inf", "-inf" stand for numbers.
 -- retry_of: the trial that somebody asked to be trained once more; what came of it and of earlier ones does not count against
--- this one. seconds, environment: how long the training took, and where and with what it ran.
+-- this one. seconds, environment: how long the training took, and where and with what it ran. study_id: whose claim it was.
 CREATE TABLE trials (
     trial_id BIGINT NOT NULL,
     task_id BIGINT NOT NULL,
@@ -83,7 +83,18 @@ CREATE TABLE trials (
     finished_at TIMESTAMP,
     retry_of BIGINT,
     seconds DOUBLE,
-    environment JSON
+    environment JSON,
+    study_id BIGINT
+);
+
+-- By which seed, surrogate and pruner the trials of a task were chosen.
+CREATE TABLE studies (
+    study_id BIGINT NOT NULL,
+    task_id BIGINT NOT NULL,
+    seed BIGINT NOT NULL,
+    surrogate VARCHAR NOT NULL,
+    pruner VARCHAR NOT NULL,
+    created_at TIMESTAMP NOT NULL
 );
 
 -- A fitted embedding of all candidates, one per task, preset and seed. classes, spectra: how many there were; loadings: a NumPy

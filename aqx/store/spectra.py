@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32
 
 from aqx.errors import InputError, StoreError
+from aqx.metrics import clean_text
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.encoding import clean_text, insert_rows, matrix_column, read_matrix
+from aqx.store.encoding import arrow_table, insert_rows, matrix_column, read_matrix, text_column
 
 
 def add_spectra(
@@ -48,12 +48,12 @@ def add_spectra(
         raise InputError(
             f"class_ids, features and reasons must agree in length, but got {len(class_ids)}, {len(rows)}, {len(why)}"
         )
-    finite = [bool(np.isfinite(row).all()) for row in rows]
+    finite: list[bool] = np.all(np.isfinite(rows), axis=1).tolist()
     why = [reason if reason or ok else "features are not finite" for reason, ok in zip(why, finite, strict=True)]
     columns = {
         "position": np.arange(len(why)),
-        "class_id": pa.array(class_ids, pa.string()),
-        "reason": pa.array([reason and clean_text(reason) for reason in why], pa.string()),
+        "class_id": text_column(class_ids),
+        "reason": text_column([reason and clean_text(reason) for reason in why]),
         "features": matrix_column(rows),
     }
     with db.transaction() as con:
@@ -127,8 +127,8 @@ def claim_spectra(
     """
     now = clock.now()
     with db.transaction() as con:
-        con.register("wanted", pa.table({"name": pa.array(names or (), pa.string())}))
-        con.register("preferred", pa.table({"id": pa.array(first, pa.string()), "place": np.arange(len(first))}))
+        con.register("wanted", arrow_table({"name": text_column(names or ())}))
+        con.register("preferred", arrow_table({"id": text_column(first), "place": np.arange(len(first))}))
         con.execute("DELETE FROM spectra_claims WHERE expires_at < ?", [now])
         con.execute(
             """
@@ -157,9 +157,18 @@ def claim_spectra(
             con,
             "INSERT INTO spectra_claims SELECT ?, class_id::UUID, ?, ? FROM incoming",
             [task_id, worker, now + timedelta(seconds=lease_seconds)],
-            {"class_id": pa.array([class_id for class_id, _ in rows], pa.string())},
+            {"class_id": text_column([class_id for class_id, _ in rows])},
         )
     return SpectraClaim(rows, missing)
+
+
+def operators_of_classes(db: Database) -> list[str]:
+    """The operators in the names of all classes, in alphabetical order."""
+    with db.read() as con:
+        rows = con.execute(
+            r"SELECT DISTINCT unnest(regexp_extract_all(name, '([^(),]+)\(', 1)) AS name FROM class_info ORDER BY ALL"
+        ).fetchall()
+    return [operator for (operator,) in rows]
 
 
 def renew_spectra_claims(db: Database, worker: str, lease_seconds: float | int) -> None:

@@ -105,8 +105,8 @@ def set_spectra_form(db: Database, task_id: int, form: Mapping[str, Any]) -> Non
         StoreError: the task has spectra of another form; the message says what differs.
     """
     text = _json(form, "form")
-    task = _by_id(db, task_id)
     with db.transaction() as con:
+        task = _by_id(db, task_id)
         ((stored,),) = con.execute("SELECT spectra_form FROM tasks WHERE task_id = ?", [task_id]).fetchall()
         if stored is None:
             con.execute("UPDATE tasks SET spectra_form = ? WHERE task_id = ?", [text, task_id])

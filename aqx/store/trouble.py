@@ -1,8 +1,10 @@
-"""What a failing disk, driver or lock means to the user: one line that says what to do."""
+"""What a failing disk, driver, lock or network means to the user: one line that says what to do."""
 
 from __future__ import annotations
 
 import errno
+import functools
+import logging
 import os
 
 import duckdb
@@ -33,6 +35,31 @@ _MEANINGS = (
     ("No such file", "{path} does not exist, or its folder does not"),
     ("serialized with a newer", "{path} was written by a newer DuckDB; upgrade duckdb, e.g. `pip install -U duckdb`"),
 )
+
+# Network file systems, by the names that Linux gives them in its table of mounts.
+_NETWORK = {
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "fuse.ceph",
+    "fuse.cvmfs2",
+    "fuse.gcsfuse",
+    "fuse.glusterfs",
+    "fuse.juicefs",
+    "fuse.s3fs",
+    "fuse.sshfs",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "smb3",
+    "smbfs",
+}
+_log = logging.getLogger("aqx")
 
 
 def explain(path: str, error: Exception) -> StoreError:
@@ -68,6 +95,47 @@ def check_path(path: str, create: bool) -> None:
         )
 
 
+def network_file_system(path: str, mounts: str = "/proc/self/mounts") -> str | None:
+    """Return the kind of network file system that a file lies on, or None: a local one, or it cannot be known here.
+
+    Args:
+        path: an absolute path, symbolic links resolved.
+        mounts: the table of mounts, as Linux writes it.
+    """
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as table:
+            rows = [line.split(" ") for line in table]
+    except OSError:
+        return None
+    found, kind = "", ""
+    for _, point, this, *_ in (row for row in rows if len(row) > 3):
+        point = _unescaped(point)
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(found):  # a later mount hides an earlier one
+            found, kind = point, this
+    return kind if kind in _NETWORK else None
+
+
+@functools.cache
+def warn_of_network(path: str) -> None:
+    """Warn, once per file and process, where a database lies on a network file system."""
+    if kind := network_file_system(path):
+        _log.warning(
+            "aqx: %s lies on a network file system (%s), where locks may not hold between machines; let one machine "
+            "alone open it (study.search(executor=…) carries trainings to others), or move it to a local disk, e.g. %s",
+            path,
+            kind,
+            os.path.join(os.environ.get("TMPDIR", "/tmp"), os.path.basename(path)),
+        )
+
+
 def _first_line(text: str, length: int = 200) -> str:
     line = text.strip().split("\n")[0]
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _unescaped(point: str) -> str:
+    """A mount point as it is: in the table blanks, tabs, line ends and backslashes are written in octal."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        point = point.replace(code, character)
+    return point

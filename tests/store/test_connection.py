@@ -212,8 +212,8 @@ def test_a_database_of_the_first_version_gets_what_came_since(db_path: Path):
     old = Database(db_path, create=True)
     put(old, "a", "1")
     with old.transaction() as con:
-        con.execute("DROP TABLE spectra_claims; DROP TABLE embeddings; DROP TABLE embedding_rows")
-        for column in ("retry_of", "seconds", "environment"):
+        con.execute("DROP TABLE spectra_claims; DROP TABLE embeddings; DROP TABLE embedding_rows; DROP TABLE studies")
+        for column in ("retry_of", "seconds", "environment", "study_id"):
             con.execute(f"ALTER TABLE trials DROP COLUMN {column}")
         con.execute("DROP SEQUENCE embedding_ids; UPDATE meta SET value = '1' WHERE key = 'schema_version'")
         con.execute(

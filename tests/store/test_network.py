@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aqx.store import Database, network
-from aqx.store.network import network_file_system
+from aqx.store import Database, trouble
+from aqx.store.trouble import network_file_system
 
 MOUNTS = """\
 overlay / overlay rw,relatime 0 0
@@ -53,11 +53,11 @@ def test_where_there_is_no_table_of_mounts_nothing_is_said(tmp_path: Path):
 def test_opening_such_a_database_warns_once(
     db_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(network, "network_file_system", lambda path: "nfs4")
-    network.warn_of_network.cache_clear()
+    monkeypatch.setattr(trouble, "network_file_system", lambda path: "nfs4")
+    trouble.warn_of_network.cache_clear()
     with caplog.at_level(logging.WARNING, "aqx"):
         for _ in range(3):
             Database(db_path, create=True)
     (message,) = caplog.messages
     assert f"{db_path} lies on a network file system (nfs4)" in message and "executor" in message
-    network.warn_of_network.cache_clear()
+    trouble.warn_of_network.cache_clear()

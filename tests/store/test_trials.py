@@ -15,8 +15,11 @@ import pytest
 from store_helpers import start_python
 
 from aqx.errors import InputError
+from aqx.search import RetryPolicy
 from aqx.store import (
     Database,
+    Purpose,
+    Status,
     TrialRow,
     add_result,
     add_results,
@@ -83,12 +86,25 @@ def test_a_claim_carries_everything(db: Database, time: Clock):
     trial = taken(db, seed=7, worker="host:1", purpose="baseline")
     lease = time.time + timedelta(seconds=60)
     expected = TrialRow(
-        1, 1, RELU, "relu(x)", 7, "baseline", "running", None, None, "host:1", time.time, time.time, lease, None
+        1,
+        1,
+        RELU,
+        "relu(x)",
+        7,
+        Purpose.BASELINE,
+        Status.RUNNING,
+        None,
+        None,
+        "host:1",
+        time.time,
+        time.time,
+        lease,
+        None,
     )
     assert trial == expected == get_trial(db, 1)
     time.move(5)
     done = finish(db, 1, 0.5, {"val_acc": 0.5})
-    assert done == replace(expected, status="done", objective=0.5, metrics={"val_acc": 0.5}, finished_at=time.time)
+    assert done == replace(expected, status=Status.DONE, objective=0.5, metrics={"val_acc": 0.5}, finished_at=time.time)
     assert (list_trials(db, 1), list_trials(db, 2)) == ([done], [])
 
 
@@ -146,7 +162,7 @@ def test_a_function_is_claimed_once(db: Database, first: dict, second: dict, cla
     else:
         assert again is None
     if clash and end != "queued":
-        granted = take(db, **{"class_id": RELU} | second, retry_failed=True) is not None
+        granted = take(db, **{"class_id": RELU} | second, settled=RetryPolicy(failed=1).settles) is not None
         assert granted == (end == "failed")
 
 

@@ -1,0 +1,321 @@
+"""Claims: who trains what, each taken, renewed, lost or given back in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import duckdb
+
+from aqx.errors import InputError
+from aqx.metrics import clean_text
+from aqx.store import clock
+from aqx.store.connection import Database
+from aqx.store.features import FeatureCounts, count_features
+from aqx.store.trial_rows import (
+    Brief,
+    Purpose,
+    Status,
+    TrialRow,
+    by_training,
+    change_one,
+    checked_seed,
+    insert,
+    new_trial,
+    next_id,
+    of_same,
+    select_brief,
+    select_one,
+    select_same,
+    since_retry,
+    training_of,
+)
+
+
+class Wanted(NamedTuple):
+    """A function that somebody would train.
+
+    Attributes:
+        class_id: the function's class; None if it was never enumerated: then the name decides.
+        name: the function; None for the simplest one of its class in the database.
+        purpose: one of `Purpose`.
+        seed: of the training; None where the claim makes it from the trial's number.
+    """
+
+    class_id: str | None
+    name: str | None
+    purpose: str
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a choice of the next trainings goes by, read at one moment.
+
+    Attributes:
+        trials: the task's, in the order of their ids.
+        features: how much is known of candidates: what was read of them before is current while this is the same.
+    """
+
+    trials: list[Brief]
+    features: FeatureCounts
+
+    def with_claimed(self, claimed: Sequence[TrialRow]) -> Snapshot:
+        """Return what it is once these trials run."""
+        trials = {trial.trial_id: trial for trial in self.trials}
+        trials |= {row.trial_id: Brief(*(getattr(row, name) for name in Brief._fields)) for row in claimed}
+        return replace(self, trials=[trials[trial_id] for trial_id in sorted(trials)])
+
+
+Choice = Sequence[Wanted] | Callable[[Snapshot], Sequence[Wanted]]
+Settled = Callable[[Sequence[Brief]], bool]
+
+
+def is_taken(same: Sequence[Brief]) -> bool:
+    """Whether trials of one training leave nothing to claim: one is running within its lease, or ended.
+
+    Where a trial was queued by `retry`, only what came after the trial that it repeats counts.
+    """
+    running = any(trial.status is Status.RUNNING for trial in same)
+    return running or any(trial.status.is_finished for trial in since_retry(same))
+
+
+def take_snapshot(db: Database, task_id: int) -> Snapshot:
+    """Read what a choice of the next trainings goes by."""
+    with db.read() as con:
+        return read_snapshot(con, task_id)
+
+
+def read_snapshot(con: duckdb.DuckDBPyConnection, task_id: int) -> Snapshot:
+    """As `take_snapshot`, inside the caller's transaction."""
+    trials = select_brief(con, "task_id = $task", clock.now(), task=task_id)
+    return Snapshot(trials, count_features(con, task_id))
+
+
+def claim(
+    db: Database,
+    task_id: int,
+    *,
+    class_id: str | None,
+    name: str,
+    seed: int | Callable[[int], int],
+    lease_seconds: float | int,
+    purpose: str = "search",
+    worker: str | None = None,
+    settled: Settled = is_taken,
+) -> TrialRow | None:
+    """Take a function for training, or return None where it is taken already; see `claim_first`."""
+    wanted = [Wanted(class_id, name, purpose)]
+    claimed, _ = claim_first(
+        db, task_id, wanted, seed=seed, lease_seconds=lease_seconds, worker=worker, settled=settled
+    )
+    return claimed[0] if claimed else None
+
+
+def claim_first(
+    db: Database,
+    task_id: int,
+    wanted: Choice,
+    *,
+    seed: int | Callable[[int], int],
+    lease_seconds: float | int,
+    most: int = 1,
+    worker: str | None = None,
+    settled: Settled = is_taken,
+    study: int | None = None,
+) -> tuple[list[TrialRow], Snapshot | None]:
+    """Take the first of some functions that are not taken for training, all or none of them stored.
+
+    Trials to confirm count apart from the others, and each seed by itself. A queued trial is taken over with its id and
+    seed.
+
+    Args:
+        db: the database.
+        task_id: from `register_task`.
+        wanted: the functions, the most wanted first; or what chooses them from the snapshot, inside the transaction,
+            while other processes wait.
+        seed: of the training, or a function that makes it from the trial's id.
+        lease_seconds: how long a claim lasts without a heartbeat.
+        most: how many to take.
+        worker: who claims, for people to read.
+        settled: whether the trials that stand for one training leave nothing to claim: the one rule.
+        study: the number of the study whose claims these are.
+
+    Returns:
+        The claimed trials, fewer where fewer can be taken; and the snapshot from before them, unless the choice was
+        made before and something of it could be taken.
+
+    Raises:
+        InputError: an unknown purpose, a seed outside 64 bits, or a name that is not valid text.
+    """
+    now = clock.now()
+    with db.transaction() as con:
+        snapshot = read_snapshot(con, task_id) if callable(wanted) else None
+        chosen = wanted(snapshot) if callable(wanted) and snapshot else wanted
+        assert not callable(chosen)
+        claimed: list[TrialRow] = []
+        for new, waiting in _untaken(con, task_id, chosen, snapshot, seed, settled, now):
+            lease = now + timedelta(seconds=lease_seconds)
+            new = replace(new, worker=worker and clean_text(worker), expires_at=lease, study_id=study)
+            if waiting is None:
+                insert(con, new)
+            claimed.append(new if waiting is None else _taken_over(con, waiting, new, now))
+            if len(claimed) == most:
+                break
+        return claimed, snapshot or (None if claimed else read_snapshot(con, task_id))
+
+
+def _untaken(
+    con: duckdb.DuckDBPyConnection,
+    task_id: int,
+    wanted: Sequence[Wanted],
+    snapshot: Snapshot | None,
+    seed: int | Callable[[int], int],
+    settled: Settled,
+    now: datetime,
+) -> Iterator[tuple[TrialRow, int | None]]:
+    """Those of the functions that can be claimed, as new trials; each with the queued one that it takes over."""
+    trials = snapshot.trials if snapshot else None
+    groups: dict[tuple[str | None, ...], list[Brief]] | None = None
+    if len(wanted) > 1:
+        trials = trials or select_brief(con, "task_id = $task", now, task=task_id)
+        groups = {training_of(group[0]): group for group in by_training(trials)}
+    trial_id = next_id(con) if wanted else 0
+    for class_id, name, purpose, own_seed in wanted:
+        if name is None:
+            ((name,),) = con.execute("SELECT name FROM class_info WHERE class_id = ?", [class_id]).fetchall()
+        chosen = own_seed if own_seed is not None else seed if isinstance(seed, int) else seed(trial_id)
+        new = new_trial(trial_id, task_id, class_id, name, chosen, purpose, now)
+        if groups is not None:
+            same = groups.get(training_of(new), [])
+        else:
+            same = select_same(con, new, now) if trials is None else of_same(trials, new)
+        if settled(same):
+            continue
+        queued = [trial.trial_id for trial in same if trial.status is Status.QUEUED]
+        trial_id += not queued
+        yield new, queued[-1] if queued else None
+
+
+def _taken_over(con: duckdb.DuckDBPyConnection, trial_id: int, by: TrialRow, now: datetime) -> TrialRow:
+    claimed = change_one(
+        con,
+        """
+        UPDATE trials
+        SET status = 'running', purpose = $purpose, worker = $worker, study_id = $study,
+            started_at = $started_at, heartbeat_at = $started_at, expires_at = $expires_at
+        WHERE trial_id = $trial
+        """,
+        now,
+        purpose=by.purpose,
+        worker=by.worker,
+        study=by.study_id,
+        started_at=now,
+        expires_at=by.expires_at,
+        trial=trial_id,
+    )
+    assert claimed is not None
+    return claimed
+
+
+def heartbeat(db: Database, trial_id: int, lease_seconds: float | int) -> bool:
+    """Extend a claim's lease from now on.
+
+    Returns:
+        Whether the claim still stands: False once the trial is finished or given back, or a later trial has taken the
+        same function after this one went stale. A result is accepted all the same, if the trial has none.
+    """
+    now = clock.now()
+    with db.transaction() as con:
+        trial = select_one(con, trial_id, now)
+        later = [other for other in select_same(con, trial, now) if other.trial_id > trial_id]
+        overtaken = any(other.status is not Status.STALE for other in later)
+        if trial.status is not Status.RUNNING and (trial.status is not Status.STALE or overtaken):
+            return False
+        con.execute(
+            "UPDATE trials SET heartbeat_at = ?, expires_at = ? WHERE trial_id = ?",
+            [now, now + timedelta(seconds=lease_seconds), trial_id],
+        )
+        return True
+
+
+def lose(db: Database, trial_id: int, reason: str) -> TrialRow:
+    """Note that the process of a running trial is known to be gone: the trial is stale at once.
+
+    A result that comes after all is accepted. A trial that is not running stays as it is.
+    """
+    now = clock.now()
+    with db.transaction() as con:
+        if select_one(con, trial_id, now).status is Status.RUNNING:
+            con.execute(
+                "UPDATE trials SET expires_at = ?, reason = ? WHERE trial_id = ?",
+                [now - timedelta(microseconds=1), clean_text(reason), trial_id],
+            )
+        return select_one(con, trial_id, now)
+
+
+def release(db: Database, *trial_ids: int) -> bool:
+    """Give claims back: the trials are queued, and the next claims of their functions take them over.
+
+    The rows and their ids stay, so that a result which comes after all finds its place.
+
+    Returns:
+        Whether there was a claim to give back; finished and queued trials stay as they are.
+
+    Raises:
+        InputError: there is no such trial; then no claim is given back.
+    """
+    with db.transaction() as con:
+        held = [select_one(con, trial_id, clock.now()) for trial_id in trial_ids]
+        given_back = [trial.trial_id for trial in held if trial.status in (Status.RUNNING, Status.STALE)]
+        con.execute(
+            "UPDATE trials SET status = 'queued', worker = NULL, expires_at = NULL WHERE list_contains(?, trial_id)",
+            [given_back],
+        )
+        return bool(given_back)
+
+
+def retry(
+    db: Database, task_id: int, trial_ids: Iterable[int], seed: Callable[[int], int] | None = None
+) -> list[TrialRow]:
+    """Queue functions to be trained once more; the trials that they were trained in stay as they are.
+
+    Args:
+        db: the database.
+        task_id: whose trials they are.
+        trial_ids: trials that ended or went stale; where several stand for the same training, one is queued.
+        seed: makes the new training's seed from the new trial's id; without it, and for a confirmation, the old stays.
+
+    Returns:
+        The new trials, queued.
+
+    Raises:
+        InputError: there is no such trial of this task, or it is queued or running; then none is queued.
+    """
+    now = clock.now()
+    queued: dict[int, TrialRow] = {}
+    with db.transaction() as con:
+        for repeated in sorted(set(trial_ids)):
+            old = select_one(con, repeated, now)
+            if old.task_id != task_id:
+                raise InputError(f"trial_id {repeated} belongs to another task; name that task")
+            same = select_same(con, old, now)
+            if waiting := [trial for trial in same if trial.status in (Status.QUEUED, Status.RUNNING)]:
+                if any(trial.trial_id in queued for trial in waiting):
+                    continue
+                state = f"as trial {waiting[-1].trial_id}" if waiting[-1].trial_id != repeated else "itself"
+                raise InputError(
+                    f"trial {repeated} ({old.name[:60]}) is {waiting[-1].status} {state}; let it end first"
+                )
+            trial_id = next_id(con)
+            purpose = Purpose.SEARCH if old.purpose is Purpose.ADDED else old.purpose
+            again = new_trial(trial_id, task_id, old.class_id, old.name, old.seed, purpose, now)
+            newest = max(trial.trial_id for trial in same)
+            again = replace(again, status=Status.QUEUED, retry_of=newest, heartbeat_at=None, expires_at=None)
+            if seed is not None and old.purpose is not Purpose.CONFIRM:
+                again = replace(again, seed=checked_seed(seed(trial_id)))
+            insert(con, again)
+            queued[trial_id] = again
+    return list(queued.values())
