@@ -32,8 +32,10 @@ import numpy as np
 import aqx
 from aqx import surrogate
 from aqx.enumeration import enumerate_space
+from aqx.search.ledger import seed_of_trial
 from aqx.search.study import Study
 from aqx.store import Database, functions, invalid_spectra, load_spectra
+from aqx.store.features import load_features
 
 TASK = "mnist1d"
 RESULTS = 100
@@ -54,7 +56,7 @@ def make(path: Path, name: str) -> None:
         missing = SMALL - functions.count_functions(db)["usable"]
     aqx.fisher.compute_spectra(db, task, limit=None if name == "small" else LARGE_SPECTRA)
     study, rng = Study(db, task), np.random.default_rng(0)
-    chosen = rng.choice(functions.load_candidates(db).names, RESULTS, replace=False)
+    chosen = rng.choice([*functions.candidate_names(db).values()], RESULTS, replace=False)
     for candidate in [*task.baselines, *chosen[len(task.baselines) :]]:
         study.add(str(candidate), val_acc=float(rng.random()))
     draft.rename(path)
@@ -88,13 +90,13 @@ def measure(path: Path, started: float, cycles: int) -> dict[str, object]:
 def plain(path: Path, preset: str) -> dict[str, object]:
     """Return what a suggestion is, and the seconds it takes, where all is fitted anew."""
     study = Study(path, TASK)
-    classes, (spectrum_ids, spectra) = functions.load_candidates(study.db), load_spectra(study.db, study.task_id)
+    rows, (spectrum_ids, spectra) = load_features(study.db, study.task_id), load_spectra(study.db, study.task_id)
+    row_of = {class_id: row for row, class_id in enumerate(functions.candidate_names(study.db))}
     begun = time.perf_counter()
-    row_of = {class_id: row for row, class_id in enumerate(classes.class_ids)}
     matrix = np.full((len(row_of), spectra.shape[1]), np.nan, np.float32)
     for class_id, features in zip(spectrum_ids, spectra, strict=True):
         matrix[row_of[class_id]] = features
-    embedding = surrogate.embed(surrogate.Features(classes.names.tolist(), classes.outputs, matrix), preset)
+    embedding = surrogate.embed(surrogate.Features(rows.names.tolist(), rows.outputs, matrix), preset)
     records = [record for record in study.records() if record.class_id in row_of]
     broken = invalid_spectra(study.db, study.task_id)
     (chosen,) = surrogate.suggest(
@@ -102,10 +104,10 @@ def plain(path: Path, preset: str) -> dict[str, object]:
         [row_of[str(record.class_id)] for record in records],
         [record.objective for record in records],
         preset=preset,
-        seed=study.trial_seed(max(record.id for record in records) + 1),
-        candidates=np.array([class_id not in broken for class_id in classes.class_ids]),
+        seed=seed_of_trial(study.seed, max(record.id for record in records) + 1),
+        candidates=np.array([class_id not in broken for class_id in row_of]),
     ).index
-    return {"first": time.perf_counter() - begun, "class": classes.class_ids[chosen], "classes": len(row_of)}
+    return {"first": time.perf_counter() - begun, "class": list(row_of)[chosen], "classes": len(row_of)}
 
 
 def in_process(*arguments: object) -> dict[str, Any]:

@@ -2,20 +2,23 @@
 
 from aqx.surrogate.atlas import draw_map
 from aqx.surrogate.features import Features
-from aqx.surrogate.presets import DEFAULT, PRESETS, Preset, as_preset
-from aqx.surrogate.projection import Projection
-from aqx.surrogate.suggestions import Suggestions, embed, predict, rank, suggest, undescribed
+from aqx.surrogate.fitted import Fitted, Suggestions, fit
+from aqx.surrogate.prediction import predict
+from aqx.surrogate.presets import DEFAULT, PRESETS, Preset, Projection, as_preset
+from aqx.surrogate.suggestions import embed, rank, suggest, undescribed
 
 __all__ = [
     "DEFAULT",
     "PRESETS",
     "Features",
+    "Fitted",
     "Preset",
     "Projection",
     "Suggestions",
     "as_preset",
     "draw_map",
     "embed",
+    "fit",
     "predict",
     "rank",
     "suggest",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,31 @@ from jaxtyping import Float32
 from aqx.errors import InputError
 from aqx.surrogate.embeddings import Progress, fit_components, project_on, umap_union
 from aqx.surrogate.features import Features
-from aqx.surrogate.models import Model, average, extra_trees, gaussian_process, nearest_neighbours, regressor
-from aqx.surrogate.projection import Loadings, Projection
+from aqx.surrogate.gaussian_process import gaussian_process
+from aqx.surrogate.models import Model, average, nearest_neighbours, regressor
 from aqx.surrogate.symmetry import parts
+from aqx.surrogate.trees import extra_trees
+
+Loadings = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """An embedding in which a candidate's place depends on its own features and on some arrays fitted to all of them.
+
+    It does not depend on a seed. It is called like every embedding: `projection(features, seed, progress)`.
+
+    Attributes:
+        fit: features of all candidates → the arrays.
+        project: features of any candidates and the arrays → their coordinates [C, K].
+    """
+
+    fit: Callable[[Features], Loadings]
+    project: Callable[[Features, Loadings], np.ndarray]
+
+    def __call__(self, features: Features, seed: int, progress: Any = None) -> Float32[np.ndarray, "C K"]:
+        """Fit and project the same candidates."""
+        return self.project(features, self.fit(features))
 
 
 @dataclass(frozen=True)

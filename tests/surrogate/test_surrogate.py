@@ -11,9 +11,11 @@ import pytest
 from aqx.errors import Exhausted, InputError
 from aqx.surrogate import PRESETS, Features, Preset, Projection, as_preset, embed, rank, suggest, undescribed
 from aqx.surrogate.embeddings import fit_components, principal_components, project_on, squash
-from aqx.surrogate.models import _fit_kernel, _telling, extra_trees, gaussian_process, nearest_neighbours
-from aqx.surrogate.suggestions import normal_scores
+from aqx.surrogate.gaussian_process import _telling, fit_kernel, gaussian_process
+from aqx.surrogate.models import nearest_neighbours
+from aqx.surrogate.prediction import normal_scores
 from aqx.surrogate.symmetry import mid_quantiles, parts
+from aqx.surrogate.trees import extra_trees
 
 WITHOUT_UMAP = ["ensemble", "random"]
 NO_SPECTRA = np.empty((0, 0))
@@ -387,14 +389,15 @@ def test_extra_trees_are_those_of_scikit_learn():
     assert spread.mean() == pytest.approx(each.std(axis=0).mean(), rel=0.1)
 
 
-def test_the_gaussian_process_is_that_of_scikit_learn():
+@pytest.mark.parametrize("results", [40, 150])
+def test_the_gaussian_process_is_that_of_scikit_learn(results):
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     rng = np.random.default_rng(0)
-    x, query = rng.normal(size=(40, 3)), rng.normal(size=(500, 3)).astype(np.float32)
-    y = np.sin(x[:, 0]) - x[:, 1] + rng.normal(scale=0.1, size=40)
-    lengths, amplitude, noise = _fit_kernel(x, y - y.mean(), [slice(0, 2), slice(2, 3)])
+    x, query = rng.normal(size=(results, 3)), rng.normal(size=(500, 3)).astype(np.float32)
+    y = np.sin(x[:, 0]) - x[:, 1] + rng.normal(scale=0.1, size=results)
+    lengths, amplitude, noise = fit_kernel(x, y - y.mean(), [slice(0, 2), slice(2, 3)])
     each = np.exp([lengths[0], lengths[0], lengths[1]])
     kernel = ConstantKernel(np.exp(amplitude)) * Matern(each, nu=1.5) + WhiteKernel(np.exp(noise))
     fitted = GaussianProcessRegressor(kernel, optimizer=None).fit(x, y - y.mean())

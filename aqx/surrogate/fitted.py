@@ -1,0 +1,256 @@
+"""`fit`: one fit of the surrogate to the results of a round, for all that a round asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+from aqx.errors import Exhausted, InputError
+from aqx.surrogate.prediction import Known, Results, checked_rows, predict_rows
+from aqx.surrogate.presets import DEFAULT, Preset, as_preset
+
+
+@dataclass(frozen=True, eq=False)
+class Suggestions:
+    """Candidates to train next, the first being the most wanted.
+
+    Attributes:
+        index: rows of the embedding [n].
+        mean: predicted result, in the unit of the results given [n]; nan where the choice was random.
+        spread: its standard deviation, in the same unit [n].
+    """
+
+    index: Int[np.ndarray, " n"]
+    mean: Float[np.ndarray, " n"]
+    spread: Float[np.ndarray, " n"]
+
+
+def fit(
+    embedding: Float32[np.ndarray, "C K"],
+    observed: Sequence[Any] | np.ndarray,
+    values: Sequence[Any] | np.ndarray,
+    pending: Sequence[Any] | np.ndarray = (),
+    *,
+    preset: Any = DEFAULT,
+    seed: int = 0,
+) -> Fitted:
+    """Fit the surrogate to the results of a round, once for all that is asked of it.
+
+    Each candidate is predicted from what is known of it: from outputs and spectrum by the results of candidates that
+    have both, or from outputs alone by all results. The models are fitted, and all candidates predicted, when the first
+    question needs it; every other question of the same round is answered from these predictions. Where rows are
+    pending, a first fit without them predicts what they will give.
+
+    Args:
+        embedding: coordinates of all candidates [C, K]; a row with a nan, its spectrum's coordinates aside, is never
+            chosen.
+        observed: rows that have a result.
+        values: their results, higher is better; nan (or ±inf) is a failed one.
+        pending: rows in training elsewhere.
+        preset: as in `embed`.
+        seed: of everything random: models and choices.
+
+    Returns:
+        The fitted surrogate: `suggest`, `rank` and `undescribed` ask it.
+
+    Raises:
+        InputError: lengths differ or a row is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.surrogate import fit
+        >>> line = np.arange(100, dtype=np.float32)[:, None]
+        >>> seen = np.arange(0, 100, 10)
+        >>> fitted = fit(line, seen, -np.abs(seen - 47.0))
+        >>> bool(30 < fitted.suggest().index[0] < 60), len(fitted.rank())
+        (True, 100)
+    """
+    return fit_with(embedding, observed, values, pending, preset, seed, first_draw(seed))
+
+
+def fit_with(
+    embedding: np.ndarray,
+    observed: Sequence[Any] | np.ndarray,
+    values: Sequence[Any] | np.ndarray,
+    pending: Sequence[Any] | np.ndarray,
+    preset: Any,
+    seed: int,
+    model_seed: int,
+) -> Fitted:
+    """As `fit`, with another seed for the models than that which a choice by `seed` draws."""
+    chosen, count = as_preset(preset), len(embedding)
+    observed, pending = checked_rows("observed", observed, count), checked_rows("pending", pending, count)
+    values = np.asarray(values, np.float64).ravel()
+    if len(values) != len(observed):
+        raise InputError(f"values has {len(values)} entries for {len(observed)} observed rows; give one for each")
+    known = Known.of(embedding, chosen)
+    results = Results.of(observed, values, known, ranks=chosen.ranks)
+    return Fitted(chosen, embedding, known, results, observed, pending, seed, model_seed)
+
+
+def first_draw(seed: int) -> int:
+    """The seed of the models of a choice that is seeded so."""
+    return _draw(np.random.default_rng(seed))
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A surrogate fitted to the results of one round; see `fit`, which makes it.
+
+    Attributes:
+        preset: the surrogate.
+        embedding: coordinates of all candidates [C, K].
+        known: which of them are known.
+        results: what the models learn.
+        observed: rows that have a result, as given.
+        pending: rows in training elsewhere.
+        seed: of choices.
+        model_seed: of the models.
+    """
+
+    preset: Preset
+    embedding: np.ndarray
+    known: Known
+    results: Results
+    observed: np.ndarray
+    pending: np.ndarray
+    seed: int
+    model_seed: int
+
+    def suggest(self, n: int = 1, candidates: Bool[np.ndarray, " C"] | None = None) -> Suggestions:
+        """Choose the next candidates; see `aqx.surrogate.suggest`.
+
+        The first is chosen from this fit. Each further one needs a fit of its own, in which those before it are
+        pending.
+
+        Args:
+            n: how many to choose; fewer are returned where fewer are left.
+            candidates: which rows may be chosen [C]; all by default.
+
+        Returns:
+            The suggestions, never observed, pending or masked out; the same at every call.
+
+        Raises:
+            Exhausted: no candidate is left.
+            InputError: `n` or `candidates` cannot be used.
+        """
+        rows = len(self.embedding)
+        if candidates is not None and candidates.shape != (rows,):
+            raise InputError(f"candidates has the shape {candidates.shape}; give one bool for each of {rows} rows")
+        if n < 1:
+            raise InputError(f"n={n} is too small; ask for 1 or more suggestions")
+        free = self.known.outputs.copy() if candidates is None else self.known.outputs & candidates
+        free[self.observed] = free[self.pending] = False
+        if not free.any():
+            raise Exhausted("no candidate is left to suggest")
+        rng, fitted = np.random.default_rng(self.seed), self
+        picks = []
+        for _ in range(min(n, int(free.sum()))):
+            model_seed = _draw(rng)  # of this fit, the first time
+            if picks:
+                fitted = replace(fitted, pending=np.append(fitted.pending, picks[-1][0]), model_seed=model_seed)
+            picks.append(fitted._choose(np.flatnonzero(free), rng))
+            free[picks[-1][0]] = False
+        index, mean, spread = zip(*picks, strict=True)
+        return Suggestions(np.array(index), np.array(mean, float), np.array(spread, float))
+
+    def rank(self) -> Int[np.ndarray, " R"]:
+        """Order candidates by mean + exploration · spread of their prediction, the most promising first.
+
+        Returns:
+            Rows whose coordinates are finite, observed ones included; none where too few results exist to predict from.
+        """
+        if not self.results.suffice(self.preset):
+            return np.empty(0, np.int64)
+        return self._best_of(self.known.outputs)
+
+    def undescribed(self, described: Bool[np.ndarray, " C"], among: int) -> Int[np.ndarray, " R"]:
+        """Find the promising candidates whose Fisher spectrum is worth computing before the next choice.
+
+        When it returns rows and their spectra are computed, their coordinates have changed: fit anew. When it returns
+        none, which is usual, `suggest` chooses from the very fit that it looked at.
+
+        Args:
+            described: whose spectrum is known, or is not wanted [C].
+            among: how many of the best predictions, and of the results, should have one.
+
+        Returns:
+            The rows without a spectrum among the observed and the `among` most promising ones; none while they are
+            fewer than a fifth of those, as spectra are computed many at a time, or while there is nothing to predict
+            from.
+        """
+        if self.preset.outputs_alone is None or not self.results.suffice(self.preset):
+            return np.empty(0, np.int64)
+        among = min(among, int(self.known.outputs.sum()))
+        others = self.known.outputs.copy()
+        others[self.observed] = False
+        best = np.concatenate([np.unique(self.observed), self._best_of(others, among)])
+        lacking = best[~described[best]]
+        return lacking if 5 * len(lacking) >= among else lacking[:0]
+
+    def _choose(self, left: np.ndarray, rng: np.random.Generator) -> tuple[int, float, float]:
+        """Choose one of the rows that are left: (row, mean, spread)."""
+        if not self.results.suffice(self.preset):
+            seen = np.concatenate([self.results.rows, self._awaited])
+            outputs = self.embedding[:, : self.preset.outputs_alone]
+            return int(rng.choice(left, p=_far_from(seen, left, outputs))), np.nan, np.nan
+        wanted = self._wanted[left]
+        best = left[rng.choice(np.flatnonzero(wanted == wanted.max()))]
+        mean, spread = self._predictions
+        (middle,), (deviation,) = self.results.in_units(mean[[best]], spread[[best]])
+        return int(best), float(middle), float(deviation)
+
+    def _best_of(self, wanted: np.ndarray, count: int | None = None) -> np.ndarray:
+        """The most promising of the wanted rows, or so many of them; equal ones in their order."""
+        rows = np.flatnonzero(wanted)
+        loss = -self._wanted[rows]
+        if count is not None and count < len(rows):
+            promising = np.flatnonzero(loss <= np.partition(loss, count)[count])
+            rows, loss = rows[promising], loss[promising]
+        return rows[np.argsort(loss, kind="stable")][:count]
+
+    @property
+    def _awaited(self) -> np.ndarray:
+        """The pending rows of which enough is known."""
+        return self.pending[self.known.outputs[self.pending]]
+
+    @cached_property
+    def _predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and spread of the target of every candidate [C], nan where too little is known of it."""
+        rows, targets, awaited = self.results.rows, self.results.targets, self._awaited
+        if self.preset.exploration and len(awaited):
+            believed, _ = self._predict(rows, targets, awaited)
+            rows, targets = np.append(rows, awaited), np.append(targets, believed)
+        asked = np.flatnonzero(self.known.outputs)
+        mean, spread = np.full(len(self.embedding), np.nan), np.full(len(self.embedding), np.nan)
+        mean[asked], spread[asked] = self._predict(rows, targets, asked)
+        return mean, spread
+
+    def _predict(self, rows: np.ndarray, targets: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return predict_rows(self.preset, self.embedding, self.known, rows, targets, query, self.model_seed)
+
+    @cached_property
+    def _wanted(self) -> np.ndarray:
+        mean, spread = self._predictions
+        return mean + self.preset.exploration * spread
+
+
+def _draw(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))
+
+
+def _far_from(seen: np.ndarray, left: np.ndarray, coordinates: np.ndarray) -> np.ndarray | None:
+    """Probabilities of rows that grow with the squared distance to the nearest row seen; None for equal ones."""
+    if not len(seen) or not coordinates.shape[1]:
+        return None
+    spread = coordinates[left].std(axis=0)
+    scaled = coordinates / np.where(spread > 0, spread, 1)
+    nearest, scaled_left = np.full(len(left), np.inf), scaled[left]
+    for row in seen:
+        nearest = np.minimum(nearest, np.square(scaled_left - scaled[row]).sum(axis=1, dtype=np.float64))
+    return nearest / nearest.sum() if nearest.sum() > 0 else None

@@ -1,0 +1,182 @@
+"""Results of candidates → what a model learns from them, and what it predicts of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+from aqx.errors import InputError
+from aqx.surrogate.presets import DEFAULT, Preset, as_preset
+
+
+def predict(
+    embedding: Float32[np.ndarray, "C K"],
+    observed: Sequence[Any] | np.ndarray,
+    values: Sequence[Any] | np.ndarray,
+    rows: Sequence[Any] | np.ndarray,
+    *,
+    preset: Any = DEFAULT,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+    """Predict the results of candidates, in the unit of the results given.
+
+    Args:
+        embedding: as in `suggest`.
+        observed: as in `suggest`.
+        values: as in `suggest`.
+        rows: of the candidates to predict.
+        preset: as in `embed`.
+        seed: of the model.
+
+    Returns:
+        Means and standard deviations [R]; nan where too few results exist to predict from, or the outputs'
+        coordinates of a row are not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.surrogate import predict
+        >>> line = np.arange(100, dtype=np.float32)[:, None]
+        >>> seen = np.arange(0, 100, 10)
+        >>> mean, _ = predict(line, seen, seen**2, [42], preset="paper")
+        >>> mean.round()
+        array([1667.])
+    """
+    chosen = as_preset(preset)
+    observed, wanted = checked_rows("observed", observed, len(embedding)), checked_rows("rows", rows, len(embedding))
+    known = Known.of(embedding, chosen)
+    results = Results.of(observed, np.asarray(values, np.float64).ravel(), known, ranks=chosen.ranks)
+    mean, spread = np.full(len(wanted), np.nan), np.full(len(wanted), np.nan)
+    if results.suffice(chosen):
+        asked = known.outputs[wanted]
+        predicted = predict_rows(chosen, embedding, known, results.rows, results.targets, wanted[asked], seed)
+        mean[asked], spread[asked] = results.in_units(*predicted)
+    return mean, spread
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of candidates: the coordinates that outputs give [C], and all of them [C]."""
+
+    outputs: np.ndarray
+    all: np.ndarray
+
+    @classmethod
+    def of(cls, embedding: np.ndarray, preset: Preset) -> Known:
+        """Look which rows are finite."""
+        return cls(_finite(embedding[:, : preset.outputs_alone]), _finite(embedding))
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Distinct observed rows [N], their values (failed as the worst) and the targets that a model learns."""
+
+    rows: np.ndarray
+    values: np.ndarray
+    targets: np.ndarray
+
+    @classmethod
+    def of(cls, observed: np.ndarray, values: np.ndarray, known: Known, ranks: bool) -> Results:
+        """Gather observed values by row, as a model learns them: by their ranks, or as they are."""
+        rows, means = mean_by_row(observed, values)
+        means = np.where(np.isnan(means), -np.inf, means)
+        usable = known.outputs[rows]
+        rows, means = rows[usable], means[usable]
+        targets = normal_scores(means)
+        worst = means[np.isfinite(means)].min(initial=np.inf)
+        filled = np.where(np.isfinite(means), means, worst if np.isfinite(worst) else np.nan)
+        return cls(rows, filled, targets if ranks else filled)
+
+    def suffice(self, preset: Preset) -> bool:
+        """Whether there is enough to predict from."""
+        return preset.model is not None and len(self.rows) >= preset.start and bool(np.ptp(self.targets) > 0)
+
+    def in_units(self, mean: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Turn predictions of targets into ones of values, by the monotone line through the results."""
+        order = np.lexsort((self.values, self.targets))
+        bounds = np.stack([mean - spread, mean, mean + spread])
+        low, middle, high = np.interp(bounds, self.targets[order], self.values[order])
+        return middle, (high - low) / 2
+
+
+def _finite(rows: Float32[np.ndarray, "C K"]) -> Bool[np.ndarray, " C"]:
+    """Which rows are finite throughout: a sum is, if none of its terms is nan or infinite and none of them large.
+
+    Five times as fast as to ask each number.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(rows @ np.full(rows.shape[1], 1e-20, rows.dtype))
+
+
+def mean_by_row(
+    observed: Int[np.ndarray, " N"], values: Float[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+    """Return the distinct rows, ascending, and the mean of each one's finite values, nan where it has none.
+
+    Example:
+        >>> import numpy as np
+        >>> mean_by_row(np.array([7, 2, 7, 7]), np.array([1.0, np.nan, 3.0, np.inf]))
+        (array([2, 7]), array([nan,  2.]))
+    """
+    finite = np.isfinite(values)
+    values = np.clip(values, -1e150, 1e150)  # sums and squares of float64 stay finite
+    rows, at = np.unique(observed, return_inverse=True)
+    counts = np.bincount(at, finite, len(rows))
+    sums = np.bincount(at, np.where(finite, values, 0), len(rows))
+    return rows, np.divide(sums, counts, out=np.full(len(rows), np.nan), where=counts > 0)
+
+
+def normal_scores(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Replace values by the normal quantiles of their ranks, Φ⁻¹((rank − ½) / N); equal values share a rank.
+
+    Example:
+        >>> import numpy as np
+        >>> normal_scores(np.array([5.0, -np.inf, 1e33])).round(2)
+        array([ 0.  , -0.97,  0.97])
+    """
+    from scipy.special import ndtri
+
+    _, at, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    return ndtri(middle[at] / max(len(values), 1))
+
+
+def predict_rows(
+    preset: Preset,
+    embedding: np.ndarray,
+    known: Known,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    query: np.ndarray,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict rows, each from what is known of it, by the results of rows of which the same is known."""
+    assert preset.model is not None
+    whole = known.all[rows]
+    if whole.sum() < preset.start or np.ptp(targets[whole]) == 0:
+        described = np.zeros(len(query), bool)  # too few to learn from
+    else:
+        described = known.all[query]
+    mean, spread = np.empty(len(query)), np.empty(len(query))
+    for asked, learnt, columns in ((described, whole, None), (~described, slice(None), preset.outputs_alone)):
+        if asked.any():
+            x = embedding[rows[learnt], :columns]
+            mean[asked], spread[asked] = preset.model(x, targets[learnt], embedding[query[asked], :columns], seed)
+    return mean, spread
+
+
+def checked_rows(name: str, value: Sequence[Any] | np.ndarray, count: int) -> Int[np.ndarray, " R"]:
+    """Return row numbers as integers.
+
+    Raises:
+        InputError: they are none, or out of range.
+    """
+    rows = np.asarray(value)
+    rows = rows.astype(np.int64) if rows.size == 0 else rows
+    inside = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer) and ((rows >= 0) & (rows < count)).all()
+    if not inside:
+        raise InputError(f"{name} must be row numbers from 0 to {count - 1}, but got {value!r}")
+    return rows
