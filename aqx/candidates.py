@@ -1,19 +1,30 @@
-"""`Candidates`: the classes a study may train, with the surrogate's coordinates, as rows of matrices."""
+"""What a surrogate chooses among: classes of equal functions as rows of matrices, from a database or from names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, UInt64
+from jaxtyping import Bool, Float, Float32, Int, UInt64
 
+from aqx.evaluation import Batch, evaluate, fingerprints
 from aqx.evaluation.class_ids import find_rows, halves, texts
 from aqx.store.connection import Database
-from aqx.store.embeddings import StoredEmbedding, find_embedding, is_due, load_embedding, save_embedding
-from aqx.store.features import FeatureCounts, FeatureRows, load_features
-from aqx.store.spectra import invalid_spectra
+from aqx.store.features import (
+    FeatureCounts,
+    FeatureRows,
+    StoredEmbedding,
+    find_embedding,
+    is_due,
+    load_embedding,
+    load_features,
+    save_embedding,
+)
+from aqx.store.functions import find_classes
+from aqx.store.spectra import invalid_spectra, load_spectra
 from aqx.surrogate import Features, Preset, Projection
+from aqx.tree import Tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +63,7 @@ class Candidates:
         return texts(self.ids[rows])
 
 
-def is_current(db: Database, task_id: int, preset: Preset, seed: int, before: Candidates) -> bool:
-    """Whether nothing has changed since `load` returned these candidates."""
-    counts, number, _ = find_embedding(db, *_key(task_id, preset, seed))
-    return (counts, number) == (before.counts, before.stored.embedding_id)
-
-
-def load(
+def of_database(
     db: Database, task_id: int, preset: Preset, seed: int, before: Candidates | None = None, keep: bool = True
 ) -> Candidates:
     """Return the candidates of a task on the stored embedding, which is fitted where there is none or it is due.
@@ -76,22 +81,29 @@ def load(
     """
     key = _key(task_id, preset, seed)
     while True:
-        counts, number, fitted_to = find_embedding(db, *key)
-        if before is not None and (counts, number) == (before.counts, before.stored.embedding_id):
-            return before
-        if number is None or fitted_to is None or is_due(fitted_to, counts):
-            features = load_features(db, task_id)
+        with db.read():  # all of one moment, in one turn at the lock
+            counts, number, fitted_to = find_embedding(db, *key)
+            if before is not None and (counts, number) == (before.counts, before.stored.embedding_id):
+                return before
+            due = number is None or fitted_to is None or is_due(fitted_to, counts)
+            grown = due or fitted_to is None or fitted_to[:2] != counts[:2]
+            features = load_features(db, task_id, lacking=None if due else number) if grown else None
+            stored = None if due or number is None else _stored(db, number, before)
+            broken = list(invalid_spectra(db, task_id)) if counts.invalid else []
+        if due:
+            assert features is not None
+            fitted = _fit(features, preset, seed)
             if not keep or not len(features.ids):
-                return _candidates(db, task_id, _fit(features, preset, seed), features.counts)
-            save_embedding(db, *key, _fit(features, preset, seed))
-            continue  # what is stored now may be another process's
-        stored = before.stored if before and before.stored.embedding_id == number else load_embedding(db, number)
-        if stored is None:
-            continue
-        if fitted_to[:2] != counts[:2]:
-            features = load_features(db, task_id, lacking=number)
-            return _candidates(db, task_id, _joined(stored, features, preset), features.counts, stored)
-        return _candidates(db, task_id, stored, counts)
+                return _candidates(fitted, fitted, counts, broken)
+            save_embedding(db, *key, fitted)  # what is stored then may be another process's
+        elif stored is not None:
+            return _candidates(
+                stored if features is None else _joined(stored, features, preset), stored, counts, broken
+            )
+
+
+def _stored(db: Database, number: int, before: Candidates | None) -> StoredEmbedding | None:
+    return before.stored if before and before.stored.embedding_id == number else load_embedding(db, number)
 
 
 def _key(task_id: int, preset: Preset, seed: int) -> tuple[int, str, int]:
@@ -99,7 +111,7 @@ def _key(task_id: int, preset: Preset, seed: int) -> tuple[int, str, int]:
 
 
 def _fit(rows: FeatureRows, preset: Preset, seed: int) -> StoredEmbedding:
-    features = Features(rows.names.tolist(), rows.outputs, rows.spectra, rows.points)
+    features = _features(rows)
     if isinstance(preset.embed, Projection):
         loadings = preset.embed.fit(features)
         coordinates = preset.embed.project(features, loadings)
@@ -110,7 +122,7 @@ def _fit(rows: FeatureRows, preset: Preset, seed: int) -> StoredEmbedding:
 
 def _joined(stored: StoredEmbedding, rows: FeatureRows, preset: Preset) -> StoredEmbedding:
     """The embedding with candidates that it lacks, or whose spectrum it lacks."""
-    features = Features(rows.names.tolist(), rows.outputs, rows.spectra, rows.points)
+    features = _features(rows)
     at = find_rows(stored.ids, rows.ids)
     known, new = at >= 0, at < 0
     if isinstance(preset.embed, Projection):
@@ -131,10 +143,139 @@ def _joined(stored: StoredEmbedding, rows: FeatureRows, preset: Preset) -> Store
 
 
 def _candidates(
-    db: Database, task_id: int, embedding: StoredEmbedding, counts: FeatureCounts, stored: StoredEmbedding | None = None
+    embedding: StoredEmbedding, stored: StoredEmbedding, counts: FeatureCounts, broken: list[str]
 ) -> Candidates:
-    usable = np.ones(len(embedding.ids), bool)
-    if counts.invalid:
-        broken = find_rows(embedding.ids, halves(invalid_spectra(db, task_id)))
-        usable[broken[broken >= 0]] = False
-    return Candidates(counts, stored or embedding, embedding.ids, embedding.coordinates, embedding.has_spectrum, usable)
+    usable = _all_but(broken, embedding.ids)
+    return Candidates(counts, stored, embedding.ids, embedding.coordinates, embedding.has_spectrum, usable)
+
+
+def _all_but(broken: Iterable[str], ids: UInt64[np.ndarray, "C 2"]) -> Bool[np.ndarray, " C"]:
+    """Which of some classes, in the order of their ids, do not break the task's model."""
+    usable, rows = np.ones(len(ids), bool), find_rows(ids, halves(broken))
+    usable[rows[rows >= 0]] = False
+    return usable
+
+
+def _features(rows: FeatureRows, at: slice | Int[np.ndarray, " C"] = slice(None)) -> Features:
+    return Features(rows.names[at].tolist(), rows.outputs[at], rows.spectra[at], rows.points)
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """C classes with all that a surrogate may know of them.
+
+    Attributes:
+        ids: halves of the class ids [C, 2].
+        features: of the classes, each under one of its names.
+        usable: False where the spectrum is invalid: the model breaks with this function [C].
+    """
+
+    ids: UInt64[np.ndarray, "C 2"]
+    features: Features
+    usable: Bool[np.ndarray, " C"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def of_classes(db: Database, task_id: int, class_ids: Iterable[str]) -> Described:
+    """Return those of some classes that are worth training, in the order of their ids, as the database knows them.
+
+    Args:
+        db: the database.
+        task_id: whose spectra.
+        class_ids: ids as text.
+    """
+    rows = load_features(db, task_id)
+    at = find_rows(rows.ids, halves(sorted(class_ids)))
+    at = at[at >= 0]
+    return Described(rows.ids[at], _features(rows, at), _all_but(invalid_spectra(db, task_id), rows.ids[at]))
+
+
+@dataclass(frozen=True, eq=False)
+class KnownSpectra:
+    """What is known of a task's Fisher spectra without a database at hand; by default nothing.
+
+    Attributes:
+        ids: halves of the ids of the S classes that have a spectrum, ascending [S, 2].
+        features: of each of them [S, D].
+        broken: halves of the ids of the B classes with which the model breaks, ascending [B, 2].
+    """
+
+    ids: UInt64[np.ndarray, "S 2"] = field(default_factory=lambda: halves(()))
+    features: Float32[np.ndarray, "S D"] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    broken: UInt64[np.ndarray, "B 2"] = field(default_factory=lambda: halves(()))
+
+    @classmethod
+    def of_task(cls, db: Database, task_id: int) -> KnownSpectra:
+        """Read what a database knows of a task's spectra."""
+        ids, features = load_spectra(db, task_id)
+        return cls(halves(ids), features, halves(invalid_spectra(db, task_id)))
+
+    def of(self, ids: UInt64[np.ndarray, "C 2"]) -> Float32[np.ndarray, "C D"]:
+        """Return the features of some classes, rows of nan where there are none; D = 0 where all lack them."""
+        at = find_rows(self.ids, ids)
+        known = at >= 0
+        matrix = np.full((len(ids), self.features.shape[1] if known.any() else 0), np.nan, np.float32)
+        if known.any():
+            matrix[known] = self.features[at[known]]
+        return matrix
+
+
+def of_names(
+    trees: Sequence[Tree], points: Float[np.ndarray, " n"], spectra: KnownSpectra
+) -> tuple[Described, Int[np.ndarray, " N"]]:
+    """Find the classes among functions that no database need hold, and describe them.
+
+    Args:
+        trees: the functions [N].
+        points: where to take their outputs [n].
+        spectra: those that are known.
+
+    Returns:
+        The classes that can be trained, each under its first name, in the order of these; and the row of each function
+        [N], -1 for one that is constant, is not finite at some point, or breaks the model.
+
+    Example:
+        >>> import aqx, numpy as np
+        >>> from aqx.candidates import KnownSpectra, of_names
+        >>> names = ("max(x,zero(x))", "tanh(x)", "relu(x)", "one(x)")
+        >>> found, rows = of_names([aqx.parse(name) for name in names], np.linspace(-2, 2, 9), KnownSpectra())
+        >>> found.features.names, rows.tolist()
+        (('max(x,zero(x))', 'tanh(x)'), [0, 1, 0, -1])
+    """
+    ids = np.empty((len(trees), 2), np.uint64)
+    outputs, usable = np.empty((len(trees), len(points)), np.float32), np.empty(len(trees), bool)
+    for at, batch in _batches(trees):
+        prints = fingerprints(batch)
+        ids[at], outputs[at] = prints.ids, evaluate(batch, points)
+        usable[at] = ~prints.constant
+    usable &= np.isfinite(outputs).all(axis=1) & (find_rows(spectra.broken, ids) < 0)
+    class_of, rows = texts(ids), np.full(len(trees), -1)
+    row_of: dict[str, int] = {}
+    first: list[int] = []
+    for at in np.flatnonzero(usable).tolist():
+        rows[at] = row_of.setdefault(class_of[at], len(row_of))
+        if rows[at] == len(first):
+            first.append(at)
+    features = Features([str(trees[at]) for at in first], outputs[first], spectra.of(ids[first]), points)
+    return Described(ids[first], features, np.ones(len(first), bool)), rows
+
+
+def class_ids(db: Database, trees: Sequence[Tree]) -> list[str]:
+    """Return the class of each function: looked up where the database holds the function, computed where not."""
+    known = {name: found[0] for name, found in find_classes(db, list({str(tree) for tree in trees})).items()}
+    missing = [tree for name, tree in {str(tree): tree for tree in trees}.items() if name not in known]
+    for at, batch in _batches(missing):
+        names = [str(missing[row]) for row in at]
+        known.update(zip(names, texts(fingerprints(batch).ids), strict=True))
+    return [known[str(tree)] for tree in trees]
+
+
+def _batches(trees: Sequence[Tree]) -> Iterator[tuple[list[int], Batch]]:
+    """The functions of each shape, after where they stand."""
+    by_shape: dict[str, list[int]] = {}
+    for at, tree in enumerate(trees):
+        by_shape.setdefault(tree.shape, []).append(at)
+    for rows in by_shape.values():
+        yield rows, Batch.of_trees([trees[at] for at in rows])

@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from aqx import candidates as candidate_room
 from aqx import surrogate
 from aqx.benchmark.table import ResultTable
+from aqx.candidates import Described, of_classes
 from aqx.enumeration import enumerate_space
 from aqx.errors import InputError, ParseError
+from aqx.evaluation.class_ids import texts
 from aqx.space import Space
 from aqx.spectra import compute_spectra
 from aqx.store import Database, functions
-from aqx.store.embeddings import StoredEmbedding, find_embedding, load_embedding, save_embedding
-from aqx.store.features import FeatureRows, load_features
-from aqx.store.spectra import invalid_spectra
+from aqx.store.features import StoredEmbedding, find_embedding, load_embedding, save_embedding
 from aqx.store.tasks import register_task
 from aqx.surrogate import PRESETS, Features, Preset
 from aqx.tasks import Task
@@ -118,21 +117,29 @@ def landscape_of(
         if not wanted:
             raise InputError(f"table has no function to search among: of {len(set(table.names))}, all are left out")
         task_id = register_task(db, task.name, task.identity())
-        rows, found, usable = _features(db, task_id, wanted)
-        if (usable & ~found.has_spectrum).any():
+        found = of_classes(db, task_id, wanted)
+        if (found.usable & ~found.features.has_spectrum).any():
             compute_spectra(db, task, names=list(wanted.values()), progress=progress)
-            rows, found, usable = _features(db, task_id, wanted)
-        class_ids = candidate_room.texts(rows.ids)
+            found = of_classes(db, task_id, wanted)
+        class_ids = texts(found.ids)
         row_of = {class_id: row for row, class_id in enumerate(class_ids)}
         coordinates = {
-            preset.name: _embedding(db, task_id, preset, found, rows, progress)
+            preset.name: _embedding(db, task_id, preset, found, progress)
             for preset in presets
             if preset.model is not None
         }
     class_of = [row_of.get(known[str(names[text])][0], -1) if text in names else -1 for text in table.names]
     values, present = _by_class(np.array(class_of), table.metrics[objective], len(found))
     return Landscape(
-        objective, direction, np.array(class_ids, object), found, values, present, usable, dict(reasons), coordinates
+        objective,
+        direction,
+        np.array(class_ids, object),
+        found.features,
+        values,
+        present,
+        found.usable,
+        dict(reasons),
+        coordinates,
     )
 
 
@@ -160,7 +167,9 @@ def _database(features: str | os.PathLike[str] | Database | None) -> Iterator[Da
             yield Database(Path(folder) / "features.duckdb", create=True)
 
 
-def _classes(db: Database, trees: list[Tree], progress: Progress | None) -> dict[str, tuple[str, bool, bool]]:
+def _classes(
+    db: Database, trees: list[Tree], progress: Progress | None
+) -> dict[str, tuple[str, bool | None, bool | None]]:
     """Return (class id, finite, constant) of every function; those that the database lacks are added."""
     names = list(map(str, trees))
     known = functions.find_classes(db, names)
@@ -171,31 +180,22 @@ def _classes(db: Database, trees: list[Tree], progress: Progress | None) -> dict
     return known
 
 
-def _features(db: Database, task_id: int, wanted: dict[str, str]) -> tuple[FeatureRows, Features, np.ndarray]:
-    """Stored features of the wanted classes, the same as the surrogate takes them, and which do not break the model."""
-    rows = load_features(db, task_id)
-    at = candidate_room.find_rows(rows.ids, candidate_room.halves(sorted(wanted)))
-    rows = FeatureRows(rows.counts, rows.ids[at], rows.names[at], rows.outputs[at], rows.spectra[at], rows.points)
-    invalid = invalid_spectra(db, task_id)
-    usable = np.array([class_id not in invalid for class_id in candidate_room.texts(rows.ids)], bool)
-    return rows, Features(rows.names.tolist(), rows.outputs, rows.spectra, rows.points), usable
-
-
 def _embedding(
-    db: Database, task_id: int, preset: Preset, found: Features, rows: FeatureRows, progress: Progress | None
+    db: Database, task_id: int, preset: Preset, found: Described, progress: Progress | None
 ) -> Float[np.ndarray, "C _"]:
     """The preset's coordinates: those stored with the features, or fitted now and stored."""
+    features = found.features
     if PRESETS.get(preset.name, preset).embed is not preset.embed:
-        return surrogate.embed(found, preset, 0, progress)  # another embedding under a known name
+        return surrogate.embed(features, preset, 0, progress)  # another embedding under a known name
     # Beside that of a study in the same database, which has other classes.
     key = task_id, f"replay {preset.name}/{preset.form}", 0
-    _, number, _ = find_embedding(db, *key)
+    counts, number, _ = find_embedding(db, *key)
     stored = load_embedding(db, number) if number is not None else None
-    same = stored is not None and np.array_equal(stored.ids, rows.ids)
-    if stored is not None and same and np.array_equal(stored.has_spectrum, found.has_spectrum):
+    same = stored is not None and np.array_equal(stored.ids, found.ids)
+    if stored is not None and same and np.array_equal(stored.has_spectrum, features.has_spectrum):
         return stored.coordinates
-    matrix = surrogate.embed(found, preset, 0, progress)
-    save_embedding(db, *key, StoredEmbedding(rows.counts, rows.ids, matrix, found.has_spectrum))
+    matrix = surrogate.embed(features, preset, 0, progress)
+    save_embedding(db, *key, StoredEmbedding(counts, found.ids, matrix, features.has_spectrum))
     return matrix
 
 

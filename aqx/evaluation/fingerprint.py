@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt64
 
+from aqx.evaluation.class_ids import texts
 from aqx.evaluation.family import Batch, Family
 from aqx.evaluation.values import apply, blocks, on_host, value
 from aqx.operators import COMMUTATIVE
@@ -235,8 +235,7 @@ def class_id_of(tree: Tree) -> str:
         >>> class_id_of(aqx.parse("max(x,zero(x))")) == class_id_of(aqx.parse("relu(x)"))
         True
     """
-    high, low = fingerprints(Batch.of_trees([tree])).ids[0].tolist()
-    return str(uuid.UUID(int=high << 64 | low))
+    return texts(fingerprints(Batch.of_trees([tree])).ids)[0]
 
 
 def operator_behaviours(operators: Iterable[str]) -> dict[str, str]:

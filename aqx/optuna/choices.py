@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
+from aqx.candidates import KnownSpectra, of_names
 from aqx.enumeration import sample_points
 from aqx.errors import InputError, ParseError
-from aqx.evaluation import Batch, evaluate, fingerprints
-from aqx.evaluation.class_ids import texts
 from aqx.store import Database
-from aqx.store.spectra import invalid_spectra, load_spectra
 from aqx.store.tasks import get_task
-from aqx.surrogate import Features, Preset
+from aqx.surrogate import Preset
 from aqx.tasks import Task
 from aqx.tree import Tree, parse
 
@@ -40,15 +38,7 @@ class Choices:
     coordinates: Float32[np.ndarray, "C K"]
 
 
-@dataclass(frozen=True, eq=False)
-class Spectra:
-    """Features of Fisher spectra by class id, and the classes with which the model breaks."""
-
-    of_class: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
-    invalid: frozenset[str] = frozenset()
-
-
-def read_spectra(db: str | os.PathLike[str] | Database, task: Task | str) -> Spectra:
+def read_spectra(db: str | os.PathLike[str] | Database, task: Task | str) -> KnownSpectra:
     """Read what a database knows of a task's spectra.
 
     Raises:
@@ -57,11 +47,10 @@ def read_spectra(db: str | os.PathLike[str] | Database, task: Task | str) -> Spe
     """
     db = db if isinstance(db, Database) else Database(db)
     task_id = get_task(db, task if isinstance(task, str) else task.name).task_id
-    ids, rows = load_spectra(db, task_id)
-    return Spectra(dict(zip(ids.tolist(), rows, strict=True)), frozenset(invalid_spectra(db, task_id)))
+    return KnownSpectra.of_task(db, task_id)
 
 
-def describe(param: str, given: tuple[Any, ...], spectra: Spectra, preset: Preset) -> Choices:
+def describe(param: str, given: tuple[Any, ...], spectra: KnownSpectra, preset: Preset) -> Choices:
     """Find the classes among the choices and their coordinates.
 
     Args:
@@ -74,41 +63,23 @@ def describe(param: str, given: tuple[Any, ...], spectra: Spectra, preset: Prese
         InputError: a choice is no function, or none can be trained.
 
     Example:
-        >>> from aqx.optuna.choices import Spectra, describe
+        >>> from aqx.candidates import KnownSpectra
+        >>> from aqx.optuna.choices import describe
         >>> from aqx.surrogate import PRESETS
-        >>> found = describe("act", ("max(x,zero(x))", "tanh(x)", "relu(x)", "one(x)"), Spectra(), PRESETS["ensemble"])
+        >>> given = ("max(x,zero(x))", "tanh(x)", "relu(x)", "one(x)")
+        >>> found = describe("act", given, KnownSpectra(), PRESETS["ensemble"])
         >>> found.names, found.row_of
         (['max(x,zero(x))', 'tanh(x)'], {'max(x,zero(x))': 0, 'tanh(x)': 1, 'relu(x)': 0})
     """
-    points = sample_points(_POINTS, "stratified")
-    by_shape: dict[str, dict[str, Tree]] = {}
-    for choice in given:
-        tree = _function(param, choice)
-        by_shape.setdefault(tree.shape, {})[choice] = tree
-    class_of: dict[str, str] = {}
-    outputs: dict[str, np.ndarray] = {}
-    for same_shape in by_shape.values():
-        batch = Batch.of_trees(list(same_shape.values()))
-        prints, values = fingerprints(batch), evaluate(batch, points)
-        usable = np.isfinite(values).all(axis=1) & ~prints.constant
-        for choice, class_id, row, good in zip(same_shape, texts(prints.ids), values, usable.tolist(), strict=True):
-            if good and class_id not in spectra.invalid:
-                class_of[choice], outputs[class_id] = class_id, row
-    if not class_of:
+    trees = [_function(param, choice) for choice in given]
+    found, rows = of_names(trees, sample_points(_POINTS, "stratified"), spectra)
+    if not len(found):
         raise InputError(f"none of the {len(given)} choices of {param} can be trained; all are constant or not finite")
-    in_order = [choice for choice in given if choice in class_of]
-    first: dict[str, str] = {}
-    for choice in in_order:
-        first.setdefault(class_of[choice], choice)
-    row_of = {class_id: row for row, class_id in enumerate(first)}
-    features = Features(
-        list(first.values()),
-        np.stack([outputs[class_id] for class_id in first]),
-        _spectra_of(list(first), spectra),
-        points,
-    )
-    coordinates = preset.embed(features, 0, None)
-    return Choices(given, list(first.values()), {choice: row_of[class_of[choice]] for choice in in_order}, coordinates)
+    row_of = {choice: row for choice, row in zip(given, rows.tolist(), strict=True) if row >= 0}
+    # As they were given, which may be with blanks.
+    first = {row: choice for choice, row in reversed(row_of.items())}
+    names = [first[row] for row in range(len(found))]
+    return Choices(given, names, row_of, preset.embed(found.features, 0, None))
 
 
 def _function(param: str, choice: Any) -> Tree:
@@ -118,11 +89,3 @@ def _function(param: str, choice: Any) -> Tree:
         return parse(choice)
     except ParseError as error:
         raise InputError(f"{param} has a choice that is no function: {error}") from error
-
-
-def _spectra_of(class_ids: list[str], spectra: Spectra) -> Float32[np.ndarray, "C D"]:
-    known = {row: spectra.of_class[id_] for row, id_ in enumerate(class_ids) if id_ in spectra.of_class}
-    matrix = np.full((len(class_ids), len(next(iter(known.values()), ()))), np.nan, np.float32)
-    for row, spectrum in known.items():
-        matrix[row] = spectrum
-    return matrix

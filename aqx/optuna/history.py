@@ -13,8 +13,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from aqx.optuna.choices import Choices
-from aqx.surrogate.models import gaussian_process
-from aqx.surrogate.suggestions import normal_scores
+from aqx.surrogate.gaussian_process import gaussian_process
+from aqx.surrogate.prediction import normal_scores
 
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
 _ENOUGH = 5  # results from which the effect of other parameters is estimated

@@ -14,8 +14,9 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from aqx.candidates import KnownSpectra
 from aqx.errors import InputError
-from aqx.optuna.choices import Choices, Spectra, describe, read_spectra
+from aqx.optuna.choices import Choices, describe, read_spectra
 from aqx.optuna.history import History, history_of
 from aqx.store import Database
 from aqx.surrogate import DEFAULT, as_preset, suggest
@@ -87,7 +88,7 @@ class AqxSampler(BaseSampler):
         self._param, self._preset = param, as_preset(surrogate)
         self._others = TPESampler(seed=seed) if others is None else others
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self._spectra = Spectra() if db is None or task is None else read_spectra(db, task)
+        self._spectra = KnownSpectra() if db is None or task is None else read_spectra(db, task)
         self._choices: Choices | None = None
         self._unseen: deque[tuple[str, int, str]] = deque(maxlen=_UNSEEN)
 

@@ -19,11 +19,12 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.trial import TrialState, create_trial
 
 import aqx
+from aqx.candidates import KnownSpectra
 from aqx.enumeration import enumerate_space
 from aqx.errors import InputError
 from aqx.evaluation import Batch, class_id_of, evaluate
 from aqx.optuna import AqxSampler
-from aqx.optuna.choices import Spectra, describe, read_spectra
+from aqx.optuna.choices import describe, read_spectra
 from aqx.optuna.history import history_of, without_effect_of
 from aqx.store import Database
 from aqx.store.spectra import add_spectra
@@ -382,7 +383,7 @@ def test_what_trials_tell(direction: str):
     study.ask(space)
     unseen, own = study.ask(), study.ask()
     frozen = study.get_trials()[own.number]
-    choices = describe("activation", CHOICES.choices, Spectra(), PRESETS["ensemble"])
+    choices = describe("activation", CHOICES.choices, KnownSpectra(), PRESETS["ensemble"])
     history = history_of(study, frozen, "activation", choices, {unseen.number: "elu(x)", 0: "softplus(x)"})
     sign = 1 if direction == "maximize" else -1
     assert [choices.names[row] for row in history.observed] == [
