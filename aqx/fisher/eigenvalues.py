@@ -1,119 +1,18 @@
-"""Fisher eigenvalues of a model, layer by layer, through Kronecker factors that one backward pass returns."""
+"""Fisher eigenvalues of a model, layer by layer, and what they cover: what this room is for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from aqx.errors import InputError, UnsupportedError
-from aqx.fisher import linen as linen_layers
-from aqx.fisher import nnx as nnx_layers
-from aqx.fisher.factors import Factors, Sharing, TapSettings
-from aqx.fisher.layers import Apply, Coverage, Layer, LeftOut
-from aqx.fisher.outputs import Fisher, Loss, output_gradients
-from aqx.fisher.reach import keeping_few_rows, rows_reached, without_shared_rows
+from aqx.fisher.layers import Apply, Coverage
+from aqx.fisher.outputs import Loss
+from aqx.fisher.probe import examples_of, probe_model
 from aqx.fisher.spectrum import eigenvalues_of_A, eigenvalues_of_G, products
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A model whose layers have been found, and what to compute of them; any model of the same structure fits.
-
-    Attributes:
-        flavour: the module that reaches the layers, `aqx.fisher.linen` or `aqx.fisher.nnx`.
-        layers: the covered ones, in the order of their first call.
-        left_out: the other parameters.
-        unreached: keys that the loss never reaches.
-        loss: per example.
-        fisher: which Fisher matrix.
-        apply: how the model is applied.
-        settings: sharing and N.
-    """
-
-    flavour: ModuleType
-    layers: tuple[Layer, ...]
-    left_out: tuple[LeftOut, ...]
-    unreached: tuple[str, ...]
-    loss: Loss
-    fisher: str
-    apply: Apply
-    settings: TapSettings
-
-    @property
-    def examples(self) -> int:
-        """N."""
-        return self.settings.examples
-
-    @property
-    def coverage(self) -> Coverage:
-        """Weights by key (one per slice of a stacked layer), and what is left out."""
-        keys = ((key, layer.weights // len(layer.keys)) for layer in self.layers for key in layer.keys)
-        return Coverage(dict(keys), self.left_out, self.unreached)
-
-    def factors(
-        self, model: Any, variables: Any, x: Any, y: Any, key: Key[Array, ""]
-    ) -> tuple[Float[Array, " N"], dict[str, Factors]]:
-        """Losses [N] and, by layer path, the factors as sums: A [S, B, d, d], G [S, B, p, p], positions [S]."""
-        dummies = {layer.path: layer.zeros()._asdict() for layer in self.layers}
-        outputs, pull_back = jax.vjp(
-            lambda d: self.flavour.run(model, variables, d, x, self.apply, self.settings), dummies
-        )
-        losses, gradients = output_gradients(self.fisher, self.loss, outputs, y, self.examples, key)
-        (stored,) = pull_back(jax.tree.map(lambda g: g[0], gradients))
-        if self.fisher == "exact":
-
-            def add_class(sums: dict[str, Array], gradient: Any) -> tuple[dict[str, Array], None]:
-                (more,) = pull_back(gradient)
-                return {path: sums[path] + more[path]["G"] for path in sums}, None
-
-            others = jax.tree.map(lambda g: g[1:], gradients)
-            sums, _ = jax.lax.scan(add_class, {path: part["G"] for path, part in stored.items()}, others)
-            stored = {path: {**part, "G": sums[path]} for path, part in stored.items()}
-        return losses, {layer.path: layer.slices(Factors(**stored[layer.path])) for layer in self.layers}
-
-
-def probe_model(
-    model: Any,
-    variables: Any,
-    x: Any,
-    y: Any,
-    *,
-    loss: Loss,
-    fisher: str = "empirical",
-    sharing: str = "expand",
-    apply: Apply | None = None,
-) -> Probe:
-    """Find the layers of a model by tracing it; nothing is computed.
-
-    Raises:
-        InputError: `fisher`, `sharing` or the batch cannot be used.
-        UnsupportedError: `model` is no Flax model.
-    """
-    for name, value, allowed in (("fisher", fisher, get_args(Fisher)), ("sharing", sharing, get_args(Sharing))):
-        if value not in allowed:
-            raise InputError(f"{name}={value!r} is unknown; give one of {', '.join(allowed)}")
-    if isinstance(model, nnx.Module):
-        flavour, default = nnx_layers, _apply_nnx
-    elif isinstance(model, nn.Module):
-        flavour, default = linen_layers, _apply_linen
-    else:
-        raise UnsupportedError(f"model must be a Flax Linen or NNX module, but got {type(model).__name__}")
-    apply, examples = apply or default, _examples(x)
-    layers, left_out = flavour.discover(model, variables, x, apply, sharing, examples)
-    count = partial(rows_reached, flavour, layers, model, variables, apply, loss)
-    reached = count(x, y)
-    layers, shared, unreached = without_shared_rows(layers, reached, count, x, y)
-    layers = tuple(keeping_few_rows(layer, reached[layer.path], fisher) for layer in layers)
-    return Probe(flavour, layers, (*left_out, *shared), unreached, loss, fisher, apply, TapSettings(sharing, examples))
 
 
 def eigenvalues(
@@ -172,13 +71,12 @@ def eigenvalues(
     """
     x, y = jax.tree.map(jnp.asarray, (x, y))
     probe = probe_model(model, variables, x, y, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
-    # Parameters are an argument of the program and no constants in it; those of an NNX model are in the model.
-    graph, state = nnx.split(model) if isinstance(model, nnx.Module) else (None, variables)
+    # Parameters are an argument of the program and no constants in it.
+    structure, state = probe.flavour.split(model, variables)
 
     @jax.jit
     def compute(state: Any, x: Any, y: Any) -> dict[str, Array]:
-        pair = (model, state) if graph is None else (nnx.merge(graph, state), None)
-        _, factors = probe.factors(*pair, x, y, jax.random.key(seed))
+        _, factors = probe.factors(*probe.flavour.merge(structure, state), x, y, jax.random.key(seed))
         spectra = {}
         for layer in probe.layers:
             sums = factors[layer.path]
@@ -223,7 +121,7 @@ def coverage(
         covered: 76.47% of all weights
     """
     x = jax.tree.map(jnp.asarray, x)
-    zeros = jnp.zeros(_examples(x))
+    zeros = jnp.zeros(examples_of(x))
     return probe_model(model, variables, x, zeros, loss=_sum_of_outputs, sharing=sharing, apply=apply).coverage
 
 
@@ -231,19 +129,3 @@ def _sum_of_outputs(outputs: Any, zeros: Float[Array, " N"]) -> Float[Array, " N
     """A loss that every output reaches."""
     floating = [jnp.real(leaf) for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return zeros + sum(leaf.sum() for leaf in floating)
-
-
-def _apply_linen(model: nn.Module, variables: Any, x: Any) -> Any:
-    return model.apply(variables, x)
-
-
-def _apply_nnx(model: nnx.Module, variables: None, x: Any) -> Any:
-    return model(x)
-
-
-def _examples(x: Any) -> int:
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
-    if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
-        shapes = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(x)]
-        raise InputError(f"x has shapes {shapes}; give one batch of at least one example, on the leading axis of each")
-    return sizes.pop()[0]

@@ -25,10 +25,9 @@ class EinsumRows:
         groups: in x, kernel and out.
         inside: in x and kernel only, so contracted: the input features.
         outside: in kernel and out only: the output features.
-        kind, bias, one_hot, dimensions: as in `Rows`.
+        bias, one_hot, dimensions: as in `Rows`.
     """
 
-    kind: str
     bias: bool
     x: str
     kernel: str
@@ -77,7 +76,7 @@ def einsum_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     groups_, d, p = (math.prod(sizes[i] for i in part) for part in (groups, inside, outside))
     # Linen says whether there is a bias; NNX has one or has None. Either has one entry per group and output feature.
     bias = layer.use_bias if hasattr(layer, "use_bias") else layer.bias is not None
-    return EinsumRows(type(layer).__name__, bias, x, w, out, positions, groups, inside, outside, (groups_, d, p))
+    return EinsumRows(bias, x, w, out, positions, groups, inside, outside, (groups_, d, p))
 
 
 def _indices(equation: str, x_rank: int, kernel_rank: int) -> tuple[str, str, str]:

@@ -51,7 +51,8 @@ class TapSettings:
         mine = Factors(**dummies)
         # Kept rows are fewer than the dimension, so the shape of a dummy tells them.
         kept_A, kept_G = (0 if dummy.shape[-2] == dummy.shape[-1] else dummy.shape[-2] for dummy in (mine.A, mine.G))
-        return tap(Tap(path, rows, self, str(mine.A.dtype), (kept_A * (not rows.one_hot), kept_G)), a, out, mine)
+        kept = (0 if rows.one_hot else kept_A, kept_G)
+        return tap(Tap(path, rows, self, str(mine.A.dtype), kept), a, out, mine)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
 
-from aqx.fisher.factors import Factors, Tap
+from aqx.errors import UnsupportedError
+from aqx.fisher.factors import Factors, Tap, TapSettings
+from aqx.fisher.kinds import Use
+from aqx.fisher.rows import Rows
 
 # apply(model, variables, x) -> outputs
 Apply = Callable[[Any, Any, Any], Any]
@@ -101,8 +104,8 @@ class Coverage:
         return covered / max(1, covered + sum(part.weights for part in self.left_out))
 
     def __str__(self) -> str:
-        unused = ", but the loss never reaches it: its eigenvalues are zero"
-        lines = [f"{key}: {n:,} weights{unused * (key in self.unreached)}" for key, n in self.weights.items()]
+        unused = dict.fromkeys(self.unreached, ", but the loss never reaches it: its eigenvalues are zero")
+        lines = [f"{key}: {n:,} weights{unused.get(key, '')}" for key, n in self.weights.items()]
         lines += [f"{part.path}: {part.weights:,} weights left out: {part.reason}" for part in self.left_out]
         return "\n".join([*lines, f"covered: {self.share:.2%} of all weights"])
 
@@ -128,3 +131,119 @@ def stack_axes(stored: tuple[int, ...], inner: tuple[int, ...]) -> Iterator[tupl
         else:
             if tuple(left) == inner:
                 yield tuple(stack), axes
+
+
+@dataclass
+class Sighting:
+    """A module with parameters as the trace met it: rows if it is Kronecker, else the reason."""
+
+    rows: Rows | None = None
+    reason: str = ""
+    weight: str = ""  # name of the kernel
+    kernel: tuple[int, ...] = ()  # its shape inside, one slice
+    dtype: str = "float32"
+    count: int = 0  # gradient rows N·T of each call, 0 where calls differ
+
+
+@dataclass
+class Sightings:
+    """What tracing a model once tells about its layers.
+
+    Attributes:
+        parameters: stored shape of every parameter, by module path and name.
+        seen: what the trace met, by module path, in the order of the first calls.
+    """
+
+    parameters: dict[str, dict[str, tuple[int, ...]]]
+    seen: dict[str, Sighting] = field(default_factory=dict)
+
+    def use(self, path: str, use: Use, out: Any) -> None:
+        """Note one call of a layer that may be Kronecker."""
+        try:
+            rows = use.rows
+        except UnsupportedError as error:
+            self.seen[path] = Sighting(reason=str(error))
+            return
+        given = out.dtype if rows.one_hot else use.a.dtype
+        wide = jnp.promote_types(jnp.promote_types(out.dtype, jnp.float32), given)
+        groups, _, p = rows.dimensions
+        count = out.size // (groups * p)
+        now = Sighting(rows, weight=use.kind.kernel, kernel=use.kernel, dtype=str(wide), count=count)
+        before = self.seen.setdefault(path, now)
+        if before.reason:
+            return
+        before.dtype = str(jnp.promote_types(before.dtype, wide))
+        before.count = count if count == before.count else 0
+        if before.rows != rows:
+            before.reason = "it is called in two different ways"
+
+    def attend(self, path: str) -> None:
+        """Note that the transpose of an embedding is used too."""
+        self.refuse(path, "its table is also the output layer (attend)")
+
+    def refuse(self, path: str, reason: str) -> None:
+        """Note that a module cannot be covered, whatever else is seen of it."""
+        self.seen.setdefault(path, Sighting()).reason = reason
+
+    def other(self, path: str, module: type) -> None:
+        """Note a module of a type that is no layer known to be Kronecker."""
+        self.seen.setdefault(path, Sighting(reason=_why_not(module.__name__)))
+
+
+def sort_out(
+    sightings: Sightings, settings: TapSettings, fits: Callable[[Layer], bool]
+) -> tuple[tuple[Layer, ...], tuple[LeftOut, ...]]:
+    """Divide a model's parameters into covered layers and the rest.
+
+    Args:
+        sightings: of the model.
+        settings: of its taps.
+        fits: whether the model still traces with dummies of this layer; asked only where the layout is ambiguous.
+
+    Returns:
+        The covered layers in the order of their first call, and what is left out.
+    """
+    covered: dict[str, Layer] = {}
+    parameters = sightings.parameters
+    for path, sighting in sightings.seen.items():
+        held, weight = parameters.get(path, {}), sighting.weight
+        if sighting.rows is None or sighting.reason or weight not in held:
+            continue
+        if settings.sharing == "reduce" and sighting.rows.one_hot:
+            sighting.reason = 'an embedding is covered with sharing="expand" only'
+            continue
+        tap = Tap(path, sighting.rows, settings, sighting.dtype)
+        weights = sum(math.prod(held[name]) for name in (weight, "bias") if name in held)
+        layouts = dict.fromkeys(stack_axes(held[weight], sighting.kernel))
+        candidates = _distinct([Layer(path, tap, *layout, weights, sighting.count) for layout in layouts])
+        fitting = candidates if len(candidates) == 1 else [c for c in candidates if fits(c)]
+        if not fitting:
+            sighting.reason = f"its stored kernel {held[weight]} is not a stack of {sighting.kernel}"
+            continue
+        covered[path] = fitting[0]
+    left_out: list[LeftOut] = []
+    for path, held in parameters.items():
+        sighting = sightings.seen.get(path, Sighting(reason="the model never calls it"))
+        reason, names = sighting.reason, list(held)
+        if path in covered:
+            reason, names = "not part of the kernel and bias", [n for n in held if n not in (sighting.weight, "bias")]
+        if names:
+            count = sum(math.prod(held[name]) for name in names)
+            left_out.append(LeftOut(path, count, f"{' and '.join(names)}: {reason}"))
+    return tuple(covered.values()), tuple(left_out)
+
+
+def _distinct(candidates: Sequence[Layer]) -> list[Layer]:
+    # Axes that say the same of the kernel may differ for the dummies; only those that do are worth a trace.
+    by_layout = {}
+    for candidate in candidates:
+        by_layout.setdefault(tuple(leaf.shape for leaf in candidate.zeros()) + candidate.axes, candidate)
+    return list(by_layout.values())
+
+
+def _why_not(kind: str) -> str:
+    if "Norm" in kind:
+        return f"{kind} scales and shifts, which is not Kronecker"
+    if kind == "PReLU":
+        return "a learned slope is not Kronecker"
+    return f"aqx knows no Kronecker form of {kind}"

@@ -1,4 +1,4 @@
-"""Reaching the layers of a Flax Linen model: an interceptor adds the taps, the dummies live beside the kernels."""
+"""The flavour of Flax Linen: an interceptor adds the taps, and the dummies live beside the kernels in `params`."""
 
 from __future__ import annotations
 
@@ -14,68 +14,71 @@ from flax.core import meta, unfreeze
 from aqx.fisher import rows
 from aqx.fisher.einsum import einsum_rows
 from aqx.fisher.factors import Attach
-from aqx.fisher.layers import Apply, Layer, LeftOut
-from aqx.fisher.sightings import Recorder, sort_out
+from aqx.fisher.kinds import Kind, Use, kind_of
+from aqx.fisher.layers import Apply, Sightings
 
-# A subclass that keeps a layer's own __call__ computes what the layer computes; one that overrides it may not.
-_ROWS: dict[Callable[..., Any], rows.MakeRows] = {
-    nn.Dense.__call__: rows.dense_rows,
-    nn.DenseGeneral.__call__: rows.dense_general_rows,
-    nn.Conv.__call__: rows.conv_rows,
-    nn.ConvTranspose.__call__: rows.conv_transpose_rows,
-    nn.Embed.__call__: rows.embed_rows,
-    nn.Einsum.__call__: einsum_rows,
+KINDS: dict[type, Kind] = {
+    nn.Dense: Kind(rows.dense_rows),
+    nn.DenseGeneral: Kind(rows.dense_general_rows),
+    nn.Conv: Kind(rows.conv_rows),
+    nn.ConvTranspose: Kind(rows.conv_transpose_rows),
+    nn.Embed: Kind(rows.embed_rows, kernel="embedding"),
+    nn.Einsum: Kind(einsum_rows),
 }
 
 
-def discover(
-    model: nn.Module, variables: Mapping[str, Any], x: Any, apply: Apply, sharing: str, examples: int
-) -> tuple[tuple[Layer, ...], tuple[LeftOut, ...]]:
-    """Trace the model once, without computing, and divide its parameters into covered layers and the rest."""
-    recorder = Recorder()
+def default_apply(model: nn.Module, variables: Any, x: Any) -> Any:
+    """As `Flavour.default_apply`."""
+    return model.apply(variables, x)
+
+
+def split(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
+    """As `Flavour.split`: a Linen model is a structure as it is."""
+    return model, variables
+
+
+def merge(structure: nn.Module, state: Any) -> tuple[nn.Module, Any]:
+    """As `Flavour.merge`."""
+    return structure, state
+
+
+def structure(build: Callable[[], nn.Module]) -> nn.Module:
+    """As `Flavour.structure`."""
+    return build()
+
+
+def discover(model: nn.Module, variables: Mapping[str, Any], x: Any, apply: Apply) -> Sightings:
+    """As `Flavour.discover`."""
+    sightings = Sightings(_shapes(variables))
     reparametrised: list[str] = []
 
     def watch(
         call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
     ) -> Any:
-        module, kind = context.module, type(context.module).__name__
-        wraps = isinstance(module, nn.WeightNorm | nn.SpectralNorm)
-        reparametrised.extend([kind] * wraps)
-        out = call(*args, **kwargs)
-        del reparametrised[len(reparametrised) - wraps :]
+        module = context.module
+        if isinstance(module, nn.WeightNorm | nn.SpectralNorm):
+            reparametrised.append(type(module).__name__)
+            out = call(*args, **kwargs)
+            reparametrised.pop()
+        else:
+            out = call(*args, **kwargs)
         if module.scope is None:
             return out
-        path = "/".join(module.scope.path)
-        make_rows = _ROWS.get(type(module).__call__)
-        if make_rows is rows.embed_rows and context.method_name == "attend":
-            recorder.refuse(path, kind, "its table is also the output layer (attend)")
-        elif make_rows and context.method_name == "__call__" and reparametrised:
-            recorder.refuse(path, kind, f"{reparametrised[-1]} changes its weights")
-        elif make_rows and context.method_name == "__call__":
-            arguments = rows.call_of(type(module).__call__, module, args, kwargs)
-            recorder.leaf(path, make_rows, module, _kernel(module), arguments, out)
-        elif not make_rows:
-            recorder.other(path, kind)
+        path, kind = "/".join(module.scope.path), kind_of(type(module), KINDS)
+        if kind is None:
+            sightings.other(path, type(module))
+        elif context.method_name == "attend" and isinstance(module, nn.Embed):
+            sightings.attend(path)
+        elif context.method_name == "__call__" and reparametrised:
+            sightings.refuse(path, f"{reparametrised[-1]} changes its weights")
+        elif context.method_name == "__call__":
+            sightings.use(path, _use(kind, module, args, kwargs), out)
         return out
 
     # nn.jit reuses a trace for every module that looks alike, so that `watch` would miss all but the first.
     with nn.intercept_methods(watch), jax.disable_jit():
         jax.eval_shape(lambda v, x: apply(model, v, x), dict(variables), x)
-
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for (*path, name), leaf in traverse_util.flatten_dict(meta.unbox(unfreeze(variables.get("params", {})))).items():
-        shapes.setdefault("/".join(path), {})[name] = jnp.shape(cast(Any, leaf))
-
-    def verify(layer: Layer) -> bool:
-        try:
-            jax.eval_shape(
-                lambda d: run(model, variables, d, x, apply, layer.tap.settings), {layer.path: layer.zeros()._asdict()}
-            )
-        except Exception:  # whatever Flax or the model raises: these axes are not the ones
-            return False
-        return True
-
-    return sort_out(recorder.seen, shapes, examples, sharing, verify)
+    return sightings
 
 
 def run(
@@ -86,16 +89,7 @@ def run(
     apply: Apply,
     attach: Attach,
 ) -> Any:
-    """The model's outputs, after `attach(path, rows, a, out, dummies)` has taken the place of each layer's output.
-
-    Args:
-        model: the model.
-        variables: its variables; None for NNX.
-        dummies: by layer path and name, in the stored layout; `attach` gets those of one slice, in the same order.
-        x: a batch.
-        apply: `apply(model, variables, x)`.
-        attach: hashable; what it does may depend on nothing but itself and its arguments.
-    """
+    """As `Flavour.run`."""
     # nn.jit keeps its traces by the structure of the variables, so the names say what is attached.
     prefix = f"aqx_{hash(attach) % 2**64:x}_"
 
@@ -104,16 +98,15 @@ def run(
     ) -> Any:
         out = call(*args, **kwargs)
         module = context.module
-        make_rows = _ROWS.get(type(module).__call__) if context.method_name == "__call__" else None
-        if make_rows is None or module.scope is None:
+        kind = kind_of(type(module), KINDS) if context.method_name == "__call__" else None
+        if kind is None or module.scope is None:
             return out
         names = [name for name in module.variables.get("params", {}) if name.startswith(prefix)]
         if not names:
             return out
         mine = {name.removeprefix(prefix): module.get_variable("params", name) for name in names}
-        path = "/".join(module.scope.path)
-        arguments = rows.call_of(type(module).__call__, module, args, kwargs)
-        return attach(path, make_rows(module, _kernel(module).shape, arguments), arguments["inputs"], out, mine)
+        use = _use(kind, module, args, kwargs)
+        return attach("/".join(module.scope.path), use.rows, use.a, out, mine)
 
     params = unfreeze(variables.get("params", {}))
     for path, beside in dummies.items():
@@ -125,6 +118,13 @@ def run(
         return apply(model, {**variables, "params": params}, x)
 
 
-def _kernel(module: nn.Module) -> Any:
-    name = "embedding" if isinstance(module, nn.Embed) else "kernel"
-    return meta.unbox(module.get_variable("params", name))
+def _shapes(variables: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for (*path, name), leaf in traverse_util.flatten_dict(meta.unbox(unfreeze(variables.get("params", {})))).items():
+        shapes.setdefault("/".join(path), {})[name] = jnp.shape(cast(Any, leaf))
+    return shapes
+
+
+def _use(kind: Kind, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Use:
+    kernel = meta.unbox(module.get_variable("params", kind.kernel))
+    return kind.use(module, tuple(kernel.shape), type(module).__call__, args, kwargs)

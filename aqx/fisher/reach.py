@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from aqx.fisher.factors import Factors, looking_at
+from aqx.fisher.flavour import Flavour
 from aqx.fisher.layers import Apply, Layer, LeftOut, insert_axes
 from aqx.fisher.outputs import Loss, per_example_losses
 from aqx.fisher.rows import Rows
@@ -47,7 +46,7 @@ class _Counting:
 
 
 def rows_reached(
-    flavour: ModuleType,
+    flavour: Flavour,
     layers: Sequence[Layer],
     model: Any,
     variables: Any,
@@ -58,11 +57,11 @@ def rows_reached(
 ) -> dict[str, Float[np.ndarray, " S"]]:
     """Count the gradient rows at each slice of each layer: N·T, or 0 where the loss never reaches it."""
     examples = jax.tree.leaves(x)[0].shape[0]
-    graph, state = nnx.split(model) if isinstance(model, nnx.Module) else (None, variables)
+    structure, state = flavour.split(model, variables)
 
     @jax.jit
     def count(state: Any, x: Any, y: Any) -> dict[str, Float[Array, " S"]]:
-        pair = (model, state) if graph is None else (nnx.merge(graph, state), None)
+        pair = flavour.merge(structure, state)
 
         def total(dummies: Mapping[str, Mapping[str, Array]]) -> Float[Array, ""]:
             outputs = flavour.run(*pair, dummies, x, apply, _Counting())

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from aqx.errors import UnsupportedError
-from aqx.fisher.eigenvalues import Probe, probe_model
 from aqx.fisher.einsum import EinsumRows
 from aqx.fisher.factors import looking_at
 from aqx.fisher.layers import Apply, Layer, insert_axes
 from aqx.fisher.outputs import Loss, output_gradients
+from aqx.fisher.probe import Probe, probe_model
 from aqx.fisher.rows import ConvRows, EmbedRows, LinearRows, Rows
 
 
@@ -205,7 +205,8 @@ def _blocks(
                         A[group] += inputs[:, t, group].T @ inputs[:, t, group]
                 for t in range(gradients.shape[1]):
                     G[group] += gradients[:, t, group].T @ gradients[:, t, group]
-            count += (number == 0) * gradients.shape[0] * gradients.shape[1]
+            if number == 0:
+                count += gradients.shape[0] * gradients.shape[1]
     return [(A[group] / examples, G[group] / max(count, 1)) for group in range(groups)]
 
 

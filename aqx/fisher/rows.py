@@ -6,10 +6,9 @@ share the weights, B groups (one Kronecker pair each), d inputs and p outputs of
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,11 +25,6 @@ Call = Mapping[str, Any]
 @runtime_checkable
 class Rows(Protocol):
     """The part of a layer that the factors depend on; hashable, so that a tap can close over it."""
-
-    @property
-    def kind(self) -> str:
-        """Name of the layer as people know it."""
-        ...
 
     @property
     def bias(self) -> bool:
@@ -63,7 +57,6 @@ class LinearRows:
     Leading `batch_dims` axes of the input have a kernel each: they are groups.
     """
 
-    kind: str
     bias: bool
     axis: tuple[int, ...]
     batch_dims: tuple[int, ...]
@@ -91,7 +84,6 @@ class LinearRows:
 class ConvRows:
     """Convolution of any number of spatial axes; a row is a patch in (kernel position, channel) order."""
 
-    kind: str
     bias: bool
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -161,7 +153,6 @@ class ConvRows:
 class EmbedRows:
     """Embedding table: input rows are one-hot, so only the counts of the indices matter and A is diagonal."""
 
-    kind: str
     dimensions: tuple[int, int, int]
     bias: bool = False
     one_hot: bool = True
@@ -177,18 +168,9 @@ class EmbedRows:
         return g.reshape(g.shape[0] if g.ndim > 1 else 1, -1, 1, g.shape[-1])
 
 
-# (layer, shape of its kernel, call) -> rows; raises UnsupportedError where the layer is not Kronecker.
-MakeRows = Callable[[Any, tuple[int, ...], Call], Rows]
-
-
-def call_of(method: Callable[..., Any], layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-    """Arguments of `method(layer, *args, **kwargs)` by name."""
-    return inspect.signature(method).bind(layer, *args, **kwargs).arguments
-
-
 def dense_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     """Rows of a Linen `Dense` or NNX `Linear`."""
-    return LinearRows(type(layer).__name__, layer.use_bias, (-1,), (), 1, (1, kernel[0], kernel[1]))
+    return LinearRows(layer.use_bias, (-1,), (), 1, (1, kernel[0], kernel[1]))
 
 
 def dense_general_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
@@ -199,7 +181,7 @@ def dense_general_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     groups, inside = kernel[: len(batch)], kernel[len(batch) : len(batch) + len(axis)]
     outside = kernel[len(batch) + len(axis) :]
     dimensions = (math.prod(groups), math.prod(inside), math.prod(outside))
-    return LinearRows(type(layer).__name__, layer.use_bias, axis, batch, len(outside), dimensions)
+    return LinearRows(layer.use_bias, axis, batch, len(outside), dimensions)
 
 
 def conv_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
@@ -212,7 +194,7 @@ def conv_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     dilation, kernel_dilation = _tuple(layer.input_dilation, rank), _tuple(layer.kernel_dilation, rank)
     dimensions = (groups, math.prod(kernel[:-1]), kernel[-1] // groups)
     strides = _tuple(layer.strides, rank)
-    return ConvRows(type(layer).__name__, layer.use_bias, size, strides, padding, dilation, kernel_dilation, dimensions)
+    return ConvRows(layer.use_bias, size, strides, padding, dilation, kernel_dilation, dimensions)
 
 
 def conv_transpose_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
@@ -232,12 +214,12 @@ def conv_transpose_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows
     inside, outside = kernel[-2:][:: -1 if layer.transpose_kernel else 1]
     dimensions = (1, math.prod(size) * inside, outside)
     ones = (1,) * rank
-    return ConvRows(type(layer).__name__, layer.use_bias, size, ones, padding, strides, kernel_dilation, dimensions)
+    return ConvRows(layer.use_bias, size, ones, padding, strides, kernel_dilation, dimensions)
 
 
 def embed_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     """Rows of a Linen or NNX `Embed`."""
-    return EmbedRows(type(layer).__name__, (1, kernel[0], kernel[1]))
+    return EmbedRows((1, kernel[0], kernel[1]))
 
 
 def _transposed_pads(extent: int, stride: int, padding: str) -> tuple[int, int]:

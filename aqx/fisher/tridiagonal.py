@@ -1,0 +1,166 @@
+"""Eigenvalues of many symmetric matrices at once: blocked Householder reduction, then bisection with Sturm counts.
+
+For devices whose solver takes large matrices one by one. Every step works on all matrices together; a matrix passes
+through memory once per column, so that 577 × 577 moves 0.26 GB.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# Columns reduced before the rest of the matrix is brought up to date. On an H100 256 matrices of 577 take 52 ms to
+# reduce with 32 and 68 ms with 64, 1,024 of 65 take 2.2 ms with 16 and 3.2 ms with 32, bisection included.
+_PANEL = 32
+_SMALL = 128  # up to this dimension half as many
+# A loop over panels takes this part of the columns, then it is made smaller: each loop compiles for 0.3 s.
+_SHARE = 4
+# Steps of the Sturm recurrence in one kernel: 256 matrices of 577 take 9.4 ms with 16, 3.8 with 32, 7.5 with 64.
+_UNROLLED = 32
+
+
+def eigenvalues_by_bisection(matrices: Float[Array, "K d d"], panel: int | None = None) -> Float[Array, "K d"]:
+    """Eigenvalues of K symmetric matrices, ascending, to a few roundings of the largest.
+
+    Args:
+        matrices: finite ones; both triangles are read.
+        panel: as in `tridiagonalise`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [round(float(value), 4) for value in eigenvalues_by_bisection(jnp.array([[[2.0, 1.0], [1.0, 2.0]]]))[0]]
+        [1.0, 3.0]
+    """
+    # Largest element between 1 and 2: no square over- or underflows where it matters. A power of two rounds nothing.
+    scale = _power_of_two(jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True))
+    scaled = matrices / jnp.where(scale == 0, 1, scale)
+    return tridiagonal_eigenvalues(*tridiagonalise(scaled, panel)) * scale[:, 0]
+
+
+def _power_of_two(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The largest power of two up to each value, from its exponent bits; 0 for a subnormal one."""
+    information = jnp.finfo(values.dtype)
+    bits = lax.bitcast_convert_type(values, jnp.dtype(f"int{information.bits}"))
+    return lax.bitcast_convert_type((bits >> information.nmant) << information.nmant, values.dtype)
+
+
+def tridiagonalise(
+    matrices: Float[Array, "K d d"], panel: int | None = None
+) -> tuple[Float[Array, "K d"], Float[Array, "K d-1"]]:
+    """Reduce K symmetric matrices to tridiagonal ones of the same eigenvalues: their diagonals and off-diagonals.
+
+    Householder reflections v are gathered in panels, A ← A − V Wᵀ − W Vᵀ: within a panel A is only read, once per
+    column, and the update is a matrix product.
+
+    Args:
+        matrices: of elements up to about 2.
+        panel: columns per panel.
+
+    Source: Dongarra, Hammarling & Sorensen 1989 (LAPACK's latrd and sytrd).
+    """
+    size = matrices.shape[-1]
+    width = panel or (_PANEL if size > _SMALL else _PANEL // 2)
+    whole = _SHARE * (panel or _PANEL)
+    diagonal, off = [], []
+    while size:
+        # Of what is small the whole; columns beyond the last find nothing to do, and are cut off.
+        panels = -(-size // width) if size <= whole else size // (_SHARE * width)
+        matrices, (diagonals, offs) = lax.scan(partial(_reduce_panel, width), matrices, width * jnp.arange(panels))
+        done = min(size, panels * width)
+        diagonal.append(diagonals.reshape(panels * width, -1)[:done])
+        off.append(offs.reshape(panels * width, -1)[:done])
+        matrices, size = matrices[:, done:, done:], size - done
+    return jnp.concatenate(diagonal).T, jnp.concatenate(off)[:-1].T
+
+
+def _reduce_panel(
+    width: int, A: Float[Array, "K d d"], start: Array
+) -> tuple[Float[Array, "K d d"], tuple[Float[Array, "w K"], Float[Array, "w K"]]]:
+    """A after the reduction of some columns from `start` on, and what these leave on the diagonal and beside it.
+
+    What is left of and above a reduced column is not kept up, and not looked at again.
+    """
+    count, d, _ = A.shape
+    place = jnp.arange(d)
+    # Of a column that is this small against A, squares are lost, and it is as good as zero.
+    negligible = jnp.finfo(A.dtype).eps ** 4
+
+    def reduce(carry: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        (V, W), i = carry, start + j
+        of_V, of_W = (lax.dynamic_slice_in_dim(part, i, 1, axis=2) for part in (V, W))
+        column = lax.dynamic_slice_in_dim(A, i, 1, axis=1)[:, 0] - (V * of_W + W * of_V).sum(1)
+        below = jnp.where(place > i + 1, column, 0)
+        first = lax.dynamic_slice_in_dim(column, i + 1, 1, axis=1)
+        square = (below * below).sum(1, keepdims=True)
+        trivial = square < negligible
+        length = jnp.sqrt(first * first + square)
+        beta = jnp.where(trivial, first, jnp.where(first > 0, -length, length))
+        tau = jnp.where(trivial, 0, (beta - first) / jnp.where(trivial, 1, beta))
+        v = jnp.where(place == i + 1, 1, below / jnp.where(trivial, 1, first - beta))
+        # Else v might be computed anew for every row of A.
+        v = lax.optimization_barrier(v)
+        w = (A * v[:, None]).sum(2)
+        V_v, W_v = ((part * v[:, None]).sum(2)[..., None] for part in (V, W))
+        w = tau * (w - (V * W_v + W * V_v).sum(1))
+        w -= tau / 2 * (w * v).sum(1, keepdims=True) * v
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=j, axis=1)
+        return (put(V, v[:, None]), put(W, w[:, None])), (
+            lax.dynamic_slice_in_dim(column, i, 1, axis=1)[:, 0],
+            beta[:, 0],
+        )
+
+    zeros = jnp.zeros((count, width, d), A.dtype)
+    (V, W), found = lax.scan(reduce, (zeros, zeros), jnp.arange(width))
+    product = jnp.matmul(jnp.swapaxes(V, 1, 2), W, precision=lax.Precision.HIGHEST)
+    return A - product - jnp.swapaxes(product, 1, 2), found
+
+
+def tridiagonal_eigenvalues(diagonal: Float[Array, "K d"], off: Float[Array, "K d-1"]) -> Float[Array, "K d"]:
+    """Eigenvalues of K symmetric tridiagonal matrices, ascending, by bisection.
+
+    The number of eigenvalues below x is that of the negative terms of qᵢ = dᵢ − x − eᵢ₋₁² / qᵢ₋₁. All eigenvalues halve
+    their intervals at the same time; those of one interval go apart in order, so that they end ascending.
+
+    Args:
+        diagonal: d, elements of about 1 at most.
+        off: e, likewise.
+
+    Source: Barth, Martin & Wilkinson 1967; the guard of small pivots is LAPACK's (laebz).
+    """
+    d, dtype = diagonal.shape[1], diagonal.dtype
+    information = jnp.finfo(dtype)
+    squares = jnp.pad(off * off, ((0, 0), (1, 0)))
+    smallest = information.tiny * jnp.maximum(1, squares.max(1, keepdims=True))
+    beside = jnp.pad(jnp.abs(off), ((0, 0), (1, 1)))
+    radius = beside[:, :-1] + beside[:, 1:]
+    norm = (jnp.abs(diagonal) + radius).max(1, keepdims=True)
+    margin = 4 * information.eps * norm + 2 * smallest
+    low, high = (diagonal - radius).min(1, keepdims=True) - margin, (diagonal + radius).max(1, keepdims=True) + margin
+    low, high = (jnp.broadcast_to(end, diagonal.shape) for end in (low, high))
+    rows = (diagonal.T[..., None], squares.T[..., None])
+    wanted = jnp.arange(d)
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        x = low + (high - low) / 2
+
+        def step(carry: tuple[Array, Array], row: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            q, below = carry
+            q = row[0] - x - row[1] / q
+            q = jnp.where(jnp.abs(q) < smallest, -smallest, q)
+            return (q, below + (q < 0)), None
+
+        start = (jnp.ones_like(x), jnp.zeros(x.shape, jnp.int32))
+        below = lax.scan(step, start, rows, unroll=min(d, _UNROLLED))[0][1]
+        left = below > wanted
+        return jnp.where(left, low, x), jnp.where(left, x, high)
+
+    # The first interval is at most 2 norms wide, the last a quarter of a rounding of the norm.
+    halvings = 3 - round(math.log2(information.eps))
+    low, high = lax.fori_loop(0, halvings, halve, (low, high))
+    return low + (high - low) / 2

@@ -1,0 +1,105 @@
+"""Which routine computes eigenvalues, and that LAPACK is bound before it is called, whatever device comes first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aqx.fisher import spectrum
+from aqx.fisher.spectrum import Factor, eigenvalues_of, eigvalsh
+
+# As beside a GPU: the program for the CPU is the first linear algebra of the process, and no operation of the default
+# device has been lowered for a CPU before. LAPACK's routines that are not bound are null pointers.
+FIRST = """
+import jax, numpy as np
+import jax.numpy as jnp
+from jax._src.lax import linalg
+from aqx.fisher import spectrum
+
+refused = jnp.linalg.eigvalsh
+def on_the_default_device(matrix):
+    assert isinstance(matrix, jax.core.Tracer), "computed on the default device"
+    return refused(matrix)
+jnp.linalg.eigvalsh = on_the_default_device
+spectrum.gpu_in_use = lambda: True
+matrix = np.diag(np.float32([3, 1, 2]))
+with jax.default_device(jax.devices("cpu")[0]):
+    print(jax.device_get(jax.jit(spectrum.eigvalsh)(matrix)).tolist())
+"""
+MATRICES = np.random.default_rng(0).normal(size=(3, 12, 12)).astype(np.float32)
+MATRICES += MATRICES.transpose(0, 2, 1)
+
+
+def test_lapack_is_bound_without_a_run_on_the_default_device():
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", FIRST], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[1.0, 2.0, 3.0]\n"
+
+
+def test_binding_lowers_for_the_cpu_and_asks_for_no_device(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    lower = jax.stages.Traced.lower
+    monkeypatch.setattr(
+        jax.stages.Traced, "lower", lambda self, **options: asked.append(options) or lower(self, **options)
+    )
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("there may be no CPU device"))
+    assert spectrum._lapack_is_bound.__wrapped__("s")
+    assert asked == [{"lowering_platforms": ("cpu",)}]
+
+
+@pytest.fixture
+def beside_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    """Programs are traced as where JAX's default device is a GPU."""
+    monkeypatch.setattr(spectrum, "gpu_in_use", lambda: True)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm"])
+def test_a_gpu_takes_large_matrices_together(platform: str, beside_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spectrum, "_BISECTED", 12)
+    programs = {
+        d: jax.jit(eigvalsh).trace(jax.ShapeDtypeStruct((3, d, d), jnp.float32)).lower(lowering_platforms=(platform,))
+        for d in (11, 12)
+    }
+    assert "solver_syevd" in programs[11].as_text()
+    assert "solver" not in programs[12].as_text() and "lapack" not in programs[12].as_text()
+
+
+def test_a_cpu_beside_a_gpu_computes_as_one_alone(beside_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spectrum, "_BISECTED", 12)
+    program = jax.jit(eigvalsh).lower(MATRICES)
+    assert "lapack_ssyevd_ffi" in program.as_text()
+    expected = np.linalg.eigvalsh(MATRICES.astype(np.float64))
+    np.testing.assert_allclose(program.compile()(MATRICES), expected, atol=1e-5)
+
+
+def test_factors_of_about_one_size_are_solved_together_on_a_gpu(beside_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    solved = []
+    monkeypatch.setattr(
+        spectrum, "eigvalsh", lambda matrices: solved.append(matrices.shape) or jnp.linalg.eigvalsh(matrices)
+    )
+    yes, no = jnp.array(True), jnp.array(False)
+    squares = MATRICES @ MATRICES  # positive semidefinite, as factors are
+    factors = [
+        Factor(jnp.asarray(squares[:2, None]), yes, 0),
+        Factor(jnp.asarray(squares[None, :, :5, :5]), yes, 3),
+        Factor(jnp.asarray(squares[None, 2:, :11, :11]), yes, 0),
+        Factor(jnp.asarray(squares[None, 2:]), no, 0),
+    ]
+    monkeypatch.setattr(spectrum, "_FILLED_UP", 0.1)
+    found = [np.asarray(values) for values in eigenvalues_of(factors)]
+    assert solved == [(4, 12, 12), (3, 5, 5)]
+    assert [values.shape for values in found] == [(2, 1, 12), (1, 3, 8), (1, 1, 11), (1, 1, 12)]
+    truth = squares.astype(np.float64)
+    np.testing.assert_allclose(found[0][:, 0], np.linalg.eigvalsh(truth[:2]), atol=1e-4)
+    with_zeros = np.sort(np.hstack([np.zeros((3, 3)), np.linalg.eigvalsh(truth[:, :5, :5])]))
+    np.testing.assert_allclose(found[1][0], with_zeros, atol=1e-4)
+    np.testing.assert_allclose(found[2][0], np.linalg.eigvalsh(truth[2:, :11, :11]), atol=1e-4)
+    assert np.isnan(found[3]).all()
