@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from aqx.activation import activation
+from aqx.activation import Activation, activation
 from aqx.errors import InputError
 from aqx.fisher.reference import reference
 from aqx.spectra.devices import announce, leads
 from aqx.spectra.engine import Engine, Spectra
+from aqx.spectra.naming import Namer
 from aqx.spectra.quantiles import QUANTILES, spectrum_features
 from aqx.spectra.subject import Subject, prepare
 from aqx.spectra.workload import LEASE_SECONDS, Workload
@@ -27,7 +28,10 @@ from aqx.tasks import Task, build_model
 # A batch is what is lost when a process dies, and what one process has more to do than another at the end.
 _SECONDS = 3.0
 _LARGEST = 1024
+_STEPS = 16  # or so many steps of all devices, where these take many candidates at once
 _PRODUCTS = 2**23
+# Process 0 first announces this and the operators, as to announce nothing is the end.
+_HEADER = "operators:"
 _log = logging.getLogger(__name__)
 
 
@@ -115,26 +119,27 @@ def compute_spectra(
 def _lead(
     engine: Engine, workload: Workload, batch: int | None, progress: Callable[[int, int, str], None]
 ) -> SpectraReport:
+    namer = Namer(announce([_HEADER, *workload.operators])[1:])
     invalid = Counter[str]()
     progress(0, workload.total, "spectra")
 
-    def commit(classes: list[tuple[str, str]], total: int, pending: Callable[[], Spectra]) -> None:
-        spectra = _finished(engine, [name for _, name in classes], pending)
-        reasons = [spectra.reason(i) for i in range(len(classes))]
-        workload.store([class_id for class_id, _ in classes], _features(engine.subject, spectra), reasons)
+    def commit(ids: list[str], total: int, acts: list[Activation], pending: Callable[[], Spectra]) -> None:
+        spectra = _finished(engine, acts, pending)
+        reasons = spectra.reasons()
+        workload.store(ids, _features(engine.subject, spectra), reasons)
         invalid.update(filter(None, reasons))
         progress(workload.stored, total, "spectra")
 
     size = batch or engine.at_once
-    waiting: tuple[list[tuple[str, str]], int, Callable[[], Spectra]] | None = None
+    waiting: tuple[list[str], int, list[Activation], Callable[[], Spectra]] | None = None
     while True:
         started = time.monotonic()
         # Only with nothing in flight here is there time to wait for other processes.
         classes = workload.take(size, wait=waiting is None)
         now = None
         if classes:
-            names = announce([name for _, name in classes])
-            now = (classes, workload.total, _started(engine, names))
+            acts = namer(announce([name for _, name in classes]))
+            now = ([class_id for class_id, _ in classes], workload.total, acts, _started(engine, acts))
         # While the devices compute this batch, the last one is sorted and written.
         if waiting:
             commit(*waiting)
@@ -149,20 +154,23 @@ def _lead(
 def _follow(engine: Engine) -> SpectraReport:
     """Compute what process 0 announces, until it announces nothing."""
     computed, pending = 0, None
-    names: list[str] = []
-    while announced := announce([]):
+    acts: list[Activation] = []
+    header = announce([])  # empty where process 0 has failed before
+    namer = Namer(header[1:])
+    while header and (names := announce([])):
+        announced = namer(names)
         started = _started(engine, announced)
         if pending:
-            _finished(engine, names, pending)
-        names, pending = announced, started
-        computed += len(announced)
+            _finished(engine, acts, pending)
+        acts, pending = announced, started
+        computed += len(acts)
     return SpectraReport(computed, {}, engine.shapes, str(engine.subject.probe.coverage))
 
 
-def _started(engine: Engine, names: Sequence[str]) -> Callable[[], Spectra]:
+def _started(engine: Engine, acts: Sequence[Activation]) -> Callable[[], Spectra]:
     """Start a batch; too little memory shows where its result is waited for."""
     try:
-        return engine.start([activation(name) for name in names])
+        return engine.start(acts)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         failure = error
 
@@ -172,7 +180,7 @@ def _started(engine: Engine, names: Sequence[str]) -> Callable[[], Spectra]:
     return fail
 
 
-def _finished(engine: Engine, names: Sequence[str], pending: Callable[[], Spectra]) -> Spectra:
+def _finished(engine: Engine, acts: Sequence[Activation], pending: Callable[[], Spectra]) -> Spectra:
     """The result of a batch; where memory did not suffice, of the batch computed again with half as many at once."""
     while True:
         try:
@@ -182,13 +190,13 @@ def _finished(engine: Engine, names: Sequence[str], pending: Callable[[], Spectr
                 raise
             engine.halve()
             _log.warning("aqx: out of memory; from now on %d candidates are computed at once", engine.at_once)
-        pending = _started(engine, names)
+        pending = _started(engine, acts)
 
 
 def _next_size(size: int, seconds: float, at_once: int) -> int:
     """Candidates of the next batch, so that one takes about `_SECONDS`: half to twice as many as before."""
     goal = size * _SECONDS / max(seconds, 1e-3)
-    bounded = min(max(goal, size / 2), size * 2, _LARGEST)
+    bounded = min(max(goal, size / 2), size * 2, max(_LARGEST, _STEPS * at_once))
     return max(at_once, int(bounded) // at_once * at_once)
 
 
@@ -199,6 +207,8 @@ def _silent(done: int, total: int, note: str) -> None:
 def _features(subject: Subject, spectra: Spectra) -> np.ndarray:
     weights = subject.probe.coverage.weights
     bad = ~np.logical_and.reduce(list(spectra.finite.values()))
+    if spectra.features is not None:
+        return np.where(bad[:, None], np.float32(np.nan), spectra.features)
     # Products of eigenvalues are many, so only so many candidates at a time.
     step = max(1, _PRODUCTS // sum(weights.values()))
     features = []

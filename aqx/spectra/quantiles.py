@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 QUANTILES = 32
 # What float32 cannot hold, it takes for zero: so does every dtype here, and an all-zero factor sits at this value.
-_TINY = float(np.finfo(np.float32).tiny)
-LOG_OF_ZERO = float(np.log(_TINY))
+TINY = float(np.finfo(np.float32).tiny)
+LOG_OF_ZERO = float(np.log(TINY))
 
 
 def log_factor(values: Float[np.ndarray, "*K d"]) -> Float[np.ndarray, "*K d"]:
@@ -21,8 +22,12 @@ def log_factor(values: Float[np.ndarray, "*K d"]) -> Float[np.ndarray, "*K d"]:
     so it is on the factors.
     """
     values = values.astype(np.float64)
-    floor = 2.0**-23 * values.shape[-1] * values.max(axis=-1, keepdims=True)
-    return np.log(np.maximum(values, np.maximum(floor, _TINY)))
+    return np.log(np.maximum(values, np.maximum(floors(values), TINY)))
+
+
+def floors(values: Any) -> Any:
+    """2⁻²³ · d · the largest of each factor's eigenvalues [*K, d], as [*K, 1]; of NumPy or JAX."""
+    return 2.0**-23 * values.shape[-1] * values.max(axis=-1, keepdims=True)
 
 
 def log_spectrum(of_A: Float[np.ndarray, "K B d"], of_G: Float[np.ndarray, "K B p"]) -> Float[np.ndarray, "K n"]:

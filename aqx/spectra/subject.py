@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from aqx.activation import Activation, activation
 from aqx.errors import InputError, TaskError
-from aqx.fisher.eigenvalues import Probe, probe_model
 from aqx.fisher.factors import Factors
-from aqx.fisher.spectrum import eigenvalues_of_A, eigenvalues_of_G
+from aqx.fisher.probe import Probe, probe_model
+from aqx.fisher.spectrum import Factor, eigenvalues_of, eigenvalues_of_A, factor_of_A, factor_of_G
+from aqx.spectra.memory import peak_bytes
+from aqx.spectra.traced_features import traced_features
 from aqx.tasks import Task, build_model, guard
+from aqx.tasks.model import new_model
 
 # Any finite function will do: it only has to let the model be initialised and traced.
 _STAND_IN = "tanh(x)"
@@ -62,8 +67,9 @@ class Subject:
     Attributes:
         task: the task.
         probe: what to compute.
-        state: variables of the Linen model, or the state of the NNX one; shared by all candidates.
+        state: what is left of the model without its structure; shared by all candidates.
         x, y: the batch.
+        bytes_each: what the values of one candidate may take at the same time.
     """
 
     task: Task
@@ -71,14 +77,12 @@ class Subject:
     state: Any
     x: Any
     y: Any
+    bytes_each: int = 0
 
     def model(self, act: Any, state: Any) -> tuple[Any, Any]:
         """The task's model with an activation that may be traced, and variables for it."""
-        if not isinstance(self.state, nnx.State):
-            return self.task.build_model(act), state
-        # Only the structure is wanted: under eval_shape the new model's own initialisation costs nothing.
-        model = nnx.eval_shape(lambda: build_model(self.task, act, self.x)[0])
-        return nnx.merge(nnx.graphdef(model), state), None
+        flavour = self.probe.flavour
+        return flavour.merge(flavour.structure(lambda: new_model(self.task, act)), state)
 
     def factors(self, act: Any, state: Any, x: Any, y: Any) -> tuple[Float[Array, " N"], dict[str, Factors]]:
         """Losses and factors (sums) of one candidate."""
@@ -95,22 +99,26 @@ def prepare(task: Task, fisher: str = "empirical", sharing: str = "expand") -> S
     batch = guard("batch", task.batch)
     if not isinstance(batch, tuple) or len(batch) != 2:
         raise TaskError(f"batch of task {task.name!r} must return (x, y), but it returned {type(batch).__name__}")
-    x, y = jax.tree.map(jnp.asarray, batch)
-    for name, part in (("x", x), ("y", y)):
-        for leaf in jax.tree.leaves(part):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+    for name, part in zip(("x", "y"), batch, strict=True):
+        for leaf in map(np.asarray, jax.tree.leaves(part)):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
                 raise TaskError(f"batch of task {task.name!r}: {name} has values that are nan or infinite; clean them")
+    x, y = jax.tree.map(jnp.asarray, batch)
     act = activation(_STAND_IN)
     model, variables = guard("build_model", lambda: build_model(task, act, x))
     try:
         probe = probe_model(model, variables, x, y, loss=task.loss, fisher=fisher, sharing=sharing, apply=task.apply)
         if not probe.layers:
             raise TaskError(f"the model of task {task.name!r} has no layer that aqx covers: {probe.coverage}")
-        subject = Subject(task, probe, nnx.state(model) if variables is None else variables, x, y)
-        jax.eval_shape(lambda state: subject.factors(act, state, x, y), subject.state)
+        _, state = probe.flavour.split(model, variables)
+        subject = Subject(task, probe, state, x, y)
+        traced = jax.make_jaxpr(partial(subject.factors, act))(state, x, y)
     except InputError as error:
         raise TaskError(f"task {task.name!r}: {error}") from error
-    return subject
+    # Beside the factors, their matrices on the way to eigenvalues, and the products that features are quantiles of.
+    matrices = sum(aval.size * aval.dtype.itemsize for aval in traced.out_avals)
+    products = 4 * sum(probe.coverage.weights.values())
+    return replace(subject, bytes_each=max(peak_bytes(traced.jaxpr), 3 * matrices + 3 * products))
 
 
 def checks(probe: Probe) -> list[str]:
@@ -120,14 +128,15 @@ def checks(probe: Probe) -> list[str]:
 
 
 def spectra_of(
-    subject: Subject, act: Activation, fixed: dict[str, Array], state: Any, x: Any, y: Any
-) -> tuple[Float[Array, " E"], Bool[Array, " F"]]:
+    subject: Subject, with_features: bool, act: Activation, fixed: dict[str, Array], state: Any, x: Any, y: Any
+) -> tuple[Float[Array, " E"], Bool[Array, " F"], *tuple[Float[Array, " D"], ...]]:
     """Eigenvalues of the factors of one candidate, A before G, layer after layer; whether each of `checks` is finite.
 
-    Two arrays, as each array that a program returns costs about 10 µs.
+    Few arrays, as each array that a program returns costs about 10 µs.
 
     Args:
         subject: the task made ready.
+        with_features: whether to return features too, as a third array.
         act: the candidate, traced.
         fixed: eigenvalues of those A factors that do not depend on the activation.
         state: as in `Subject`.
@@ -136,19 +145,41 @@ def spectra_of(
     """
     probe = subject.probe
     losses, factors = subject.factors(Opaque(act), state, x, y)
+    of_A, of_G = _eigenvalues(probe, factors, fixed)
     values, finite = [], {"loss": losses}
     for layer in probe.layers:
         sums, path = factors[layer.path], layer.path
-        of_A = fixed[path] if path in fixed else eigenvalues_of_A(layer.tap, sums, probe.examples)
-        of_G = eigenvalues_of_G(layer.tap, sums)
-        both = jnp.concatenate([of_A.reshape(-1), of_G.reshape(-1)])
+        both = jnp.concatenate([of_A[path].reshape(-1), of_G[path].reshape(-1)])
         finite |= {
-            f"input of {path}": of_A if path in fixed else sums.A,
+            f"input of {path}": of_A[path] if path in fixed else sums.A,
             f"gradient at {path}": sums.G,
             f"spectrum of {path}": both,
         }
         values.append(both)
-    return jnp.concatenate(values), jnp.stack([jnp.isfinite(finite[what]).all() for what in checks(probe)])
+    found = jnp.concatenate(values), jnp.stack([jnp.isfinite(finite[what]).all() for what in checks(probe)])
+    if not with_features:
+        return found
+    pairs = {
+        key: (of_A[layer.path][i], of_G[layer.path][i]) for layer in probe.layers for i, key in enumerate(layer.keys)
+    }
+    return *found, traced_features(pairs, probe.coverage.weights)
+
+
+def _eigenvalues(
+    probe: Probe, factors: Mapping[str, Factors], fixed: Mapping[str, Array]
+) -> tuple[dict[str, Float[Array, "S B d"]], dict[str, Float[Array, "S B p"]]]:
+    """Eigenvalues of all A and of all G, by path."""
+    of_A, pending = dict(fixed), dict[str, Factor]()
+    for layer in probe.layers:
+        tap, sums = layer.tap, factors[layer.path]
+        if layer.path not in fixed and tap.rows.one_hot:
+            of_A[layer.path] = eigenvalues_of_A(tap, sums, probe.examples)
+        elif layer.path not in fixed:
+            pending[layer.path] = factor_of_A(tap, sums, probe.examples)
+    all_G = [factor_of_G(layer.tap, factors[layer.path]) for layer in probe.layers]
+    solved = eigenvalues_of([*pending.values(), *all_G])
+    of_A |= zip(pending, solved, strict=False)
+    return of_A, dict(zip((layer.path for layer in probe.layers), solved[len(pending) :], strict=True))
 
 
 def fixed_inputs(subject: Subject) -> dict[str, Float[Array, "S B d"]]:

@@ -16,6 +16,7 @@ from aqx.store import (
     SpectraClaim,
     add_spectra,
     claim_spectra,
+    operators_of_classes,
     register_task,
     release_spectra_claims,
     renew_spectra_claims,
@@ -33,6 +34,10 @@ _WINDOW = 4096
 
 class Workload:
     """Classes without spectra, claimed batch by batch; a context that keeps its claims alive and gives them back.
+
+    Attributes:
+        operators: those that occur in the names of the database.
+        stored: how many classes this process has stored.
 
     Args:
         db: the database.
@@ -62,6 +67,8 @@ class Workload:
         self._limit = limit
         self._taken = self._missing = 0
         self.stored: int = 0
+        # Of all classes and not of those that are missing: a run that goes on finds the programs of the one before.
+        self.operators: list[str] = operators_of_classes(db)
         self._lease = lease_seconds
         self._worker = f"{worker_name()}:{uuid.uuid4().hex[:8]}"
         self._alive = kept_alive(
@@ -95,8 +102,9 @@ class Workload:
             first = self._first[:_WINDOW]
             claim = self._claim(size, first)
             taken = {class_id for class_id, _ in claim.classes}.intersection(first)
-            # What others took of the window does not come back but with the rest.
-            self._first = [i for i in first if i not in taken] * bool(taken) + self._first[len(first) :]
+            # Of a window that gave nothing, others have claimed all: it comes back with the rest.
+            left = [i for i in first if i not in taken] if taken else []
+            self._first = left + self._first[len(first) :]
             if claim.classes or not claim.missing or not size or not wait:
                 break
             time.sleep(_POLL_SECONDS)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from aqx import fisher
 from aqx.activation import activation
 from aqx.enumeration import enumerate_space
 from aqx.errors import InputError, TaskError
+from aqx.fisher import spectrum
 from aqx.space import Space
 from aqx.spectra import engine as engine_room
 from aqx.spectra.engine import Engine
@@ -200,15 +202,84 @@ def test_vmap_agrees_with_one_at_a_time():
             np.testing.assert_allclose(many, one, atol=1e-5 * np.max(one))
 
 
-def test_the_faster_of_loop_and_vmap_is_measured_where_it_is_not_known(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    """The engine follows the rules for a GPU, on the CPU."""
+    monkeypatch.setattr(engine_room, "_on_cpu", lambda mesh: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu", "quick_to_compile")
+def test_the_rules_of_a_gpu_give_the_rows_of_a_cpu(enumerated: Path, alone, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(spectrum, "gpu_in_use", lambda: True)
+    monkeypatch.setattr(spectrum, "_on_cpu", spectrum._on_gpu)
+    monkeypatch.setattr(spectrum, "_BISECTED", 4)
+    path = tmp_path / "gpu.duckdb"
+    shutil.copy(enumerated, path)
+    assert fisher.compute_spectra(path, toy.task).computed == len(alone[0])
+    ids, features = load_spectra(Database(path), 1)
+    np.testing.assert_array_equal(ids, alone[0])
+    # Another routine rounds otherwise; next to the distance of two candidates that is nothing.
+    distances = np.abs(alone[1][:, None] - alone[1][None]).sum(-1)[np.triu_indices(len(ids), 1)]
+    assert np.abs(features - alone[1]).sum(-1).max() < 1e-2 * np.median(distances)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, engine_bytes: int) -> None:
+    monkeypatch.setattr(engine_room, "free_memory", lambda: engine_bytes)
+
+
+def test_the_width_is_what_the_memory_holds(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    subject = prepare(toy.task)
+    each = subject.bytes_each
+    # Values of 16 examples, and the matrices of two layers: a few kilobytes, told before anything is compiled.
+    assert 1_000 < each < 100_000
+    for room, width in ((2**40, 1024), (each * 2 * 100, 64), (each * 2 * 64, 64), (each * 2 * 63, 32), (1, 1)):
+        free(monkeypatch, room)
+        assert Engine(subject).width == width
+    assert Engine(subject, width=5).width == 5
+
+
+def test_one_program_per_shape_as_wide_as_its_candidates(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    tried: list[int] = []
+
+    class Program:
+        """Its spectra are the candidates' first opcodes."""
+
+        def __init__(self, engine: Engine):
+            self.layers = engine.subject.probe.layers
+
+        def memory_analysis(self) -> SimpleNamespace:
+            return SimpleNamespace(temp_size_in_bytes=1)
+
+        def __call__(self, acts, *_: object) -> tuple[np.ndarray, ...]:
+            codes = np.float32(acts.opcodes[0] if acts.opcodes else [0])
+            tried.append(len(codes))
+            sizes = sum(int(np.prod(shape)) for layer in self.layers for shape in layer.eigenvalue_shapes)
+            checked = np.ones((len(codes), 1 + 3 * len(self.layers)), bool)
+            return np.repeat(codes[:, None], sizes, axis=1), checked, codes[:, None]
+
+    monkeypatch.setattr(Engine, "_compile", lambda self, arguments, width: Program(self))
+    free(monkeypatch, 2**40)
     engine = Engine(prepare(toy.task))
-    engine.width = None  # as on a GPU
-    assert engine.at_once >= 32
-    engine.start(ACTS * 5)()
-    assert engine.width in (1, 32)
-    engine.width = None
-    engine.start(ACTS[:1])()
-    assert engine.width == 1
+    assert engine.at_once == 1024
+
+    def assert_computed(acts: list, widths: list[int]) -> None:
+        tried.clear()
+        spectra = engine.start(acts)()
+        assert tried == widths
+        expected = [act.opcodes[0] if act.opcodes else 0 for act in acts]
+        assert spectra.features is not None and spectra.features[:, 0].tolist() == expected
+        for of_A, of_G in spectra.pairs.values():
+            assert of_A[:, 0, 0].tolist() == of_G[:, 0, -1].tolist() == expected
+        assert spectra.reasons() == [None] * len(acts)
+
+    pair = [activation("add(relu(x),tanh(x))")]
+    assert_computed(ACTS, [8])
+    assert_computed(ACTS[:1], [8])  # a program for more serves fewer
+    assert_computed([*ACTS[:3], *pair, *ACTS], [8, 8, 1])  # each shape has its own width
+    assert_computed([*pair, *ACTS * 9], [1, 64])  # many more candidates are worth a wider program
+    assert_computed([*ACTS, activation("x")], [64, 1])  # x has no operator to stack
+    engine.halve()
+    assert engine.width == 32
 
 
 def out_of_memory_beyond(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
@@ -216,14 +287,14 @@ def out_of_memory_beyond(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int
     tried = []
     compiled = Engine._compile
 
-    def compile_(self: Engine, arguments: tuple):
-        program = compiled(self, arguments)
+    def compile_(self: Engine, arguments: tuple, width: int):
+        program = compiled(self, arguments, width)
 
         class Program:
             memory_analysis = program.memory_analysis
 
             def __call__(self, *args: object):
-                tried.append(args[0].opcodes[0].shape[0])
+                tried.append(args[0].opcodes[0].shape[0] if args[0].opcodes else 1)
                 if tried[-1] > most:
                     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")
                 return program(*args)
@@ -240,7 +311,7 @@ def test_out_of_memory_halves_and_goes_on(enumerated: Path, alone, tmp_path: Pat
     tried = out_of_memory_beyond(monkeypatch, 2)
     made = engine_room.Engine.__init__
     monkeypatch.setattr(Engine, "__init__", lambda self, subject: made(self, subject, width=8))
-    monkeypatch.setattr(engine_room, "_cores", lambda: 1)
+    monkeypatch.setattr(engine_room, "cores", lambda: 1)
     assert fisher.compute_spectra(path, toy.task).computed == len(alone[0])
     assert {8, 4, 2} <= set(tried)
     assert_same_rows(path, alone)
@@ -259,6 +330,6 @@ def test_out_of_memory_with_one_candidate_is_one_line(enumerated: Path, tmp_path
 def test_joining_a_run_that_cannot_be_found_is_one_line():
     with pytest.raises(InputError, match="all three"):
         fisher.connect("localhost:1", 2)
-    code = "from aqx import fisher\ntry: fisher.connect()\nexcept fisher.devices.InputError as error: print(error)"
+    code = "import aqx\nfrom aqx import fisher\ntry: fisher.connect()\nexcept aqx.InputError as error: print(error)"
     printed = output(start(code))
     assert "could not join" in printed and printed.count("\n") == 1

@@ -24,6 +24,7 @@ from aqx.space import Space
 from aqx.spectra.engine import Engine
 from aqx.spectra.quantiles import LOG_OF_ZERO, log_factor, log_spectrum, quantile_means, spectrum_features
 from aqx.spectra.subject import fixed_inputs, prepare
+from aqx.spectra.traced_features import traced_features
 from aqx.store import Database, invalid_spectra, load_spectra, register_task, spectra_form
 from aqx.tasks import Task
 from aqx.tree import parse
@@ -96,6 +97,21 @@ def test_feature_distance_is_the_weighted_wasserstein_distance():
     # Shares of the mass in which the two quantile functions cross make the distance of features the smaller one.
     distance = np.abs(features[0] - features[1]).sum()
     assert 0.97 * expected <= distance <= expected * (1 + 1e-5)
+
+
+def test_traced_features_are_those_of_the_host():
+    rng = np.random.default_rng(2)
+    # Fewer values than quantiles, a multiple of them, and neither; a factor that is zero, and one far below the floor.
+    sizes = {"a": (1, 2, 3), "b": (1, 8, 8), "c": (2, 33, 20)}
+    pairs = {
+        key: tuple(np.float32(np.exp(rng.normal(scale=4, size=(3, groups, n)))) for n in (d, p))
+        for key, (groups, d, p) in sizes.items()
+    }
+    pairs["b"][0][1] = 0
+    pairs["c"][1][2, :, 1:] = 1e-12
+    weights = {key: groups * d * p for key, (groups, d, p) in sizes.items()}
+    traced = jax.jit(jax.vmap(lambda pairs: traced_features(pairs, weights)))(pairs)
+    np.testing.assert_allclose(traced, spectrum_features(pairs, weights), rtol=2e-5, atol=1e-7)
 
 
 def test_factors_are_floored_one_by_one():
