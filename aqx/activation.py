@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -19,9 +18,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from aqx import kernel
 from aqx.errors import InputError, UnsupportedError
+from aqx.kernel.switch import apply_operator
 from aqx.numerics.moments import moments
-from aqx.operators import Kind, Operator, OperatorTable, operator_table
+from aqx.operators import Operator, OperatorTable, operator_table
 from aqx.tree import Tree, parse, parse_schema
 
 
@@ -100,13 +101,17 @@ class Activation:
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise InputError(f"x has dtype {x.dtype}; an activation takes real numbers")
         out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
+        if not self.is_concrete:
+            if any(np.ndim(leaf) for leaf in (*self.opcodes, *self.constants)):
+                raise InputError("this Activation is a stack; call jax.vmap(lambda act: act(x))(stack), or jax.lax.map")
+            y = kernel.apply(self.schema, self.table, self.opcodes, self.constants, x.astype(out))
+            if y is not None:
+                return y
         x = jnp.asarray(x, jnp.promote_types(out, jnp.float32))
         if self.is_concrete:
-            y = _evaluate(self.schema, (partial(_apply, operator) for operator in self._operators), x)
-        elif any(np.ndim(leaf) for leaf in (*self.opcodes, *self.constants)):
-            raise InputError("this Activation is a stack; call jax.vmap(lambda act: act(x))(stack), or jax.lax.map")
+            y = _evaluate(self.schema, (partial(apply_operator, operator) for operator in self._operators), x)
         else:
-            (y,) = _derivatives(0, self.schema, self.table, self.opcodes, x)
+            (y,) = kernel.derivatives(0, self.schema, self.table, self.opcodes, x)
         if self.constants:
             mean, scale = (jnp.asarray(constant, x.dtype) for constant in self.constants)
             y = (y - mean) * scale
@@ -228,71 +233,6 @@ def _evaluate(schema: Tree, functions: Iterator[Callable[..., Array]], x: Array)
         return x
     function = next(functions)
     return function(*[_evaluate(arg, functions, x) for arg in schema.args])
-
-
-def _apply(operator: Operator, *args: Array) -> Array:
-    # A registered function may return float32 where x is float64; all branches of a switch must look the same.
-    return operator.fn(*args).astype(args[0].dtype)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _switch(table: OperatorTable, kind: Kind, opcode: Array, *args: Array) -> Array:
-    """Apply the operator of a traced opcode; jitted, so that nodes of one kind and size are traced and lowered once."""
-    return jax.lax.switch(opcode, [partial(_apply, operator) for operator in table.by_kind[kind]], *args)
-
-
-def _evaluate_traced(schema: Tree, table: OperatorTable, opcodes: Sequence[ArrayLike], x: Array) -> Array:
-    """Value of a tree with traced opcodes.
-
-    XLA compiles every switch anew, which is nearly all that compiling a model with a traced activation costs. So a loop
-    runs one switch along a chain of unary operators (four of them compile in half the time, and run no slower).
-    """
-    if not schema.args:
-        return x
-    if schema.name == "unary":
-        depth = 1
-        while (schema := schema.args[0]).name == "unary":
-            depth += 1
-        y = _evaluate_traced(schema, table, opcodes[depth:], x)
-        apply = partial(_switch, table, "unary")
-        if depth == 1:
-            return apply(opcodes[0], y)
-        return jax.lax.scan(lambda y, opcode: (apply(opcode, y), None), y, jnp.stack(opcodes[:depth]), reverse=True)[0]
-    kind: Kind = schema.name  # type: ignore[assignment]
-    ends = np.cumsum([1] + [arg.size for arg in schema.args])
-    parts = [opcodes[i:j] for i, j in pairwise(ends)]
-    values = [_evaluate_traced(arg, table, part, x) for arg, part in zip(schema.args, parts, strict=True)]
-    return _switch(table, kind, opcodes[0], *values)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _derivatives(
-    order: int, schema: Tree, table: OperatorTable, opcodes: tuple[ArrayLike, ...], x: Array
-) -> tuple[Array, ...]:
-    """(f(x), f′(x), …, f⁽ᵒʳᵈᵉʳ⁾(x)) of a function whose opcodes are traced, each of x's shape.
-
-    JAX's own backward pass through a switch would keep the residuals of every branch. Here the derivative is computed
-    forward along with the value (one switch per node returns both), and is all that the backward pass keeps. The
-    rule of order k is the function of order k + 1, so no derivative is ever transposed through a switch: under vmap,
-    where a switch selects among the values of all branches, no nan of a branch not taken reaches a gradient.
-    """
-
-    def taylor(order: int, x: Array) -> tuple[Array, ...]:
-        if order == 0:
-            return (_evaluate_traced(schema, table, opcodes, x),)
-        values, slopes = jax.jvp(partial(taylor, order - 1), (x,), (jnp.ones_like(x),))
-        return (*values, slopes[-1])
-
-    return taylor(order, x)
-
-
-@_derivatives.defjvp
-def _derivatives_jvp(
-    order: int, schema: Tree, table: OperatorTable, primals: Any, tangents: Any
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    _, slope = tangents
-    values = _derivatives(order + 1, schema, table, *primals)
-    return values[:-1], tuple(value * slope for value in values[1:])
 
 
 def _with_names(schema: Tree, names: Iterator[str]) -> Tree:

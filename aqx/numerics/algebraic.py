@@ -1,4 +1,4 @@
-"""Powers, roots, functions with kinks, and the binary functions."""
+"""Powers, roots, functions with kinks, and the functions of two or more arguments."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from aqx.numerics.derivative import with_derivative
+
+
+def identity(x: ArrayLike) -> jax.Array:
+    """Return x."""
+    return jnp.asarray(x)
 
 
 @with_derivative(jnp.sign)
@@ -123,6 +128,11 @@ def relu6(x: jax.Array) -> jax.Array:
     return jnp.clip(x, 0, 6)
 
 
+def relu_squared(x: ArrayLike) -> jax.Array:
+    """Return max(x, 0)²."""
+    return jnp.square(jax.nn.relu(x))
+
+
 @with_derivative(lambda x: jnp.where(jnp.abs(x) < 1, 1, 0))
 def hard_tanh(x: jax.Array) -> jax.Array:
     """Return clip(x, −1, 1)."""
@@ -188,3 +198,23 @@ def _power_by_base(x: jax.Array, y: jax.Array, p: jax.Array) -> jax.Array:
 
 def _log(x: jax.Array) -> jax.Array:
     return jnp.log(jnp.where(x > 0, x, 1))
+
+
+def sum_n(*xs: ArrayLike) -> jax.Array:
+    """Return x₁ + x₂ + …, from left to right."""
+    return functools.reduce(jnp.add, map(jnp.asarray, xs))
+
+
+def prod_n(*xs: ArrayLike) -> jax.Array:
+    """Return x₁ · x₂ · …, from left to right."""
+    return functools.reduce(jnp.multiply, map(jnp.asarray, xs))
+
+
+def max_n(*xs: ArrayLike) -> jax.Array:
+    """Return max(x₁, x₂, …), from left to right."""
+    return functools.reduce(jnp.maximum, map(jnp.asarray, xs))
+
+
+def min_n(*xs: ArrayLike) -> jax.Array:
+    """Return min(x₁, x₂, …), from left to right."""
+    return functools.reduce(jnp.minimum, map(jnp.asarray, xs))

@@ -40,7 +40,7 @@ _BESSEL_GAP = (
 )  # fmt: skip
 
 
-def _chebyshev(coefficients: tuple[float, ...], t: jax.Array, terms32: int) -> jax.Array:
+def chebyshev(coefficients: tuple[float, ...], t: jax.Array, terms32: int) -> jax.Array:
     """Sum a Chebyshev series by Clenshaw's recurrence; float32 needs only the first terms."""
     terms = coefficients if t.dtype == jnp.float64 else coefficients[:terms32]
     b1 = b2 = jnp.zeros_like(t)
@@ -67,6 +67,11 @@ def _(scale: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     return y, (-2 * scale) * x * y * t
 
 
+def exp_minus_square(x: jax.Array, scale: float) -> jax.Array:
+    """Return exp(−scale · x²) for a scale that is a power of two, right to rounding."""
+    return _exp_minus_square(x, scale)
+
+
 def _erf_derivative(x: jax.Array) -> jax.Array:
     root = _exp_minus_square(x, 0.5)
     return (2 / math.sqrt(math.pi) * root) * root
@@ -78,22 +83,22 @@ def erf(x: jax.Array) -> jax.Array:
     return jax.scipy.special.erf(x)
 
 
-def _scaled_erfc(y: jax.Array) -> jax.Array:
+def scaled_erfc(y: jax.Array) -> jax.Array:
     """Return exp(y²) erfc(y) for y ≥ 1/2."""
-    return _chebyshev(_ERFCX, (y - 3.5) / (y + 2.5), 11) / (1 + y)
+    return chebyshev(_ERFCX, (y - 3.5) / (y + 2.5), 11) / (1 + y)
 
 
 @with_derivative(lambda x: -_erf_derivative(x))
 def erfc(x: jax.Array) -> jax.Array:
     """Return 1 − erf(x)."""
     root = _exp_minus_square(x, 0.5)
-    tail = root * (root * _scaled_erfc(jnp.clip(x, 0.5, 64)))
+    tail = root * (root * scaled_erfc(jnp.clip(x, 0.5, 64)))
     return jnp.where(x < 0.5, 1 - jax.scipy.special.erf(x), tail)
 
 
 def _normal_tail(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return root = exp(−x²/4) and q with Φ(x) = root² q for x ≤ −0.75."""
-    return _exp_minus_square(x, 0.25), 0.5 * _scaled_erfc(jnp.clip(-x, 0.75, 64) / math.sqrt(2))
+    return _exp_minus_square(x, 0.25), 0.5 * scaled_erfc(jnp.clip(-x, 0.75, 64) / math.sqrt(2))
 
 
 def _gelu_derivative(x: jax.Array) -> jax.Array:
@@ -131,7 +136,7 @@ def _bessel_gap_derivative(x: jax.Array) -> jax.Array:
 def _bessel_gap(x: jax.Array) -> jax.Array:
     """Return exp(−x) (I₀(x) − I₁(x)) for x ≥ 0, which is about (8πx³)^(−1/2): subtracting would lose all of it."""
     s = 1 / (1 + 2 * x)
-    return _chebyshev(_BESSEL_GAP, (x - 4) / (x + 4), 25) * (s * jnp.sqrt(s))
+    return chebyshev(_BESSEL_GAP, (x - 4) / (x + 4), 25) * (s * jnp.sqrt(s))
 
 
 def _i1e_over_x(x: jax.Array) -> jax.Array:
