@@ -1,9 +1,12 @@
-"""What this process may use of the machine: cores, memory, a cache folder; and which packages are installed."""
+"""What this process may use of the machine: cores, memory, GPUs, a cache folder; and which packages are installed."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -35,6 +38,63 @@ def free_memory(system: str = "/proc/meminfo", group: str = "/sys/fs/cgroup") ->
     except (OSError, ValueError):
         pass
     return min(limits, default=None)
+
+
+def gpu_ids(environment: Mapping[str, str] | None = None, driver: str = "/proc/driver/nvidia/gpus") -> list[str]:
+    """Return how `CUDA_VISIBLE_DEVICES` names each NVIDIA GPU that JAX may use in this process, without starting CUDA.
+
+    What a container or SLURM leave of the machine is what `nvidia-smi` lists; where it is missing, their variables
+    count. A GPU that is cut in slices (MIG) is used by slice.
+
+    Args:
+        environment: variables; default those of this process.
+        driver: the folder in which the driver has a folder for each GPU.
+    """
+    variables = os.environ if environment is None else environment
+    platforms = variables.get("JAX_PLATFORMS") or variables.get("JAX_PLATFORM_NAME") or "cuda"
+    if not {"cuda", "gpu"} & set(platforms.lower().split(",")):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in variables:
+        return _valid(variables["CUDA_VISIBLE_DEVICES"])
+    container = variables.get("NVIDIA_VISIBLE_DEVICES", "all")
+    if container in ("", "none", "void"):
+        return []
+    listed = nvidia_smi()
+    if listed:
+        # Slices follow their GPU, which then is not used whole.
+        found = re.findall(r"^(GPU|\s+MIG) .*\(UUID: ([\w/-]+)\)\s*$", listed, re.M)
+        following = [kind for kind, _ in found[1:]] + ["GPU"]
+        return [uuid for (kind, uuid), after in zip(found, following, strict=True) if kind != "GPU" or after == "GPU"]
+    if slurm := variables.get("SLURM_STEP_GPUS") or variables.get("SLURM_JOB_GPUS"):
+        return _valid(slurm)
+    there = len(list(Path(driver).glob("*/information")))
+    # Inside of a container CUDA counts from 0, whatever the GPUs' numbers are outside.
+    return [str(number) for number in range(there if container == "all" else len(container.split(",")))]
+
+
+def _valid(listed: str) -> list[str]:
+    """Devices of a list; as CUDA reads it, whatever follows a wrong one is hidden."""
+    found: list[str] = []
+    for name in listed.split(","):
+        span = re.fullmatch(r"(\d+)-(\d+)", name.strip())  # SLURM's
+        if span:
+            found += map(str, range(int(span[1]), int(span[2]) + 1))
+        elif re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name.strip()):
+            found.append(name.strip())
+        else:
+            break
+    return found
+
+
+def nvidia_smi() -> str:
+    """Return what `nvidia-smi -L` lists; nothing where there is no such program, or no GPU."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def cache_folder() -> Path:

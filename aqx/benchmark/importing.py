@@ -13,9 +13,9 @@ import numpy as np
 from aqx.benchmark.act_bench import read_act_bench
 from aqx.benchmark.aquasurf import SIGNATURE, read_aquasurf
 from aqx.benchmark.table import ResultTable, load_table
+from aqx.candidates import class_ids
 from aqx.errors import InputError, StoreError
 from aqx.search import Study
-from aqx.search.classes import class_ids
 from aqx.store import add_results
 from aqx.store.files import ENDINGS
 from aqx.tree import Tree, parse

@@ -75,14 +75,15 @@ def replay(
     usable: Bool[np.ndarray, " C"] | None = None,
     embedding: Float[np.ndarray, "C K"] | None = None,
     spectra: int | None = None,
+    batch: int = 1,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Curves:
     """Replay searches of one policy, without training anything.
 
     Every search evaluates `start` random classes, the same for all policies at one seed, and then what the policy
-    suggests, one at a time. It sees one of the trainings of a class, drawn by the search's seed and the class alone. A
-    class whose trainings mostly failed has no true value: it is worse than all that have one.
+    suggests, `batch` at a time. It sees one of the trainings of a class, drawn by the search's seed and the class
+    alone. A class whose trainings mostly failed has no true value: it is worse than all that have one.
 
     Args:
         features: of C classes.
@@ -97,6 +98,7 @@ def replay(
         embedding: of the features for this policy, from `surrogate.embed`; default computed, with seed 0.
         spectra: know Fisher spectra only of the classes that `Study.search(spectra=…)` would have computed them for;
             default of all.
+        batch: evaluations that are chosen together, before any of them is known, as a GPU trains them by one program.
         workers: processes; the policy must pickle for more than one.
         progress: called as progress(done, total, note).
 
@@ -122,8 +124,9 @@ def replay(
     seed_list = _seeds(seeds)
     if not 1 <= start <= evaluations:
         raise InputError(f"start={start} must be from 1 to evaluations={evaluations}")
-    if workers < 1:
-        raise InputError(f"workers={workers} is too few; give 1 or more")
+    for what, number in (("workers", workers), ("batch", batch)):
+        if number < 1:
+            raise InputError(f"{what}={number} is too few; give 1 or more")
     if chosen.sum() < evaluations:
         raise InputError(f"evaluations={evaluations}, but only {chosen.sum()} classes can be evaluated; give fewer")
     sign = 1.0 if direction == "maximize" else -1.0
@@ -137,7 +140,7 @@ def replay(
     else:
         coordinates = surrogate.embed(features, preset, 0) if embedding is None else embedding
     searches = [
-        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra)
+        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra, batch)
         for n, seed in enumerate(seed_list.tolist())
     ]
     rows = np.empty((len(searches), evaluations), np.int64)
@@ -179,6 +182,7 @@ def _search(
     evaluations: int,
     start: int,
     spectra: int | None,
+    batch: int,
 ) -> tuple[np.ndarray, float]:
     """The rows that one search evaluates, in order, and how long it took to choose them."""
     order = _generator(seed, 0).permutation(np.flatnonzero(usable))
@@ -198,10 +202,11 @@ def _search(
                 coordinates, rows, seen[rows], described | ~usable, spectra or 0, preset, seed
             )
             coordinates[wanted], described[wanted] = whole[wanted], True
+        seed_here, count = int(choices[len(rows)]), min(batch, evaluations - len(rows))
         chosen = surrogate.suggest(
-            coordinates, rows, seen[rows], preset=preset, seed=int(choices[len(rows)]), candidates=usable
+            coordinates, rows, seen[rows], preset=preset, seed=seed_here, candidates=usable, n=count
         )
-        rows.append(int(chosen.index[0]))
+        rows += chosen.index.tolist()
     return np.array(rows, np.int64), time.perf_counter() - began
 
 

@@ -63,6 +63,7 @@ def replay_policies(
     seeds: int | Sequence[int] = 20,
     evaluations: int = 100,
     start: int = 8,
+    batch: int = 1,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> list[Curves]:
@@ -74,6 +75,7 @@ def replay_policies(
         seeds: as in `replay`.
         evaluations: as in `replay`.
         start: as in `replay`.
+        batch: as in `replay`.
         workers: as in `replay`.
         progress: called as progress(done, total, note).
 
@@ -100,6 +102,7 @@ def replay_policies(
                 present=landscape.present,
                 usable=landscape.usable,
                 embedding=landscape.embeddings.get(preset.name),
+                batch=batch,
                 workers=workers,
                 progress=passed_on,
             )

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqx.activation import activation
+from aqx.activation import activation, stack
 from aqx.errors import TaskError, one_line
+from aqx.tasks.derived import Alone
 from aqx.tasks.model import apply_model, build_model
 from aqx.tasks.task import Task
 
@@ -65,7 +66,7 @@ def check_task(task: Task, *, run_training: bool = False) -> CheckReport:
 
     Args:
         task: the task.
-        run_training: also run `task.train` once, with ReLU, and look at the metrics.
+        run_training: also run `task.train` once, with ReLU, and look at the metrics; and `train_many` with two members.
 
     Returns:
         The facts: model, shapes, the untrained model's loss per baseline, training.
@@ -200,12 +201,10 @@ def _check_training(task: Task, run: bool) -> tuple[str, dict[str, float]]:
     if task.train is None:
         return "none (train outside with study.trial(); search and confirm need train)", {}
     act = activation("relu(x)")
-    try:
-        inspect.signature(task.train).bind(act, seed=0)
-    except ValueError:  # no signature to look at
-        pass
-    except TypeError as error:
-        raise TaskError(f"train must accept (act, seed): {error}") from error
+    if not isinstance(task.train, Alone):
+        _check_signature("train must accept (act, seed)", task.train, act, seed=0)
+    if task.trains_together:
+        _check_signature("train_many must accept (acts, seeds)", task.train_many, act, [0])
     if not run:
         return f"defined, not run; its objective is {task.objective} ({task.direction})", {}
     start = time.perf_counter()
@@ -218,7 +217,30 @@ def _check_training(task: Task, run: bool) -> tuple[str, dict[str, float]]:
     values = {str(name): _number(name, value) for name, value in metrics.items()}
     if not math.isfinite(values[task.objective]):
         raise TaskError(f"train returned {task.objective}={values[task.objective]} for relu(x); ReLU should train")
-    return f"ran with relu(x) in {seconds:.1f} s, compilation included", values
+    together = _check_together(task) if task.trains_together else ""
+    return f"ran with relu(x) in {seconds:.1f} s, compilation included{together}", values
+
+
+def _check_signature(demand: str, function: Any, *args: Any, **named: Any) -> None:
+    try:
+        inspect.signature(function).bind(*args, **named)
+    except ValueError:  # no signature to look at
+        pass
+    except TypeError as error:
+        raise TaskError(f"{demand}: {error}") from error
+
+
+def _check_together(task: Task) -> str:
+    """Train two members together."""
+    start = time.perf_counter()
+    acts = stack([activation("relu(x)")] * 2)
+    metrics = guard("train_many", lambda: task.train_many(acts, [0, 1]))  # type: ignore[misc]
+    if not isinstance(metrics, Mapping) or task.objective not in metrics:
+        raise TaskError(f"train_many must return the objective {task.objective!r}, but it returned {metrics!r}")
+    for name, values in metrics.items():
+        if np.shape(values) != (2,):
+            raise TaskError(f"train_many must return one value per member, [2], but {name} is {_describe(values)}")
+    return f"; two together in {time.perf_counter() - start:.1f} s"
 
 
 def _number(name: str, value: Any) -> float:

@@ -32,14 +32,14 @@ def build_model(task: Task, act: Callable[[Any], Any], x: Any) -> tuple[Any, Any
     """
     from flax import linen, nnx  # slow to import, and not needed before there is a model
 
-    key = jax.random.key(task.seed)
-    model = _call_build_model(task.build_model, act, key)
+    model, key = new_model(task, act), jax.random.key(task.seed)
     if isinstance(model, nnx.Module):
         return model, None
     if not isinstance(model, linen.Module):
         raise TaskError(f"build_model must return a Flax Linen or NNX module, but it returned {type(model).__name__}")
     if task.apply is None:
-        return model, model.init(key, x)
+        # One program, in place of one for each operation: those of a small MLP compile for seconds.
+        return model, jax.jit(lambda key, x: model.init(key, x))(key, x)
     recorder = _InitRecorder(model, key)
     task.apply(recorder, {}, x)
     if recorder.variables is None:
@@ -61,7 +61,14 @@ def apply_model(task: Task, model: Any, variables: Any, x: Any) -> Any:
     return model(x) if variables is None else model.apply(variables, x)
 
 
-def _call_build_model(build: Callable[..., Any], act: Callable[[Any], Any], key: jax.Array) -> Any:
+def new_model(task: Task, act: Callable[[Any], Any]) -> Any:
+    """The task's model with an activation: a Linen model without variables, an NNX model initialised with the seed.
+
+    Args:
+        task: the task.
+        act: the activation; it may be traced.
+    """
+    build = task.build_model
     target = build.func if isinstance(build, partial) else build
     # The signature of an NNX class itself is that of its metaclass: (*args, **kwargs).
     function = partial(target.__init__, None) if inspect.isclass(target) else target
@@ -72,10 +79,10 @@ def _call_build_model(build: Callable[..., Any], act: Callable[[Any], Any], key:
     from flax import nnx
 
     if "rngs" in parameters:
-        return build(act, rngs=nnx.Rngs(key))
+        return build(act, rngs=nnx.Rngs(jax.random.key(task.seed)))
     needed = [p for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
     if len(needed) > 1 and target is build:
-        return build(act, nnx.Rngs(key))
+        return build(act, nnx.Rngs(jax.random.key(task.seed)))
     return build(act)
 
 

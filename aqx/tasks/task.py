@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from aqx.errors import InputError, TaskError, one_line
 from aqx.objective import Objective
+from aqx.tasks.derived import OneByOne, both_ways
 from aqx.tasks.task_file import TaskFile, line_of, load_file, loaded_files, loading, siblings_importable
 from aqx.tree import parse
 
@@ -41,6 +43,14 @@ class FileReference:
 
 
 @dataclass(frozen=True)
+class NamedReference:
+    """Which of the tasks that a module has without binding them it is: `loader(name)` returns it."""
+
+    loader: Callable[[str], Task]
+    name: str
+
+
+@dataclass(frozen=True)
 class Task:
     """A model, its data and its training, as a function of the activation.
 
@@ -54,6 +64,9 @@ class Task:
         apply: `apply(model, variables, x)` returns the outputs. Default `model.apply(variables, x)`; for an NNX model,
             whose variables are None, `model(x)`.
         train: `train(act, seed)` trains a model and returns its metrics as a dict of numbers, the objective among them.
+        train_many: `train_many(acts, seeds)` trains K models with the members of a stack and a seed each, and returns
+            an array [K] per metric; `aqx.population` makes it from a training that JAX can trace. Of `train` and
+            `train_many` one is enough: the other is derived.
         objective: the metric that the search improves.
         direction: "maximize" or "minimize".
         baselines: names of known functions, trained first, to compare with.
@@ -81,21 +94,22 @@ class Task:
     loss: Callable[..., Any]
     apply: Callable[..., Any] | None = None
     train: Callable[..., Any] | None = None
+    train_many: Callable[..., Any] | None = None
     objective: str = "val_acc"
     direction: Literal["maximize", "minimize"] = "maximize"
     baselines: Sequence[str] = BASELINES
     seed: int = 0
-    # Set by `load_task`; a copy made by `dataclasses.replace` starts without it, as the file does not hold that copy.
-    reference: FileReference | None = field(default=None, init=False, repr=False, compare=False)
+    # Set by `refer_to`; a copy made by `dataclasses.replace` starts without it, as nothing holds that copy.
+    reference: FileReference | NamedReference | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for argument in ("name", "objective"):
             value = getattr(self, argument)
             if not isinstance(value, str) or not value.strip() or not value.isprintable():
                 raise TaskError(f"{argument}={value!r} is not a name; give a string of one line")
-        for argument in ("build_model", "batch", "loss", "apply", "train"):
+        for argument in ("build_model", "batch", "loss", "apply", "train", "train_many"):
             value = getattr(self, argument)
-            if not callable(value) and not (value is None and argument in ("apply", "train")):
+            if not callable(value) and not (value is None and argument in ("apply", "train", "train_many")):
                 raise TaskError(f"{argument}={value!r} is not callable; give a function")
         try:
             Objective(self.objective, self.direction)
@@ -103,6 +117,14 @@ class Task:
             raise TaskError(str(error)) from None
         object.__setattr__(self, "baselines", _canonical(self.baselines))
         object.__setattr__(self, "seed", _seed(self.seed))
+        train, train_many = both_ways(self.train, self.train_many)
+        object.__setattr__(self, "train", train)
+        object.__setattr__(self, "train_many", train_many)
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether the task has a `train_many` of its own, not one that trains the members one after another."""
+        return self.train_many is not None and not isinstance(self.train_many, OneByOne)
 
     @property
     def goal(self) -> Objective:
@@ -141,13 +163,21 @@ def _seed(seed: Any) -> int:
     return value
 
 
+def refer_to(task: Task, reference: FileReference | NamedReference) -> Task:
+    """Note in a task where another process finds it, and return it."""
+    object.__setattr__(task, "reference", reference)
+    return task
+
+
 def reduce_task(task: Task) -> tuple[Callable[..., Task], tuple[str, ...]]:
-    """Return how to pickle a task: by its file, or by a module that binds it.
+    """Return how to pickle a task: by its reference, by its file, or by a module that binds it.
 
     Raises:
-        TaskError: neither holds this task.
+        TaskError: nothing holds this task.
     """
     reference = task.reference or _find_file(task)
+    if isinstance(reference, NamedReference):
+        return reference.loader, (reference.name,)
     if reference is not None:
         return restore_from_file, (reference.path, reference.name, reference.digest)
     modules = [(name, module) for name, module in list(sys.modules.items()) if name not in ("__main__", "__mp_main__")]
@@ -190,11 +220,15 @@ def task_in(file: TaskFile, name: str) -> Task:
     if inspect.isfunction(found):
         found = _call(found, file, name)
     elif not isinstance(found, Task):
-        raise TaskError(f"{name!r} in task file {file.path} is of type {type(found).__name__}, not an aqx.Task")
+        raise TaskError(f"{name!r} in task file {file.path} is of type {_kind(found)}, not an aqx.Task")
     if found.reference is None:
-        object.__setattr__(found, "reference", FileReference(file.path, name, file.digest))
+        refer_to(found, FileReference(file.path, name, file.digest))
     file.tasks[name] = found
     return found
+
+
+def _kind(value: Any) -> str:
+    return "module" if isinstance(value, ModuleType) else type(value).__name__
 
 
 def _call(function: Callable[[], Any], file: TaskFile, name: str) -> Task:

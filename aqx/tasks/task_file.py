@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +28,7 @@ class TaskFile:
 
 
 loaded_files: dict[str, TaskFile] = {}
-loading = threading.RLock()
+loading: AbstractContextManager[Any] = threading.RLock()  # held while a file is imported, so that it is once
 
 
 def load_file(path: str, digest: str | None = None) -> TaskFile:

@@ -11,6 +11,7 @@ import sys
 
 from aqx.machine import version_of
 from aqx.tasks import Task
+from aqx.tasks.task import FileReference
 
 _PACKAGES = ("aqx", "jax", "flax", "optax", "numpy")
 
@@ -39,7 +40,7 @@ def _of_process() -> dict[str, str]:
 
 
 def _folder(task: Task) -> str | None:
-    if task.reference is not None:
+    if isinstance(task.reference, FileReference):
         return os.path.dirname(task.reference.path)
     module = sys.modules.get(getattr(task.train or task.build_model, "__module__", ""))
     file = getattr(module, "__file__", None)

@@ -290,6 +290,7 @@ def test_stored_functions_keep_their_class(tmp_path: Path, db_path: Path):
     other = "00000000-0000-0000-0000-000000000001"
     with Database(db_path).transaction() as con:
         con.execute("INSERT INTO functions VALUES ('relu(x)', ?, 1)", [other])
+        con.execute("INSERT INTO class_info (class_id, name, size) VALUES (?, 'relu(x)', 1)", [other])
     import_results(study, make_aquasurf(tmp_path / "old.db", ROWS[:2]))
     classes = [row.class_id for row in list_trials(study.db, study.task_id)]
     assert classes == [other, study.class_id("max(x,zero(x))")]

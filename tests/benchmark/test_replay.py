@@ -180,6 +180,20 @@ def test_unusable_classes_are_judged_but_never_evaluated():
 
 
 @pytest.mark.slow
+def test_a_batch_is_chosen_before_any_of_it_is_known():
+    features, values = plane(60)
+    settings = {"seeds": 1, "evaluations": 14, "start": 5}
+    for batch, known in ((1, 6), (4, 9)):
+        before = replay(features, values, NEAREST, batch=batch, **settings).evaluated[0]
+        assert len(set(before.tolist())) == 14
+        changed = values.copy()
+        changed[before[5]] = 10.0  # from now on the best by far, as soon as it is known
+        after = replay(features, changed, NEAREST, batch=batch, **settings).evaluated[0]
+        assert (after[:known] == before[:known]).all() and (after[known:] != before[known:]).any()
+    whole = replay(features, values, NEAREST, batch=99, **settings)
+    assert whole.evaluated.shape == (1, 14) and len(set(whole.evaluated[0].tolist())) == 14
+
+
 def test_processes_change_nothing():
     features, values = plane(80)
     preset = Preset("outputs", PRESETS["random"].embed, nearest_neighbours)
@@ -212,6 +226,7 @@ def test_what_does_not_pickle_runs_alone():
         ({"seeds": []}, "seeds="),
         ({"seeds": [-1]}, "seeds="),
         ({"workers": 0}, "workers=0"),
+        ({"batch": 0}, "batch=0"),
         ({"direction": "up"}, "direction='up'"),
         ({"policy": "oracle"}, "ensemble, paper, random"),
         ({"values": np.zeros(29)}, r"values has the shape \(29,\)"),
@@ -407,6 +422,20 @@ def test_the_command(landscape: Landscape, features_db: Path, foreign_csv: Path,
     assert again.exit_code == 0, again.output
     for word in ("policy", "median rank", "mean regret @6", "to top 1 %", "to top 0.1 %", "random", "ensemble"):
         assert word in again.stdout
+
+
+def test_the_command_replays_in_batches(features_db: Path, foreign_csv: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+
+    def replayed(*args, batch: int, **settings):
+        seen.append(batch)
+        return replay_policies(*args, batch=batch, **settings)
+
+    monkeypatch.setattr("aqx.benchmark.replay_policies", replayed)
+    arguments = ["--table", foreign_csv, "--task", TOY, "--features", features_db, "--objective", "val_loss", "--quiet"]
+    arguments += ["--seeds", 1, "--evaluations", 6, "--start", 3, "--policy", "random"]
+    assert command(*arguments, "--batch", 2).exit_code == 0 and command(*arguments).exit_code == 0
+    assert seen == [2, 1]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import nnx
 
 from aqx import losses
-from aqx.activation import activation
+from aqx.activation import activation, stack
 from aqx.errors import TaskError
 from aqx.tasks import Task, apply_model, build_model, check_task
 
@@ -81,6 +81,7 @@ def message(task: Task, **options: Any) -> str:
         ({"loss": None}, "loss=None"),
         ({"apply": 1}, "apply=1"),
         ({"train": "yes"}, "train='yes'"),
+        ({"train_many": "yes"}, "train_many='yes'"),
         ({"direction": "max"}, "direction='max'"),
         ({"baselines": "relu(x)"}, "baselines='relu(x)'"),
         ({"baselines": 3}, "baselines=3"),
@@ -202,7 +203,7 @@ def squares(outputs, y):
             ["batch: x is inf at [1, 0]", "4 of 24"],
         ),
         ({"batch": lambda: (X, with_bad(Y, np.inf, 3))}, ["batch: y is inf at [3]"]),
-        ({"batch": raising}, ["batch raised RuntimeError: out of", "test_tasks.py, line"]),
+        ({"batch": raising}, ["batch raised RuntimeError: out of", "test_task.py, line"]),
         ({"build_model": raising}, ["build_model raised RuntimeError"]),
         ({"build_model": lambda act: act}, ["build_model must return a Flax Linen or NNX module", "Activation"]),
         ({"build_model": lambda act: Net}, ["build_model must return a Flax Linen or NNX module"]),
@@ -220,6 +221,7 @@ def squares(outputs, y):
         ),
         ({"loss": lambda o, y: jnp.log(-squares(o, y).sum(-1))}, ["loss is nan for relu(x)"]),
         ({"train": lambda: {}}, ["train must accept (act, seed)"]),
+        ({"train_many": lambda acts: {}}, ["train_many must accept (acts, seeds)"]),
     ],
 )
 def test_broken_promises_are_told_in_one_line(changes: dict[str, Any], said: list[str]):
@@ -261,3 +263,79 @@ def test_training_runs_only_on_request():
     report = check_task(task, run_training=True)
     assert calls == [("relu(x)", 0)] and report.metrics == {"val_acc": 0.5, "epochs": 3.0}
     assert "raised RuntimeError: out of" in message(make(train=raising), run_training=True)
+
+
+def give(act, seed):
+    metrics = {"val_acc": float(act(2.0)) + seed, "name": act.name, "val_loss": np.float32(seed)}
+    return metrics | {"odd": 1} if seed else metrics
+
+
+def give_many(acts, seeds):
+    return {"val_acc": np.asarray(seeds) / 2, "val_loss": np.asarray(acts.opcodes[0]) * 1.0}
+
+
+def test_many_are_trained_from_one():
+    task = make(train=give)
+    assert task.train is give and not task.trains_together
+    names = ["relu(x)", "square(x)", "negative(x)"]
+    found = task.train_many(stack([activation(name) for name in names]), [0, 5, 2**40])
+    assert {name: values.tolist() for name, values in found.items() if name != "odd"} == {
+        "val_acc": [2.0, 9.0, 2.0**40 - 2],
+        "val_loss": [0.0, 5.0, 2.0**40],
+    }
+    np.testing.assert_array_equal(found["odd"], [np.nan, 1, 1])
+
+
+def test_one_is_trained_from_many():
+    task = make(train_many=give_many)
+    assert task.train_many is give_many and task.trains_together
+    act = activation("square(x)")
+    assert task.train(act, 7) == {"val_acc": 3.5, "val_loss": float(act.opcodes[0])}
+    assert type(task.train(act, 7)["val_acc"]) is float
+    assert "defined" in check_task(task).training
+    both = make(train=give, train_many=give_many)
+    assert (both.train, both.train_many) == (give, give_many) and both.trains_together
+    assert make().train is None and make().train_many is None and not make().trains_together
+
+
+def test_a_copy_derives_from_what_it_is_given():
+    task, act = make(train=give), activation("relu(x)")
+    copy = dataclasses.replace(task, train=lambda act, seed: {"val_acc": 0.25})
+    assert copy.train_many(stack([act]), [0])["val_acc"].tolist() == [0.25]
+    many = make(train_many=give_many)
+    copy = dataclasses.replace(many, train_many=lambda acts, seeds: {"val_acc": np.zeros(len(seeds))})
+    assert copy.train(act, 3) == {"val_acc": 0.0}
+    assert dataclasses.replace(many) == many and hash(dataclasses.replace(task)) == hash(task)
+    assert dataclasses.replace(copy, train=give, train_many=None) == dataclasses.replace(
+        many, train=give, train_many=None
+    )
+
+
+def test_derived_training_is_of_the_users_module():
+    assert make(train_many=give_many).train.__module__ == __name__ == make(train=give).train_many.__module__
+
+
+def test_two_are_trained_together_on_request():
+    task = make(train=give_numbers, train_many=give_many)
+    assert "two together" not in check_task(task).training
+    assert "; two together in " in check_task(task, run_training=True).training
+    assert "together" not in check_task(make(train=give_numbers), run_training=True).training
+
+
+def give_numbers(act, seed):
+    return {"val_acc": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (0.9, ["objective 'val_acc'", "0.9"]),
+        ({"accuracy": np.zeros(2)}, ["objective 'val_acc'", "accuracy"]),
+        ({"val_acc": 0.5}, ["one value per member, [2]", "val_acc", "float"]),
+        ({"val_acc": np.zeros(2), "val_loss": np.zeros((2, 3))}, ["one value per member, [2]", "val_loss", "[2, 3]"]),
+    ],
+)
+def test_training_together_that_returns_the_wrong_thing(returned: Any, said: list[str]):
+    task = make(train=give_numbers, train_many=lambda acts, seeds: returned)
+    text = message(task, run_training=True)
+    assert all(part in text for part in said), text

@@ -21,7 +21,7 @@ from aqx.losses import softmax_cross_entropy
 from aqx.tasks.builtin.cifar_files import Source, find_cifar, read_cifar
 from aqx.tasks.builtin.image_training import ImageRecipe, ImageSplit, standardise, train_image_classifier
 from aqx.tasks.builtin.models import AllCNNC, MobileViTv2, ResNet, ViT
-from aqx.tasks.task import Task
+from aqx.tasks.task import NamedReference, Task, refer_to
 
 FISHER_BATCH = 64
 
@@ -122,7 +122,12 @@ def built_in(name: str) -> Task:
         TaskError: they are not.
     """
     find_cifar(None, 100 if name.startswith("cifar100-") else 10)
-    return globals()[name]
+    return _BUILT_IN[name]
+
+
+def _of_name(name: str) -> Task:
+    """The built-in task in a worker process, which looks for the data when it needs them."""
+    return _BUILT_IN[name]
 
 
 @dataclass(frozen=True)
@@ -172,5 +177,7 @@ def _train(
     return train_image_classifier(build, act, load_split(folder, build.classes), seed, recipe)
 
 
-# A worker process finds a task by the module and the name there that holds it.
-globals().update({task.name: task for task in (cifar_task(model, n) for n in (10, 100) for model in MODELS)})
+_BUILT_IN = {
+    task.name: refer_to(task, NamedReference(_of_name, task.name))
+    for task in (cifar_task(model, classes) for classes in (10, 100) for model in MODELS)
+}

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from aqx.activation import Activation
 from aqx.losses import softmax_cross_entropy
-from aqx.tasks.builtin.array_training import Recipe, train_classifier
+from aqx.population import TrainMany
+from aqx.tasks.builtin.array_training import Recipe, train_classifier, train_classifiers
 from aqx.tasks.builtin.data import Split, cached_arrays
 from aqx.tasks.task import Task
 
@@ -86,4 +87,13 @@ def train(act: Activation, seed: int) -> dict[str, float]:
     return train_classifier(build_model, act, load_data(), seed, RECIPE)
 
 
-task: Task = Task(name="mnist1d", build_model=build_model, batch=batch, loss=softmax_cross_entropy, train=train)
+train_many: TrainMany = train_classifiers(build_model, load_data, RECIPE)
+
+task: Task = Task(
+    name="mnist1d",
+    build_model=build_model,
+    batch=batch,
+    loss=softmax_cross_entropy,
+    train=train,
+    train_many=train_many,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 
 from aqx.activation import Activation
 from aqx.losses import mean_squared_error
-from aqx.tasks.builtin.array_training import Recipe, train_regressor
+from aqx.tasks.builtin.array_training import Recipe, train_regressor, train_regressors
 from aqx.tasks.builtin.data import Split
 from aqx.tasks.task import Task
 
@@ -69,12 +70,23 @@ def train(act: Activation, seed: int) -> dict[str, float]:
     return metrics if metrics["val_loss"] < DIVERGED else dict.fromkeys(metrics, np.nan)
 
 
+_trained = train_regressors(build_model, load_data, RECIPE)
+
+
+def train_many(acts: Activation, seeds: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    """Train the network with K activations of a shape together; metrics are those of `train` [K]."""
+    metrics = _trained(acts, seeds)
+    kept = metrics["val_loss"] < DIVERGED
+    return {name: np.where(kept, values, np.nan) for name, values in metrics.items()}
+
+
 task: Task = Task(
     name="sine",
     build_model=build_model,
     batch=batch,
     loss=mean_squared_error,
     train=train,
+    train_many=train_many,
     objective="val_loss",
     direction="minimize",
 )

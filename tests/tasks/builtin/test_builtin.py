@@ -20,7 +20,7 @@ import pytest
 from flax import linen as nn
 from sklearn.datasets import load_digits
 
-from aqx.activation import activation
+from aqx.activation import activation, stack
 from aqx.tasks import builtin_tasks, check_task, load_task
 from aqx.tasks.builtin import array_training as training
 from aqx.tasks.builtin import data, digits, mnist1d, sine
@@ -231,6 +231,41 @@ def test_training_equals_a_plain_loop():
     for part, (mean_loss, share) in expected.items():
         assert math.isclose(metrics[f"{part}_loss"], mean_loss, rel_tol=1e-4)
         assert abs(metrics[f"{part}_acc"] - share) < 2e-3
+
+
+TOGETHER = ["add(relu(x),tanh(x))", "div(one(x),zero(x))", "mul(sigmoid(x),identity(x))"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "sine")) for name in builtin_tasks()]
+)
+def test_a_member_of_a_population_is_trained_as_alone(name: str):
+    # Few steps: over many, differences of rounding would grow.
+    module: Any = sys.modules[load_task(name).build_model.__module__]
+    recipe = dataclasses.replace(module.RECIPE, steps=30)
+    one, many = training.train_classifier, training.train_classifiers
+    if name == "sine":
+        one, many = training.train_regressor, training.train_regressors
+    acts = [activation(each) for each in TOGETHER]
+    train_many = many(module.build_model, module.load_data, recipe)
+    for seeds in ([4, 4, 4], [4, 2, 2**33 + 1]):
+        found = train_many(stack(acts), seeds)
+        for k, (act, seed) in enumerate(zip(acts, seeds, strict=True)):
+            alone = one(module.build_model, act, module.load_data(), seed, recipe)
+            assert list(alone) == list(found)
+            for metric, value in alone.items():
+                np.testing.assert_allclose(found[metric][k], value, rtol=1e-4, err_msg=f"{metric} of {act.name}")
+        assert np.isnan(found["val_loss"]).tolist() == [False, True, False]
+
+
+@pytest.mark.slow
+def test_all_of_a_training_is_the_same_together():
+    names = ["tanh(x)", "exp(x)", "negative(x)"]
+    found = sine.task.train_many(stack([activation(name) for name in names]), [0, 0, 1])  # type: ignore[misc]
+    for k, (name, seed) in enumerate(zip(names, (0, 0, 1), strict=True)):
+        for metric, value in sine.train(activation(name), seed).items():
+            np.testing.assert_allclose(found[metric][k], value, rtol=1e-3)
+    assert np.isnan(found["val_loss"]).tolist() == [False, True, False]
 
 
 def test_training_metrics_are_of_the_last_epoch():

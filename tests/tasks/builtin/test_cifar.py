@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,17 @@ def test_without_data_a_task_says_what_to_get(name: str, tmp_path: Path, monkeyp
     x, y = task.batch()
     assert x.shape[1:] == (32, 32, 3) and x.dtype == np.float32 and len(x) == len(y)
     np.testing.assert_array_equal(y, load_split(tmp_path, classes).y[: len(y)])
+
+
+def test_a_task_travels_by_name_and_a_changed_copy_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path, 10, "binary", False, files_of(10, "binary"))
+    monkeypatch.setenv("AQX_CIFAR", str(tmp_path))
+    task = load_task("cifar10-vit")
+    pickled_task, copy = pickle.dumps(task), replace(task, seed=1)
+    monkeypatch.delenv("AQX_CIFAR")
+    assert pickle.loads(pickled_task) is task, "a worker looks for the data when it needs them"
+    assert "no module or file holds it" in message(lambda: pickle.dumps(copy))
+    assert "no module or file holds it" in message(lambda: pickle.dumps(cifar_task("vit")))
 
 
 def test_names_of_tasks():
