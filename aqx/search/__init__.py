@@ -1,21 +1,28 @@
 """Search: ask what to train, tell what came of it, and confirm the winner."""
 
-from aqx.search.confirmation import Confirmation, Confirmed
-from aqx.search.results import Results, load_results
-from aqx.search.retry import RetryPolicy
-from aqx.search.study import Callback, Study
-from aqx.search.summary import FunctionReport, Summary, describe, summarize
-from aqx.search.trial import Pruned, Ranking, Record, Suggestion, Trial
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aqx.lazy import on_demand
+
+if TYPE_CHECKING:
+    from aqx.search.ledger import Ledger, Ranking, Record, load_results
+    from aqx.search.queue import RetryPolicy, Suggestion
+    from aqx.search.study import Callback, Study
+    from aqx.search.summary import FunctionReport, Summary, describe, summarize
+    from aqx.search.trial import Pruned, Trial
+    from aqx.search.verdict import Confirmation, Confirmed
 
 __all__ = [
     "Callback",
     "Confirmation",
     "Confirmed",
     "FunctionReport",
+    "Ledger",
     "Pruned",
     "Ranking",
     "Record",
-    "Results",
     "RetryPolicy",
     "Study",
     "Suggestion",
@@ -25,3 +32,15 @@ __all__ = [
     "load_results",
     "summarize",
 ]
+
+on_demand(
+    __name__,
+    {
+        "aqx.search.ledger": ("Ledger", "Ranking", "Record", "load_results"),
+        "aqx.search.queue": ("RetryPolicy", "Suggestion"),
+        "aqx.search.study": ("Callback", "Study"),
+        "aqx.search.summary": ("FunctionReport", "Summary", "describe", "summarize"),
+        "aqx.search.trial": ("Pruned", "Trial"),
+        "aqx.search.verdict": ("Confirmation", "Confirmed"),
+    },
+)

@@ -1,168 +1,83 @@
-"""Confirmation: do the winners of a noisy search really win? Fresh seeds, paired differences, corrected intervals."""
+"""Confirmation: the search's winners and the baselines, trained again on the same fresh seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from aqx.errors import InputError
-from aqx.search.loop import train_all
-from aqx.search.trial import LEASE_SECONDS, Record, Trial
-from aqx.store.trial_rows import by_training
-
-if TYPE_CHECKING:
-    from aqx.search.study import Study
-
-LEVEL = 0.95
-SCREENED = 3  # times as many winners are retrained as are reported, where validation can choose and test report
-Verdict = Literal["better", "no evidence", "worse", "failed", "reference"]
-
-
-@dataclass(frozen=True)
-class Confirmed:
-    """A function retrained on fresh seeds.
-
-    Attributes:
-        name: the function.
-        mean: of the metric over the seeds; nan if all trainings failed.
-        low: lower end of its 95 % interval (Student's t).
-        high: upper end.
-        difference: mean difference to the reference over the seeds that both finished.
-        difference_low: lower end of the difference's interval; all intervals hold together with 95 % confidence.
-        difference_high: upper end.
-        verdict: "better" or "worse" than the reference where that interval excludes 0, else "no evidence"; "failed"
-            where a training gave no result.
-        seeds: trainings that gave a result.
-        failed: trainings that did not.
-        searched: the objective that the search saw: the best of many noisy results, so optimistic; None for a baseline
-            that the search did not train.
-    """
-
-    name: str
-    mean: float
-    low: float
-    high: float
-    difference: float
-    difference_low: float
-    difference_high: float
-    verdict: Verdict
-    seeds: int
-    failed: int
-    searched: float | None
-
-
-@dataclass(frozen=True)
-class Confirmation:
-    """The verdict on a search: the winners, then the baselines, each compared with the first baseline.
-
-    Attributes:
-        metric: what is compared.
-        reference: the baseline that the others are compared with.
-        rows: one per function, the best first.
-    """
-
-    metric: str
-    reference: str
-    rows: list[Confirmed]
+from aqx.search.ledger import LEASE_SECONDS, Ledger, Record, done_in_search, rank_functions
+from aqx.search.queue import Queue
+from aqx.search.trial import train_all
+from aqx.search.verdict import SCREENED, Confirmation, judge, reported_metric
+from aqx.store.claims import Snapshot, Wanted
+from aqx.store.trial_rows import Brief, Purpose, Status, by_training
 
 
 def confirm(
-    study: Study,
+    ledger: Ledger,
+    queue: Queue,
     top: int,
     seeds: int,
     executor: Executor | None,
     workers: int | None,
+    together: int,
     progress: Callable[[int, int, str], None] | None,
 ) -> Confirmation:
     """Retrain winners and baselines on the same fresh seeds and compare; see `Study.confirm`."""
+    task, goal = queue.task, ledger.goal
     if top < 1:
         raise InputError(f"top={top} is too few; give 1 or more")
     if seeds < 2:
         raise InputError(f"seeds={seeds} is too few for an interval; give 2 or more")
-    if not study.task.baselines:
-        raise InputError(f"task {study.task.name!r} has no baselines to compare with; give Task(baselines=…)")
-    searched = study.top(10**9)
+    if not task.baselines:
+        raise InputError(f"task {task.name!r} has no baselines to compare with; give Task(baselines=…)")
+    records = ledger.records()
+    searched = rank_functions(done_in_search(records), goal)
     if not searched:
         raise InputError("nothing has been trained yet; search first")
-    objective = study.task.objective
-    metric = reported_metric(study.records(), objective)
-    baselines: dict[str | None, str] = {study.class_id(name): name for name in study.task.baselines}
+    metric = reported_metric(records, goal.metric)
+    baselines: dict[str | None, str] = {ledger.class_id(name): name for name in task.baselines}
     winners = [ranking for ranking in searched if ranking.class_id not in baselines]
-    winners = winners[: top if metric == objective else SCREENED * top]
+    winners = winners[: top if metric == goal.metric else SCREENED * top]
     names = {ranking.class_id: ranking.name for ranking in winners} | baselines
-    fresh_seeds = confirmation_seeds(study.seed, seeds)
-    jobs = [(class_id, name, seed) for seed in fresh_seeds for class_id, name in names.items()]
+    fresh_seeds = confirmation_seeds(queue.settings.seed, seeds)
+    jobs = [Wanted(id_, name, Purpose.CONFIRM, seed) for seed in fresh_seeds for id_, name in names.items()]
 
-    def next_trial() -> Trial | None:
-        confirming = by_training(trial for trial in study.trials() if trial.purpose == "confirm")
-        known = {(group[0].class_id, group[0].seed): group for group in confirming}
-        for class_id, name, seed in jobs:
-            if not study.retry_policy.settles(known.get((class_id, seed), [])):
-                trial = study.claim(name, class_id, "confirm", LEASE_SECONDS, seed)
-                if trial is not None:  # else another process was quicker
-                    return trial
-        return None
+    def claim(snapshot: Snapshot) -> list[Record]:
+        known = _confirming(snapshot)
+        left = [job for job in jobs if not queue.retry.settles(known.get((job.class_id, job.seed), []))]
+        while left:
+            if claimed := queue.claim_these(left[:together], LEASE_SECONDS, together):
+                return claimed
+            left = left[together:]  # another process was quicker
+        return []
 
-    def show(note: str) -> None:
+    def show(snapshot: Snapshot, note: str) -> None:
         if progress:
-            progress(len(_results(study, jobs)), len(jobs), note)
+            known = _confirming(snapshot)
+            ended = (Status.DONE, Status.FAILED)
+            done = sum(any(t.status in ended for t in known.get((job.class_id, job.seed), [])) for job in jobs)
+            progress(done, len(jobs), note)
 
-    show("")
-    train_all(study, next_trial, executor, workers, lambda record: show(record.name))
+    def ended(records: list[Record], now: Snapshot) -> None:
+        show(now, records[-1].name if records else "")
+
+    snapshot = ledger.snapshot()
+    show(snapshot, "")
+    train_all(ledger, task, snapshot, claim, ended, executor, workers)
     return judge(
-        _results(study, jobs),
+        _results(ledger, jobs),
         {ranking.class_id: ranking.name for ranking in winners},
         baselines,
         fresh_seeds,
-        (objective, metric),
-        study.sign,
+        metric,
+        goal,
         top,
         {ranking.name: ranking.objective for ranking in searched},
     )
-
-
-def judge(
-    results: Mapping[tuple[str | None, int], Record],
-    winners: Mapping[str | None, str],
-    baselines: Mapping[str | None, str],
-    seeds: Sequence[int],
-    metrics: tuple[str, str],
-    sign: int,
-    top: int,
-    searched: dict[str, float],
-) -> Confirmation:
-    """Compare retrained winners and baselines with the first baseline.
-
-    Args:
-        results: ended trials by class and seed.
-        winners: names of the search's best functions by class.
-        baselines: names of the baselines by class.
-        seeds: all had.
-        metrics: the objective, whose fresh values choose among the winners, and the metric that is reported.
-        sign: 1 where higher is better, else -1.
-        top: how many of the winners are reported.
-        searched: what the search saw, by name.
-    """
-    names = {**winners, **baselines}
-    objective, metric = metrics
-    values = {wanted: {name: np.full(len(seeds), np.nan) for name in names.values()} for wanted in metrics}
-    for class_id, name in names.items():
-        for position, seed in enumerate(seeds):
-            record = results.get((class_id, seed))
-            if record is not None and record.status == "done":
-                for wanted, table in values.items():
-                    table[name][position] = float(record.metrics.get(wanted, np.nan))
-    # The search's own numbers are the best of many; fresh ones choose better, and the test metric stays unseen.
-    fresh = sorted(
-        winners.values(), key=lambda name: -np.nan_to_num(sign * values[objective][name].mean(), nan=-np.inf)
-    )
-    kept = {name: values[metric][name] for name in [*fresh[:top], *baselines.values()]}
-    reference = next(iter(baselines.values()))
-    return Confirmation(metric, reference, compare(kept, reference, sign, searched))
 
 
 def confirmation_seeds(study_seed: int, n: int) -> list[int]:
@@ -170,89 +85,16 @@ def confirmation_seeds(study_seed: int, n: int) -> list[int]:
     return [int(np.random.SeedSequence([study_seed, i, 0xC0F]).generate_state(1)[0] >> 1) for i in range(n)]
 
 
-def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: dict[str, float]) -> list[Confirmed]:
-    """Compare functions with a reference over the same seeds.
-
-    The seeds are blocks: value = function's effect + seed's effect + error, the error's variance s² pooled over all
-    functions that finished (K functions, S seeds, (K − 1)(S − 1) degrees of freedom). The interval of a difference is
-    its mean ± t(1 − 0.05/2m)·s·√(2/S), with Bonferroni's correction for m comparisons: all hold together with 95 %
-    confidence. For two functions this is Student's paired test; more of them know s better.
-
-    Args:
-        values: metric of each function per seed [S], nan where the training failed.
-        reference: the name of the function that the others are compared with.
-        sign: 1 where higher is better, else -1.
-        searched: what the search saw, by name.
-
-    Returns:
-        one row per function, the best mean first, those without a result last.
-    """
-    half = _half_width(np.array([row for row in values.values() if np.isfinite(row).all()]), len(values) - 1)
-    rows = []
-    for name, results in values.items():
-        finite = np.isfinite(results)
-        paired = finite & np.isfinite(values[reference])
-        difference = float(np.mean((results - values[reference])[paired])) if paired.any() else np.nan
-        # A function that failed now and then has no mean to compare, only some lucky runs.
-        ends = (difference - half, difference + half) if paired.all() else (np.nan, np.nan)
-        rows.append(
-            Confirmed(
-                name,
-                *_interval(results[finite]),
-                difference,
-                *ends,
-                _verdict(name == reference, bool(finite.all()), sign, ends),
-                int(finite.sum()),
-                int((~finite).sum()),
-                searched.get(name),
-            )
-        )
-    return sorted(rows, key=lambda row: (np.isnan(row.mean), -sign * row.mean))
+def _confirming(snapshot: Snapshot) -> dict[tuple[str | None, int | None], list[Brief]]:
+    """The trials that confirm, by class and seed."""
+    confirming = by_training(trial for trial in snapshot.trials if trial.purpose is Purpose.CONFIRM)
+    return {(group[0].class_id, group[0].seed): group for group in confirming}
 
 
-def _half_width(values: np.ndarray, comparisons: int) -> float:
-    """Half the width of a difference's interval, from the complete rows [K, S]."""
-    from scipy import stats  # slow to import, and needed here alone
-
-    freedom = (values.shape[0] - 1) * (values.shape[-1] - 1)
-    if freedom < 1:
-        return float("nan")
-    errors = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
-    variance = np.sum(errors**2) / freedom
-    level = 1 - (1 - LEVEL) / (2 * max(comparisons, 1))
-    return float(stats.t.ppf(level, freedom) * np.sqrt(2 * variance / values.shape[1]))
-
-
-def _verdict(is_reference: bool, finished: bool, sign: int, ends: tuple[float, float]) -> Verdict:
-    if is_reference:
-        return "reference"
-    if not finished:
-        return "failed"
-    low, high = sorted((sign * ends[0], sign * ends[1]))
-    return "better" if low > 0 else "worse" if high < 0 else "no evidence"
-
-
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and the ends of Student's 95 % interval; nan where there are too few values."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return (float(values.mean()) if len(values) else float("nan")), float("nan"), float("nan")
-    half = stats.t.ppf(1 - (1 - LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
-
-
-def _results(study: Study, jobs: list[tuple[str | None, str, int]]) -> dict[tuple[str | None, int], Record]:
-    wanted = {(class_id, seed) for class_id, _, seed in jobs}
+def _results(ledger: Ledger, jobs: Sequence[Wanted]) -> dict[tuple[str | None, int], Record]:
+    wanted = {(job.class_id, job.seed) for job in jobs}
     return {
         (record.class_id, record.seed): record
-        for record in study.records("confirm")
-        if record.status in ("done", "failed") and (record.class_id, record.seed) in wanted
+        for record in ledger.records(Purpose.CONFIRM)
+        if record.status in (Status.DONE, Status.FAILED) and (record.class_id, record.seed) in wanted
     }
-
-
-def reported_metric(records: Iterable[Record], objective: str) -> str:
-    """Return the test metric that belongs to a validation objective, where every training of the search has one."""
-    test = objective.replace("val", "test", 1)
-    done = [record for record in records if record.status == "done" and record.purpose in ("search", "baseline")]
-    return test if done and all(isinstance(record.metrics.get(test), int | float) for record in done) else objective

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from aqx.errors import InputError
 
 Curve = Sequence[tuple[int, float]]  # (step, value), steps ascending; higher values are better
+Rule = Callable[[Curve, Sequence[Curve]], bool]  # of this training and the others
 STARTUP = 5  # trainings that must have come as far before the median says anything
 REDUCTION = 3  # successive halving keeps one in so many at each rung
 
@@ -58,10 +60,10 @@ def never(own: Curve, others: Sequence[Curve]) -> bool:
     return False
 
 
-RULES: dict[str, Callable[[Curve, Sequence[Curve]], bool]] = {"median": median, "halving": halving, "never": never}
+RULES: dict[str, Rule] = {"median": median, "halving": halving, "never": never}
 
 
-def rule_of(name: str) -> Callable[[Curve, Sequence[Curve]], bool]:
+def rule_of(name: str) -> Rule:
     """Return the rule of this name.
 
     Raises:
@@ -72,13 +74,15 @@ def rule_of(name: str) -> Callable[[Curve, Sequence[Curve]], bool]:
     return RULES[name]
 
 
-def curve_of(metrics: dict[str, object], objective: str, sign: int) -> list[tuple[int, float]]:
+def curve_of(metrics: Mapping[str, Any], objective: str, sign: int) -> list[tuple[int, float]]:
     """Return a training's intermediate values, higher is better, from its metrics; what is no number is left out."""
-    points = metrics.get(f"{objective}_by_step")
-    if not isinstance(points, list):
-        return []
+    return curve(metrics.get(f"{objective}_by_step"), sign)
+
+
+def curve(points: Any, sign: int) -> list[tuple[int, float]]:
+    """Return intermediate values, higher is better, from lists of [step, value]; what is no number is left out."""
     found: dict[int, float] = {}
-    for point in points:
+    for point in points if isinstance(points, list) else ():
         match point:
             case [int() as step, int() | float() as value]:
                 found[step] = sign * float(value)

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-import numpy as np
-
-from aqx import candidates as candidate_room
 from aqx import surrogate as surrogates
-from aqx.candidates import Candidates
-from aqx.errors import Exhausted, InputError
-from aqx.evaluation import class_id_of
-from aqx.search.confirmation import Confirmation, confirm
-from aqx.search.loop import search
-from aqx.search.pruning import rule_of
-from aqx.search.results import rank_functions
-from aqx.search.retry import RetryPolicy
-from aqx.search.trial import (
+from aqx.errors import AqxError, Exhausted, InputError, TaskError
+from aqx.search.confirmation import confirm
+from aqx.search.ledger import (
     ASKED_LEASE_SECONDS,
     LEASE_SECONDS,
-    SEARCHED,
+    Ledger,
     Ranking,
     Record,
-    Suggestion,
-    Trial,
     as_record,
+    done_in_search,
+    rank_functions,
     seed_of_trial,
 )
-from aqx.store import Database, functions, trial_rows
-from aqx.store import outcomes as store
-from aqx.store.lease import worker_name
-from aqx.store.outcomes import Wanted
+from aqx.search.pruning import rule_of
+from aqx.search.queue import Queue, RetryPolicy, Suggestion, suggested
+from aqx.search.trial import Trial, train_all
+from aqx.search.verdict import Confirmation
+from aqx.store import Database, StudySettings, claims, functions, outcomes
+from aqx.store.claims import Snapshot
 from aqx.store.spectra import invalid_spectra
-from aqx.store.tasks import register_task
-from aqx.store.trial_rows import ENDED, STATUSES, Brief, by_training
+from aqx.store.tasks import get_task, register_task
+from aqx.store.trial_rows import Purpose, Status, by_training, get_trial
 from aqx.tasks import Task, load_task
-from aqx.tree import parse
+
+_log = logging.getLogger("aqx")
+
+# Trainings of one program on a GPU. Replayed on mnist1d, 6 searches, regret after 50 and 100 trainings: 8 at once .011
+# and .007, 16 at once .017 and .007, 64 at once .026 and .015.
+TOGETHER = 8
 
 # What is called with every trial that ends: (study, record).
 Callback = Callable[["Study", Record], object]
@@ -103,21 +102,25 @@ class Study:
         self.pruner: str = pruner
         self.db: Database = db if isinstance(db, Database) else Database(db, create=True)
         self.task_id: int = register_task(self.db, self.task.name, self.task.identity())
-        self._candidates: Candidates | None = None
-        self._class_ids: dict[str, str] = {}
+        self.ledger: Ledger = Ledger(self.db, get_task(self.db, self.task.name), self._announce)
+        settings = StudySettings(seed, self.preset.name, pruner)
+        self.queue: Queue = Queue(self.ledger, self.task, self.preset, retry, settings)
 
     def __repr__(self) -> str:
         return f"Study({str(self.db.path)!r}, {self.task.name!r}, surrogate={self.preset.name!r}, seed={self.seed})"
 
-    def ask(self) -> Trial:
+    def ask(self, lease_seconds: float = ASKED_LEASE_SECONDS) -> Trial:
         """Claim the next function to train: a baseline that has not run, else what the surrogate prefers.
 
         The claim lasts a day; `trial()` holds it just as long as the training runs.
 
+        Args:
+            lease_seconds: how long others take this training for running; a later result is accepted all the same.
+
         Raises:
             Exhausted: no candidate is left.
         """
-        return self.claim_next(ASKED_LEASE_SECONDS)
+        return self._trial(lease_seconds)
 
     def tell(self, trial: Trial | int, **metrics: Any) -> Record:
         """Store the result of a trial; an objective of nan makes it a failed one.
@@ -129,19 +132,23 @@ class Study:
         Raises:
             InputError: the objective is missing or not a number, or the trial has a result already.
         """
+        goal = self.task.goal
         if isinstance(trial, Trial):
             metrics = {**trial.metrics, **metrics}
-            self.task.goal.of(metrics)
+            goal.of(metrics)
             trial.metrics = metrics
-            return trial.finish()
-        value = self.task.goal.of(metrics)
-        return self.announce(as_record(store.finish(self.db, trial, value, metrics)))
+            return trial.close()
+        record = self.ledger.close(trial, outcomes.result(goal.of(metrics), metrics))
+        self._announce(record)
+        return record
 
     def fail(self, trial: Trial | int, reason: str) -> Record:
         """Store that a training failed, and why; see `tell`."""
         if isinstance(trial, Trial):
-            return trial.fail(reason)
-        return self.announce(as_record(store.fail(self.db, trial, reason)))
+            return trial.close(reason)
+        record = self.ledger.close(trial, outcomes.failure(reason))
+        self._announce(record)
+        return record
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
@@ -155,8 +162,12 @@ class Study:
         Raises:
             Exhausted: no candidate is left.
         """
-        with self.claim_next(LEASE_SECONDS).running() as trial:
+        with self._trial(LEASE_SECONDS).running() as trial:
             yield trial
+
+    def _trial(self, lease_seconds: float) -> Trial:
+        (record,) = self.queue.claim(lease_seconds)
+        return Trial(record.id, record.name, record.seed, self.ledger, self.task, rule_of(self.pruner))
 
     def search(
         self,
@@ -164,6 +175,7 @@ class Study:
         *,
         executor: Executor | None = None,
         workers: int | None = None,
+        together: int | None = None,
         spectra: int = 200,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> list[Record]:
@@ -180,7 +192,9 @@ class Study:
             executor: where trainings run: any `concurrent.futures.Executor`, such as a Dask cluster's
                 (`client.get_executor()`), submitit's for SLURM or mpi4py's; this process alone opens the database. Task
                 and activation travel by pickle.
-            workers: trainings at a time; without an executor, more than one are processes of their own.
+            workers: jobs at a time; without an executor, more than one are processes of their own.
+            together: trainings in one job: functions of one shape are trained by one program where the task has a
+                `train_many`. By default 8 where this process trains alone, on a GPU, and the task has one; else 1.
             spectra: how many of the most promising candidates are to have a spectrum; 0 computes none. A model of which
                 spectra cannot be computed is searched without, with a warning.
             progress: called as progress(done, total, note).
@@ -191,7 +205,70 @@ class Study:
         Raises:
             TaskError: the task has no `train`, every baseline fails, or worker after worker is lost.
         """
-        return search(self, budget, executor, workers, spectra, progress)
+        if not isinstance(budget, int) or budget < 0:
+            raise InputError(f"budget={budget!r} is not a number of trainings; give an integer from 0")
+        if not isinstance(spectra, int) or spectra < 0:
+            raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
+        most = self._together(together, executor is None and workers in (None, 1))
+        finished: list[Record] = []
+        goal, baselines = self.task.goal, len(self.task.baselines)
+
+        def show(snapshot: Snapshot, note: str) -> None:
+            if progress:
+                ours = (Purpose.SEARCH, Purpose.BASELINE)
+                ended = sum(trial.status.is_finished and trial.purpose in ours for trial in snapshot.trials)
+                progress(ended, budget + baselines, note)
+
+        def describe(snapshot: Snapshot) -> None:
+            nonlocal spectra
+            if not spectra:
+                return
+            try:
+                self.queue.describe_promising(
+                    spectra, snapshot, lambda done, total, _: show(snapshot, f"{done:,} of {total:,} Fisher spectra")
+                )
+            except AqxError as error:
+                spectra = 0
+                _log.warning("aqx: the search goes on without more Fisher spectra: %s", error)
+
+        def claim(snapshot: Snapshot) -> list[Record]:
+            # Counted anew each time: other processes may work on the same study.
+            try:
+                return self.queue.claim(LEASE_SECONDS, most, snapshot, budget, describe)
+            except Exhausted:
+                if suggested(snapshot.trials) == 0 < budget:
+                    raise  # there is nothing to search in, which the user should hear
+                return []
+
+        def ended(records: list[Record], snapshot: Snapshot) -> None:
+            finished.extend(records)
+            self._stop_if_hopeless(snapshot)
+            best = goal.best(done_in_search(snapshot.trials))
+            show(snapshot, f"best {best.objective:.4f} {best.name}" if best else "")
+
+        snapshot = self.ledger.snapshot()
+        show(snapshot, "")
+        train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers)
+        return finished
+
+    def _stop_if_hopeless(self, snapshot: Snapshot) -> None:
+        """When every baseline fails, the fault is the task's, and no suggestion will do better."""
+        tried = by_training(trial for trial in snapshot.trials if trial.purpose is Purpose.BASELINE)
+        hopeless = (
+            self.retry_policy.settles(group) and all(trial.status is Status.FAILED for trial in group)
+            for group in tried
+        )
+        if tried and len(tried) == len(self.task.baselines) and all(hopeless):
+            reason = get_trial(self.db, tried[0][-1].trial_id).reason
+            raise TaskError(f"every baseline of task {self.task.name!r} failed; the first: {reason}")
+
+    def _together(self, together: int | None, here: bool) -> int:
+        """How many trainings a job has; `here` is whether this process trains alone."""
+        if together is not None:
+            if together < 1:
+                raise InputError(f"together={together} is too few; give 1 or more")
+            return together
+        return TOGETHER if here and self.task.trains_together and _on_gpu() else 1
 
     def confirm(
         self,
@@ -200,6 +277,7 @@ class Study:
         *,
         executor: Executor | None = None,
         workers: int | None = None,
+        together: int | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> Confirmation:
         """Retrain the best functions and the baselines on the same fresh seeds, and say whether the winners really win.
@@ -213,12 +291,14 @@ class Study:
             seeds: trainings of each function, ≥ 2.
             executor: as in `search`.
             workers: as in `search`.
+            together: as in `search`.
             progress: called as progress(done, total, note).
 
         Raises:
             InputError: `top` or `seeds` cannot be used, or nothing has been trained yet.
         """
-        return confirm(self, top, seeds, executor, workers, progress)
+        most = self._together(together, executor is None and workers in (None, 1))
+        return confirm(self.ledger, self.queue, top, seeds, executor, workers, most, progress)
 
     def add(self, name: str, seed: int = 0, **metrics: Any) -> Record:
         """Record a result that was trained elsewhere, in any framework.
@@ -231,18 +311,7 @@ class Study:
         Raises:
             InputError: the name does not parse, or the objective is missing or not a number.
         """
-        tree = parse(name)
-        objective = self.task.goal.of(metrics)
-        row = store.add_result(
-            self.db,
-            self.task_id,
-            class_id=self.class_id(str(tree)),
-            name=str(tree),
-            seed=seed,
-            objective=objective,
-            metrics=metrics,
-        )
-        return as_record(row)
+        return self.ledger.add(name, seed, metrics)
 
     def retry(self, *trial_ids: int) -> list[Record]:
         """Queue functions to be trained once more, whatever came of them; what is stored of them stays.
@@ -259,10 +328,14 @@ class Study:
         if not trial_ids:
             trial_ids = tuple(
                 group[-1].trial_id
-                for group in by_training(self.trials())
-                if {trial.status for trial in group} <= {"failed", "stale"}
+                for group in by_training(self.ledger.snapshot().trials)
+                if {trial.status for trial in group} <= {Status.FAILED, Status.STALE}
             )
-        return [as_record(row) for row in store.retry(self.db, self.task_id, trial_ids, self.trial_seed)]
+
+        def seed(trial_id: int) -> int:
+            return seed_of_trial(self.seed, trial_id)
+
+        return [as_record(row) for row in claims.retry(self.db, self.task_id, trial_ids, seed)]
 
     def reset(self, *, keep_done: bool) -> int:
         """Delete the trials of this task for good, but for those that are running, and return how many they were.
@@ -270,8 +343,8 @@ class Study:
         Args:
             keep_done: keep what has a result, pruned trials included.
         """
-        kept = {"running", "done", "pruned"} if keep_done else {"running"}
-        return store.remove(self.db, self.task_id, set(STATUSES) - kept)
+        kept = {Status.RUNNING, Status.DONE, Status.PRUNED} if keep_done else {Status.RUNNING}
+        return outcomes.remove(self.db, self.task_id, set(Status) - kept)
 
     def best(self, records: Sequence[Record] | None = None) -> Record | None:
         """Return the best trial of the search so far, or None; it is the best of many noisy results (see `confirm`).
@@ -279,12 +352,11 @@ class Study:
         Args:
             records: from `records()`, where they are at hand.
         """
-        done = self._done(self.records() if records is None else records)
-        return max(done, key=lambda record: self.sign * (record.objective or 0), default=None)
+        return self.task.goal.best(done_in_search(self.records() if records is None else records))
 
     def top(self, n: int = 10) -> list[Ranking]:
         """Return the n best functions by the mean of their results in the search."""
-        return rank_functions(self._done(self.records()), self.sign)[:n]
+        return rank_functions(done_in_search(self.records()), self.task.goal)[:n]
 
     def suggest(self, n: int = 1) -> list[Suggestion]:
         """Show the n candidates that would be suggested next, without claiming them.
@@ -292,187 +364,24 @@ class Study:
         Raises:
             Exhausted: no candidate is left.
         """
-        table = self._load_candidates()
-        chosen = self._choose(n, self.trials(), table)
-        class_ids = table.class_ids(chosen.index)
-        names = functions.class_names(self.db, class_ids)
-        return [
-            Suggestion(name, class_id, self.sign * float(mean), float(spread))
-            for name, class_id, mean, spread in zip(names, class_ids, chosen.mean, chosen.spread, strict=True)
-        ]
+        return self.queue.peek(n)
 
-    @property
-    def sign(self) -> int:
-        """1 where a higher objective is better, else -1."""
-        return self.task.goal.sign
+    def most_promising(self) -> list[str]:
+        """Return the ids of the classes without a Fisher spectrum, the best prediction first; see `Queue`."""
+        return self.queue.most_promising()
 
     def records(self, purpose: str | None = None, status: str | None = None) -> list[Record]:
         """Return the study's trials in the order of their ids, all of them or those of one purpose or status."""
-        return [as_record(row) for row in trial_rows.list_trials(self.db, self.task_id, status, purpose)]
-
-    def trials(self) -> list[Brief]:
-        """Return the study's trials in the order of their ids, in brief."""
-        return trial_rows.list_brief(self.db, self.task_id)
-
-    def announce(self, record: Record) -> Record:
-        """Call the callbacks with a trial that has ended, and return it."""
-        for callback in self.callbacks:
-            callback(self, record)
-        return record
+        return self.ledger.records(purpose, status)
 
     def class_id(self, name: str) -> str:
         """Return the class of a function, enumerated or not."""
-        if name not in self._class_ids:
-            stored = functions.find_class(self.db, name)
-            self._class_ids[name] = stored[0] if stored else class_id_of(parse(name))
-        return self._class_ids[name]
+        return self.ledger.class_id(name)
 
-    def claim_next(self, lease_seconds: float, suggestions: bool = True) -> Trial:
-        """Claim the next function to train for so many seconds.
-
-        Args:
-            lease_seconds: how long the claim lasts without a heartbeat.
-            suggestions: whether the surrogate may choose, once nothing else is left.
-
-        Raises:
-            Exhausted: no candidate is left, or only suggestions are and none is wanted.
-        """
-        seen: list[Brief] = []
-        for name in self.task.baselines:
-            self.class_id(name)  # not while others wait: one that was never enumerated is evaluated
-
-        def at_hand(trials: list[Brief]) -> list[Wanted]:
-            seen[:] = trials
-            return self._given_back(trials) or (self._drawn(trials) if suggestions else [])
-
-        while True:
-            if trial := self._claim(at_hand, lease_seconds):
-                return trial
-            if not suggestions:
-                raise Exhausted("nothing is left but suggestions")
-            # This takes its time, in which others need not wait; if one of them is quicker, look again.
-            table = self._load_candidates()
-            wanted = [Wanted(id_, None, "search") for id_ in table.class_ids(self._choose(1, seen, table).index)]
-            if trial := self._claim(wanted, lease_seconds):
-                return trial
-
-    def claim(self, name: str, class_id: str | None, purpose: str, lease_seconds: float, seed: int) -> Trial | None:
-        """Claim this function, or return None where another process was quicker."""
-        return self._claim([Wanted(class_id, name, purpose)], lease_seconds, seed)
-
-    def _claim(
-        self,
-        wanted: list[Wanted] | Callable[[list[Brief]], list[Wanted]],
-        lease_seconds: float,
-        seed: int | None = None,
-    ) -> Trial | None:
-        row = store.claim_first(
-            self.db,
-            self.task_id,
-            wanted,
-            seed=self.trial_seed if seed is None else seed,
-            worker=worker_name(),
-            lease_seconds=lease_seconds,
-            retry_failed=self.retry_policy.failed > 0,
-        )
-        return None if row is None else Trial(row.trial_id, row.name, row.seed, self)
-
-    def trial_seed(self, trial_id: int) -> int:
-        """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
-        return seed_of_trial(self.seed, trial_id)
-
-    def _given_back(self, trials: Sequence[Brief]) -> list[Wanted]:
-        """Return what is to be claimed before any suggestion: baselines, and what was given back, lost or asked for."""
-        baselines = {self.class_id(name): name for name in self.task.baselines}
-        open_ = {"queued", "stale"} | ({"failed"} if self.retry_policy.failed else set())
-        searched = [trial for trial in trials if trial.purpose in SEARCHED and trial.class_id is not None]
-        concerned = {trial.class_id for trial in searched if trial.status in open_} | set(baselines)
-        groups = {group[0].class_id: group for group in by_training(t for t in searched if t.class_id in concerned)}
-        settled = {class_id for class_id, group in groups.items() if self.retry_policy.settles(group)}
-        others = [group[-1] for class_id, group in groups.items() if class_id not in settled | set(baselines)]
-        return [
-            *(Wanted(class_id, name, "baseline") for class_id, name in baselines.items() if class_id not in settled),
-            *(Wanted(trial.class_id, trial.name, "search") for trial in others),
-        ]
-
-    def _drawn(self, trials: Sequence[Brief]) -> list[Wanted]:
-        """Return a draw of candidates, where the surrogate does nothing but draw and the candidates are at hand."""
-        table = self._candidates
-        if self.preset.model is not None or table is None:
-            return []
-        if not candidate_room.is_current(self.db, self.task_id, self.preset, self.seed, table):
-            return []
-        return [Wanted(id_, None, "search") for id_ in table.class_ids(self._choose(1, trials, table).index)]
-
-    def _choose(self, n: int, trials: Sequence[Brief], table: Candidates) -> surrogates.Suggestions:
-        if not len(table):
-            raise Exhausted(
-                f"{self.db.path} holds no candidates yet; fill it: aqx enumerate {self.db.path} --space act_bench"
-            )
-        observed, values, pending = self._seen(table, trials)
-        return surrogates.suggest(
-            table.coordinates,
-            observed,
-            values,
-            pending,
-            preset=self.preset,
-            seed=self.trial_seed(max((trial.trial_id for trial in trials), default=0) + 1),
-            candidates=table.usable,
-            n=n,
-        )
-
-    def _seen(self, table: Candidates, trials: Sequence[Brief]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""
-        searched = [trial for trial in trials if trial.purpose in SEARCHED and trial.class_id is not None]
-        lost = {trial.class_id for trial in searched if trial.status == "stale"}
-        # Lost too often: it may well be the function that kills the process.
-        given_up = {
-            group[0].class_id
-            for group in by_training([trial for trial in searched if trial.class_id in lost])
-            if {trial.status for trial in group} == {"stale"} and self.retry_policy.settles(group)
-        }
-        at = table.rows_of(str(trial.class_id) for trial in searched)
-        ended = np.array([t.status in ENDED or t.class_id in given_up for t in searched], bool)
-        values = np.array([np.nan if t.objective is None else self.sign * t.objective for t in searched], float)
-        running = np.array([t.status == "running" for t in searched], bool)
-        return at[ended & (at >= 0)], values[ended & (at >= 0)], at[running & (at >= 0)]
-
-    def most_promising(self) -> list[str]:
-        """Return the ids of the classes without a Fisher spectrum, the best prediction first.
-
-        None are returned where too few results exist to predict from. What is known of a class without a spectrum is
-        its outputs; the spectra that most deserve to be computed come first.
-        """
-        table = self._load_candidates()
-        observed, values, _ = self._seen(table, self.trials())
-        if not len(observed):
-            return []
-        order = surrogates.rank(table.coordinates, observed, values, preset=self.preset, seed=self.seed)
-        return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
-
-    def describe_promising(
-        self, among: int, trials: Sequence[Brief], progress: Callable[[int, int, str], None] | None = None
-    ) -> None:
-        """Compute the Fisher spectra that the `among` most promising candidates, and the trained ones, lack.
-
-        Nothing is computed before there are results to predict from, nor for a few candidates only.
-
-        Args:
-            among: how many of the most promising candidates are to have a spectrum.
-            trials: of this study.
-            progress: called as progress(done, total, note).
-        """
-        table = self._load_candidates()
-        settled = table.has_spectrum | ~table.usable
-        if settled.all():
-            return
-        observed, values, _ = self._seen(table, trials)
-        rows = surrogates.undescribed(table.coordinates, observed, values, settled, among, self.preset, self.seed)
-        if len(rows):
-            names = functions.class_names(self.db, table.class_ids(rows))
-            from aqx.spectra import compute_spectra  # brings Flax, which is slow to import
-
-            compute_spectra(self.db, self.task, names=names, progress=progress)
+    def _announce(self, record: Record) -> None:
+        """Call the callbacks with a trial that has ended."""
+        for callback in self.callbacks:
+            callback(self, record)
 
     def left_out(self) -> dict[str, int]:
         """Return how many classes the search does not consider, by the reason.
@@ -484,16 +393,14 @@ class Study:
         broken = len(invalid_spectra(self.db, self.task_id))
         return {"not finite": counts["not finite"], "constant": counts["constant"], "break the model": broken}
 
-    def _load_candidates(self) -> Candidates:
-        self._candidates = candidate_room.load(self.db, self.task_id, self.preset, self.seed, self._candidates)
-        return self._candidates
-
-    @staticmethod
-    def _done(records: Sequence[Record]) -> list[Record]:
-        return [record for record in records if record.status == "done" and record.purpose in SEARCHED]
-
 
 def _checked(callbacks: Any) -> tuple[Callback, ...]:
     if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
         raise InputError(f"callbacks={callbacks!r} cannot be called; give a list of functions of (study, record)")
     return tuple(callbacks)
+
+
+def _on_gpu() -> bool:
+    import jax
+
+    return jax.default_backend() == "gpu"

@@ -7,15 +7,12 @@ import os
 import statistics
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from aqx.enumeration.points import sample_points
-from aqx.evaluation import Batch, class_id_of, evaluate, fingerprints, finite_at
-from aqx.search.confirmation import reported_metric
-from aqx.search.results import Results, load_results
+from aqx.search.ledger import Ledger, class_of, load_results
+from aqx.search.verdict import reported_metric
 from aqx.store import Database, functions, trial_rows
 from aqx.store.spectra import count_spectra, invalid_spectra
 from aqx.store.tasks import get_task, list_tasks
+from aqx.store.trial_rows import Purpose, Status
 from aqx.tree import Tree, parse
 
 
@@ -75,7 +72,7 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
         spectra, trials = count_spectra(db, stored.task_id), trial_rows.count_trials(db, stored.task_id)
         results = load_results(db, stored.name)
         best = max(
-            (trial for trial in results.searched if trial.status == "done"),
+            (trial for trial in results.searched if trial.status is Status.DONE),
             key=lambda trial: results.sign * (trial.objective or 0),
             default=None,
         )
@@ -173,10 +170,12 @@ def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> 
         'binary(x,unary(x))'
     """
     tree = parse(name)
-    known = FunctionReport(str(tree), tree.size, tree.shape, class_id_of(tree))
     if db is None:
-        return replace(known, flags=_flags(tree))
+        from aqx.evaluation import class_id_of
+
+        return FunctionReport(str(tree), tree.size, tree.shape, class_id_of(tree), flags=_flags(tree))
     db = db if isinstance(db, Database) else Database(db)
+    known = FunctionReport(str(tree), tree.size, tree.shape, class_of(db, str(tree)))
     names, flags = functions.class_members(db, known.class_id, limit=21)
     all_results = [load_results(db, task.name) for task in list_tasks(db)]
     return replace(
@@ -196,6 +195,11 @@ def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> 
 
 def _flags(tree: Tree) -> dict[str, bool | None]:
     """The flags of a function that is not enumerated, at the points that a new database would have."""
+    import numpy as np
+
+    from aqx.enumeration import sample_points
+    from aqx.evaluation import Batch, evaluate, fingerprints, finite_at
+
     batch = Batch.of_trees([tree])
     prints, found = fingerprints(batch), finite_at(batch)
     values = evaluate(batch, sample_points(256, "stratified"))
@@ -210,9 +214,9 @@ def _flags(tree: Tree) -> dict[str, bool | None]:
     return {flag: bool(flags[flag]) for flag in functions.FLAGS}
 
 
-def _score(results: Results, class_id: str) -> Score:
+def _score(results: Ledger, class_id: str) -> Score:
     own = [trial for trial in results.trials if trial.class_id == class_id]
-    fresh = [trial for trial in own if trial.purpose == "confirm" and trial.status == "done"]
+    fresh = [trial for trial in own if trial.purpose is Purpose.CONFIRM and trial.status is Status.DONE]
     reported = reported_metric(results.trials, results.objective)
     ranking = results.ranking
     place = next((i for i, ranked in enumerate(ranking) if ranked.class_id == class_id), None)
@@ -229,6 +233,6 @@ def _score(results: Results, class_id: str) -> Score:
             if fresh
         },
         seeds=len(fresh),
-        failed=sum(trial.status == "failed" for trial in own),
+        failed=sum(trial.status is Status.FAILED for trial in own),
         broken=invalid_spectra(results.db, results.task.task_id).get(class_id),
     )

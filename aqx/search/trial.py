@@ -1,4 +1,4 @@
-"""What a study hands out: trials that are running, and records of what is known."""
+"""`Trial`: a claimed training in the hands of whoever runs it; and many of them, run by aqx itself."""
 
 from __future__ import annotations
 
@@ -6,96 +6,35 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from aqx.activation import Activation, activation
 from aqx.errors import AqxError, InputError, one_line, traceback_of
-from aqx.search.preemption import sigterm_ends_block
-from aqx.search.pruning import curve_of, rule_of
-from aqx.store import outcomes as store
-from aqx.store import trial_rows
-from aqx.store.connection import Database
-from aqx.store.encoding import plain_metrics
-from aqx.store.lease import kept_alive
+from aqx.metrics import plain_metrics
+from aqx.search.ledger import Ledger, Record
+from aqx.search.pruning import Rule, curve, curve_of
+from aqx.store import outcomes
+from aqx.store.claims import Snapshot
+from aqx.store.outcomes import Ending
+from aqx.tasks import Task
 from aqx.training.environment import environment
+from aqx.training.processes import sigterm_ends_block
+from aqx.training.run import Job, Lost, Outcome, Training, run, workplace
+from aqx.tree import parse
 
 if TYPE_CHECKING:
-    from aqx.search.study import Study
-
-SEARCHED = ("baseline", "search", "added")  # what the search learns from; confirmations stay apart
-LEASE_SECONDS = 120.0  # how long a claim outlives the last heartbeat of its process
-HEARTBEAT_SECONDS = 30.0
-ASKED_LEASE_SECONDS = 24 * 3600.0  # `ask` leaves no process behind whose heart could beat
+    from aqx.activation import Activation
 
 _log = logging.getLogger("aqx")
 
 
 class Pruned(Exception):
     """Raised inside `with study.trial()` to stop a hopeless training; it ends the block and goes no further."""
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A candidate that the surrogate would train next.
-
-    Attributes:
-        name: the simplest name of its class.
-        class_id: the class.
-        mean: predicted objective; nan where the choice was random.
-        spread: standard deviation of the prediction.
-    """
-
-    name: str
-    class_id: str
-    mean: float
-    spread: float
-
-
-@dataclass(frozen=True)
-class Record(trial_rows.TrialRow):
-    """A trial as it is stored: what was trained, where and how, and what came of it; see `TrialRow`."""
-
-    @property
-    def id(self) -> int:
-        """Its number in the database."""
-        return self.trial_id
-
-    @cached_property
-    def activation(self) -> Activation:
-        """The function, ready to be called by a model."""
-        return activation(self.name)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """A function with the mean of its results; the best of many noisy results looks better than it is."""
-
-    name: str
-    class_id: str | None
-    objective: float
-    trials: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training left behind, wherever it ran.
-
-    Attributes:
-        metrics: what it reported.
-        reason: why it failed, or None.
-        seconds: how long it took.
-        environment: where and with what it ran.
-    """
-
-    metrics: dict[str, Any]
-    reason: str | None
-    seconds: float
-    environment: dict[str, str]
 
 
 @dataclass
@@ -112,7 +51,9 @@ class Trial:
     id: int
     name: str
     seed: int
-    study: Study = field(repr=False)
+    _ledger: Ledger = field(repr=False)
+    _task: Task = field(repr=False)
+    _rule: Rule = field(repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
     _hopeless: bool = field(default=False, repr=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
@@ -120,6 +61,8 @@ class Trial:
     @cached_property
     def activation(self) -> Activation:
         """The function, ready to be called by a model."""
+        from aqx.activation import activation
+
         return activation(self.name)
 
     def report(self, step: int | None = None, **metrics: Any) -> None:
@@ -138,8 +81,8 @@ class Trial:
     def should_prune(self) -> bool:
         """Return whether the training is hopeless, by the study's pruner and the intermediate values of the objective.
 
-        What was reported is stored, so that other processes compare with it, and theirs is read: two short
-        transactions, so not for every step of a fast training. A training whose objective is nan is hopeless.
+        What was reported is stored, so that other processes compare with it, and theirs is read: a short transaction,
+        so not for every step of a fast training. A training whose objective is nan is hopeless.
 
         Raises:
             InputError: the trial has a result already, or a reported value cannot be stored.
@@ -156,20 +99,12 @@ class Trial:
             >>> study.records()[0].status, study.records()[0].reason
             ('failed', 'objective is nan')
         """
-        study = self.study
-        own = curve_of(plain_metrics(self.metrics), study.task.objective, study.sign)
+        goal = self._ledger.goal
+        own = curve_of(plain_metrics(self.metrics), goal.metric, goal.sign)
         if not own:
             return False
-        store.report(study.db, self.id, self.metrics)
-        if math.isnan(own[-1][1]):
-            self._hopeless = True
-        else:
-            others = [
-                curve_of(record.metrics, study.task.objective, study.sign)
-                for record in study.records()
-                if record.id != self.id and record.purpose in SEARCHED
-            ]
-            self._hopeless = rule_of(study.pruner)(own, others)
+        others = outcomes.report(self._ledger.db, self.id, self.metrics, compare=f"{goal.metric}_by_step")
+        self._hopeless = math.isnan(own[-1][1]) or self._rule(own, [curve(points, goal.sign) for points in others])
         return self._hopeless
 
     @contextlib.contextmanager
@@ -178,22 +113,23 @@ class Trial:
 
         An exception fails the trial and goes on to the caller; an interruption (Ctrl-C, SIGTERM) gives the claim back.
         """
-        with heartbeats(self.study.db, [self.id]), sigterm_ends_block(), self._given_back_when_interrupted():
+        with self._ledger.kept_alive([self.id]), sigterm_ends_block(), self._given_back_when_interrupted():
             try:
                 yield self
             except Pruned:
-                self.study.announce(self._prune())
-                return
+                self._hopeless = True
+                record = self._store(self._stop())
             except Exception as error:
-                self.fail(error)
+                self.close(error)
                 raise
-            try:
-                record = self._finish()
-            except AqxError as error:
-                self.metrics.clear()
-                self.fail(error)
-                raise
-            self.study.announce(record)
+            else:
+                try:
+                    record = self._store(self._ending())
+                except AqxError as error:
+                    self.metrics.clear()
+                    self.close(error)
+                    raise
+            self._ledger.announce(record)
 
     @contextlib.contextmanager
     def _given_back_when_interrupted(self) -> Iterator[None]:
@@ -202,27 +138,34 @@ class Trial:
         except Exception:
             raise
         except BaseException:
-            store.release(self.study.db, self.id)
+            self._ledger.release([self.id])
             raise
 
-    def finish(self) -> Record:
-        """Store what was reported as the trial's result; without the objective it is a failed one."""
-        return self.study.announce(self._finish())
+    def close(self, error: BaseException | str | None = None) -> Record:
+        """Store what was reported as the trial's result; without the objective, or with an error, it is a failed one.
 
-    def _finish(self) -> Record:
-        objective = self.study.task.objective
-        if objective in self.metrics:
-            value = self.study.task.goal.of(self.metrics)
-            return as_record(store.finish(self.study.db, self.id, value, self.metrics, **self._circumstances()))
+        Raises:
+            InputError: the trial has a result already (which stays), or a metric cannot be stored.
+        """
+        record = self._store(self._ending() if error is None else self._failure(error))
+        self._ledger.announce(record)
+        return record
+
+    def _store(self, ending: Ending) -> Record:
+        return self._ledger.close(self.id, ending)
+
+    def _ending(self) -> Ending:
+        goal = self._ledger.goal
+        if goal.metric in self.metrics:
+            return outcomes.result(goal.of(self.metrics), self.metrics, **self._circumstances())
         if self._hopeless:
-            return self._prune()
+            return self._stop()
         seen = ", ".join(self.metrics) or "nothing"
-        reason = f"the training ended without reporting {objective} (it reported {seen})"
+        reason = f"the training ended without reporting {goal} (it reported {seen})"
         _log.warning("aqx: trial %d, %s: %s", self.id, self.name, reason)
-        return as_record(store.fail(self.study.db, self.id, reason, self.metrics, **self._circumstances()))
+        return outcomes.failure(reason, self.metrics, **self._circumstances())
 
-    def fail(self, error: BaseException | str) -> Record:
-        """Store that the training failed, and why."""
+    def _failure(self, error: BaseException | str) -> Ending:
         try:
             metrics = plain_metrics(self.metrics)
         except InputError:  # what cannot be stored must not hide why it failed
@@ -230,38 +173,106 @@ class Trial:
         if isinstance(error, BaseException):
             metrics["traceback"] = traceback_of(error)
             error = one_line(error)
-        record = as_record(store.fail(self.study.db, self.id, error, metrics, **self._circumstances()))
-        return self.study.announce(record)
+        return outcomes.failure(error, metrics, **self._circumstances())
 
-    def end(self, outcome: Outcome) -> Record:
-        """Store what a training that ran elsewhere left behind; the study's callbacks are left to the caller."""
-        circumstances = {"seconds": outcome.seconds, "environment": outcome.environment}
-        if outcome.reason is not None:
-            row = store.fail(self.study.db, self.id, outcome.reason, outcome.metrics, **circumstances)
-        else:
-            value = self.study.task.goal.of(outcome.metrics)
-            row = store.finish(self.study.db, self.id, value, outcome.metrics, **circumstances)
-        return as_record(row)
-
-    def _prune(self) -> Record:
-        curve = curve_of(plain_metrics(self.metrics), self.study.task.objective, self.study.sign)
-        last = self.study.sign * curve[-1][1] if curve else None
-        return as_record(store.prune(self.study.db, self.id, last, self.metrics, **self._circumstances()))
+    def _stop(self) -> Ending:
+        goal = self._ledger.goal
+        own = curve_of(plain_metrics(self.metrics), goal.metric, goal.sign)
+        return outcomes.stop(goal.sign * own[-1][1] if own else None, self.metrics, **self._circumstances())
 
     def _circumstances(self) -> dict[str, Any]:
-        return {"seconds": time.monotonic() - self._started, "environment": environment(self.study.task)}
+        return {"seconds": time.monotonic() - self._started, "environment": environment(self._task)}
 
 
-def seed_of_trial(study_seed: int, trial_id: int) -> int:
-    """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
-    return int(np.random.SeedSequence([study_seed, trial_id]).generate_state(1)[0] >> 1)
+def train_all(
+    ledger: Ledger,
+    task: Task,
+    snapshot: Snapshot,
+    claim: Callable[[Snapshot], Sequence[Record]],
+    ended: Callable[[list[Record], Snapshot], None],
+    executor: Executor | None,
+    workers: int | None,
+) -> None:
+    """Run the task's training for every trial, here or in an executor, storing each result as it comes.
+
+    A training that is lost with its process is stale at once, and `claim` may take its function up again.
+
+    Args:
+        ledger: where the trials are stored.
+        task: what is trained.
+        snapshot: the trials so far.
+        claim: claims the next trials, by what was stored when it is asked; those of one shape are trained together.
+        ended: called with the trials that ended together, once all of them are stored and announced.
+        executor: as in `training.run`.
+        workers: as in `training.run`.
+    """
+    claimed: dict[int, Record] = {}  # what this process answers for, until it is closed
+    waiting: deque[Job] = deque()
+
+    def next_job() -> Job | None:
+        nonlocal snapshot
+        if not waiting:
+            trials = claim(snapshot)
+            snapshot = snapshot.with_claimed(trials)
+            claimed.update((trial.trial_id, trial) for trial in trials)
+            waiting.extend(_jobs(trials))
+        return waiting.popleft() if waiting else None
+
+    with workplace(executor, workers) as (place, width), ledger.kept_alive(claimed), sigterm_ends_block():
+        try:
+            with contextlib.closing(run(next_job, task, place, width)) as batches:
+                for batch in batches:
+                    snapshot = _store_batch(ledger, batch, claimed, ended)
+        finally:
+            ledger.release(claimed)
 
 
-def as_record(row: trial_rows.TrialRow) -> Record:
-    """Return a stored trial as people and scripts see it."""
-    return Record(**vars(row))
+def _store_batch(
+    ledger: Ledger,
+    batch: Sequence[tuple[Job, list[Outcome] | Lost]],
+    claimed: dict[int, Record],
+    ended: Callable[[list[Record], Snapshot], None],
+) -> Snapshot:
+    """Store what came of jobs and let go of their trials; return what was stored then."""
+    endings: dict[int, Ending] = {}
+    for job, outcome in batch:
+        for trial_id in map(_trial_of, job):
+            if isinstance(outcome, Lost):
+                trial = claimed.pop(trial_id)
+                ledger.lose(trial_id, outcome.reason)
+                _log.warning("aqx: trial %d, %s: %s", trial_id, trial.name, outcome.reason)
+        if not isinstance(outcome, Lost):
+            endings |= {_trial_of(training): _ending_of(o, ledger) for training, o in zip(job, outcome, strict=True)}
+    # All results are stored before anybody hears of one: a callback may raise.
+    closed, snapshot = ledger.close_all(endings)
+    for trial_id in endings:
+        del claimed[trial_id]
+    records: list[Record] = []
+    for end in closed:
+        if isinstance(end, Record):
+            records.append(end)
+        else:  # somebody else has told its result meanwhile, which stays
+            _log.warning("aqx: %s", end)
+    for record in records:
+        ledger.announce(record)
+    ended(records, snapshot)
+    return snapshot
 
 
-def heartbeats(db: Database, trial_ids: list[int]) -> contextlib.AbstractContextManager[None]:
-    """Extend the claims of these trials in a background thread; the list may change meanwhile."""
-    return kept_alive(trial_ids, lambda trial_id: store.heartbeat(db, trial_id, LEASE_SECONDS), HEARTBEAT_SECONDS)
+def _trial_of(training: Training) -> int:
+    assert training.trial_id is not None
+    return training.trial_id
+
+
+def _jobs(trials: Sequence[Record]) -> Iterator[Job]:
+    """Group trials by the shape of their functions: those of one are trained by one program."""
+    shapes = {trial.name: parse(trial.name).shape for trial in trials}
+    for _, group in groupby(sorted(trials, key=lambda trial: shapes[trial.name]), lambda trial: shapes[trial.name]):
+        yield tuple(Training(trial.name, trial.seed, trial.trial_id) for trial in group)
+
+
+def _ending_of(outcome: Outcome, ledger: Ledger) -> Ending:
+    circumstances = {"seconds": outcome.seconds, "environment": outcome.environment}
+    if outcome.reason is not None:
+        return outcomes.failure(outcome.reason, outcome.metrics, **circumstances)
+    return outcomes.result(ledger.goal.of(outcome.metrics), outcome.metrics, **circumstances)

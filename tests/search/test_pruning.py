@@ -61,6 +61,11 @@ def path(tmp_path: Path) -> Path:
     return toy.candidates(tmp_path / "toy.duckdb", ["binary(unary(x),unary(x))"], operators)
 
 
+def seen_by(study: Study):
+    snapshot = study.ledger.snapshot()
+    return study.queue._seen(study.queue._candidates(snapshot), snapshot.trials)
+
+
 def train(study: Study, values: list[float]) -> aqx.search.Trial:
     with study.trial() as trial:
         for step, value in enumerate(values, 1):
@@ -80,7 +85,7 @@ def test_a_hopeless_training_is_pruned_and_teaches_the_surrogate(path: Path):
     assert (record.status, record.objective, record.reason) == ("pruned", 0.1, None)
     assert record.metrics == {"val_acc_by_step": [[1, 0.1]]}
     assert study.best().objective == 0.9 and len(study.top()) == 5
-    observed, seen, pending = study._seen(study._load_candidates(), study.trials())
+    observed, seen, pending = seen_by(study)
     assert sorted(seen) == [0.1, 0.5, 0.6, 0.7, 0.8, 0.9] and not len(pending)
     assert study.ask().name not in {record.name for record in study.records()[:-1]}
     with pytest.raises(InputError, match="pruned already with objective 0.1"):

@@ -18,10 +18,11 @@ from aqx.activation import activation
 from aqx.enumeration import enumerate_space
 from aqx.errors import Exhausted, InputError, StoreError, TaskError
 from aqx.search import Study, describe, summarize
-from aqx.search.confirmation import compare, confirmation_seeds
+from aqx.search.confirmation import confirmation_seeds
+from aqx.search.verdict import compare
 from aqx.space import Space
 from aqx.store import Database
-from aqx.store.functions import load_candidates
+from aqx.store.functions import candidate_names
 from aqx.store.spectra import count_spectra, load_spectra
 from aqx.tree import parse
 
@@ -141,7 +142,7 @@ def test_an_interrupt_gives_the_claim_back(path):
 def test_search_finds_what_is_planted(path):
     study = Study(path, toy.task)
     assert len(study.search(budget=30, spectra=0)) == 32
-    distances = [toy.distance(activation(name)) for name in load_candidates(Database(path)).names]
+    distances = [toy.distance(activation(name)) for name in candidate_names(Database(path)).values()]
     assert len(distances) > 100
     assert toy.distance(study.best().activation) <= np.sort(distances)[1]
 
@@ -276,7 +277,7 @@ def test_a_search_computes_the_spectra_that_it_needs(path):
     described = count_spectra(study.db, study.task_id)
     # Five baselines and the ten best predictions, then perhaps one more lot; never all of the space.
     assert 10 <= sum(described.values()) <= 40
-    assert len(load_candidates(study.db).names) > 60
+    assert len(candidate_names(study.db)) > 60
     trained = {record.class_id for record in study.records("search")}
     assert trained <= set(load_spectra(study.db, study.task_id)[0])
 

@@ -1,0 +1,278 @@
+"""`Ledger`: what has been trained on a task, as it is stored, and how that grows."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aqx.errors import InputError
+from aqx.objective import Objective
+from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, functions, outcomes, trial_rows
+from aqx.store.claims import Choice, Settled, Snapshot
+from aqx.store.lease import kept_alive, worker_name
+from aqx.store.outcomes import Ending
+from aqx.store.studies import list_studies, register_study
+from aqx.store.tasks import list_tasks
+from aqx.store.trial_rows import AnyTrial, Purpose, Status
+from aqx.tree import parse
+
+if TYPE_CHECKING:
+    from aqx.activation import Activation
+
+LEASE_SECONDS = 120.0  # how long a claim outlives the last heartbeat of its process
+HEARTBEAT_SECONDS = 30.0
+ASKED_LEASE_SECONDS = 24 * 3600.0  # `ask` leaves no process behind whose heart could beat
+
+
+@dataclass(frozen=True)
+class Record(TrialRow):
+    """A trial as it is stored: what was trained, where and how, and what came of it; see `TrialRow`."""
+
+    @property
+    def id(self) -> int:
+        """Its number in the database."""
+        return self.trial_id
+
+    @cached_property
+    def activation(self) -> Activation:
+        """The function, ready to be called by a model."""
+        from aqx.activation import activation  # brings JAX, which who only reads results does not need
+
+        return activation(self.name)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A function with the mean of its results; the best of many noisy results looks better than it is."""
+
+    name: str
+    class_id: str | None
+    objective: float
+    trials: int
+
+
+def _nobody(record: Record) -> None:
+    """Whom to tell of a trial that ended, where nobody listens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """The trials of one task: read, claimed, closed.
+
+    Attributes:
+        db: where they are stored.
+        task: its name and what identifies it.
+        announce: called with every trial that ends through this ledger, once its result is stored.
+    """
+
+    db: Database
+    task: TaskRow
+    announce: Callable[[Record], object] = field(default=_nobody, repr=False)
+    _classes: dict[str, str] = field(default_factory=dict, repr=False)  # of the functions that were looked up
+    _studies: dict[StudySettings, int] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def goal(self) -> Objective:
+        """The metric that the search improves, and its direction."""
+        return Objective(str(self.task.identity["objective"]), self.task.identity["direction"])
+
+    @property
+    def objective(self) -> str:
+        """The name of that metric."""
+        return self.goal.metric
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher objective is better, else -1."""
+        return self.goal.sign
+
+    @cached_property
+    def trials(self) -> list[Record]:
+        """The trials in the order of their ids, as they were when this was first asked; `records` reads anew."""
+        return self.records()
+
+    @property
+    def searched(self) -> list[Record]:
+        """Those of `trials` that the search learns from: all but the confirmations."""
+        return [trial for trial in self.trials if trial.purpose.is_searched]
+
+    @property
+    def baselines(self) -> dict[str | None, str]:
+        """Names of the baselines among `trials` by class, in the order of the task."""
+        baselines: dict[str | None, str] = {}
+        for trial in self.trials:
+            if trial.purpose is Purpose.BASELINE:
+                baselines.setdefault(trial.class_id, trial.name)
+        return baselines
+
+    @property
+    def ranking(self) -> list[Ranking]:
+        """The functions among `trials` by the mean of their results in the search, the best first."""
+        return rank_functions(self.searched, self.goal)
+
+    @cached_property
+    def settings(self) -> StudySettings | None:
+        """The seed, surrogate and pruner of the study that claimed most; None where the database does not know."""
+        studies = list_studies(self.db, self.task.task_id)
+        claimed = [trial.study_id for trial in self.trials if trial.study_id in studies]
+        return studies[statistics.mode(claimed)] if claimed else next(iter(studies.values()), None)
+
+    def class_id(self, name: str) -> str:
+        """Return the class of a function, enumerated or not."""
+        if name not in self._classes:
+            self._classes[name] = class_of(self.db, name)
+        return self._classes[name]
+
+    def records(self, purpose: str | None = None, status: str | None = None) -> list[Record]:
+        """Read the trials in the order of their ids, all of them or those of one purpose or status."""
+        return [as_record(row) for row in trial_rows.list_trials(self.db, self.task.task_id, status, purpose)]
+
+    def add(self, name: str, seed: int, metrics: Mapping[str, Any]) -> Record:
+        """Record a training that nobody claimed; see `Study.add`."""
+        name, objective = str(parse(name)), self.goal.of(metrics)
+        row = outcomes.add_result(
+            self.db,
+            self.task.task_id,
+            class_id=self.class_id(name),
+            name=name,
+            seed=seed,
+            objective=objective,
+            metrics=metrics,
+        )
+        return as_record(row)
+
+    def snapshot(self) -> Snapshot:
+        """Read what a choice of the next trainings goes by."""
+        return claims.take_snapshot(self.db, self.task.task_id)
+
+    def claim(
+        self,
+        wanted: Choice,
+        lease_seconds: float | int,
+        settled: Settled,
+        settings: StudySettings,
+        most: int = 1,
+    ) -> tuple[list[Record], Snapshot | None]:
+        """Claim the first of some functions that are free; see `claims.claim_first`."""
+        rows, snapshot = claims.claim_first(
+            self.db,
+            self.task.task_id,
+            wanted,
+            seed=lambda trial_id: seed_of_trial(settings.seed, trial_id),
+            lease_seconds=lease_seconds,
+            most=most,
+            worker=worker_name(),
+            settled=settled,
+            study=self._number_of(settings),
+        )
+        return [as_record(row) for row in rows], snapshot
+
+    def _number_of(self, settings: StudySettings) -> int:
+        if settings not in self._studies:
+            self._studies[settings] = register_study(self.db, self.task.task_id, settings)
+        return self._studies[settings]
+
+    def close(self, trial_id: int, ending: Ending) -> Record:
+        """Store how a trial ended, and return it; `announce` is left to the caller."""
+        return as_record(outcomes.close(self.db, trial_id, ending))
+
+    def close_all(self, endings: Mapping[int, Ending]) -> tuple[list[Record | InputError], Snapshot]:
+        """Store how trials ended, in one transaction; an error stands for one that somebody else had closed."""
+        closed, snapshot = outcomes.close_all(self.db, self.task.task_id, endings)
+        return [end if isinstance(end, InputError) else as_record(end) for end in closed.values()], snapshot
+
+    def lose(self, trial_id: int, reason: str) -> None:
+        """Note that the process of a trial is gone."""
+        claims.lose(self.db, trial_id, reason)
+
+    def release(self, trial_ids: Collection[int]) -> None:
+        """Give claims back, so that others may take them up."""
+        if trial_ids:
+            claims.release(self.db, *trial_ids)
+
+    def kept_alive(self, trial_ids: Iterable[int]) -> AbstractContextManager[None]:
+        """Extend claims in a background thread; what is in the collection may change meanwhile."""
+        return kept_alive(trial_ids, lambda id_: claims.heartbeat(self.db, id_, LEASE_SECONDS), HEARTBEAT_SECONDS)
+
+
+def class_of(db: Database, name: str) -> str:
+    """Return the class of a function, enumerated or not."""
+    if stored := functions.find_class(db, name):
+        return stored[0]
+    from aqx.evaluation import class_id_of  # brings JAX
+
+    return class_id_of(parse(name))
+
+
+def as_record(row: TrialRow) -> Record:
+    """Return a stored trial as people and scripts see it."""
+    return Record(**vars(row))
+
+
+def seed_of_trial(study_seed: int, trial_id: int) -> int:
+    """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
+    return int(np.random.SeedSequence([study_seed, trial_id]).generate_state(1)[0] >> 1)
+
+
+def done_in_search(records: Iterable[AnyTrial]) -> list[AnyTrial]:
+    """Return the trials of the search that have a result."""
+    return [record for record in records if record.status is Status.DONE and record.purpose.is_searched]
+
+
+def rank_functions(records: Iterable[Record], goal: Objective) -> list[Ranking]:
+    """Order functions by the mean of their results, the best first.
+
+    Args:
+        records: trials of the search.
+        goal: which results are better.
+    """
+    results: dict[str, list[Record]] = {}
+    for record in records:
+        if record.status is Status.DONE:
+            results.setdefault(record.class_id or record.name, []).append(record)
+    ranking = [
+        Ranking(group[0].name, group[0].class_id, statistics.fmean(r.objective or 0.0 for r in group), len(group))
+        for group in results.values()
+    ]
+    return sorted(ranking, key=lambda r: -goal.sign * r.objective)
+
+
+def load_results(db: str | os.PathLike[str] | Database, task: str | None = None) -> Ledger:
+    """Read the trials of a task, without the task's own code.
+
+    Args:
+        db: a database.
+        task: the task's name; may be left out where there is only one.
+
+    Returns:
+        The ledger of its trials.
+
+    Raises:
+        InputError: there is no such task, or several and none was named.
+        StoreError: the database cannot be read.
+
+    Example:
+        >>> import aqx, tempfile
+        >>> from aqx.search import load_results
+        >>> path = tempfile.mkdtemp() + "/search.duckdb"
+        >>> _ = aqx.Study(path, "mnist1d").add("relu(x)", val_acc=0.61)
+        >>> load_results(path).ranking[0].name
+        'relu(x)'
+    """
+    db = db if isinstance(db, Database) else Database(db)
+    tasks = list_tasks(db)
+    names = ", ".join(row.name for row in tasks)
+    if task is None and len(tasks) > 1:
+        raise InputError(f"task: {db.path} holds several tasks; name one of {names}")
+    found = [row for row in tasks if task in (None, row.name)]
+    if not found:
+        wanted = "no task" if task is None else f"no task {task!r}"
+        raise InputError(f"task: {db.path} holds {wanted}" + (f"; it holds {names}" if tasks else "; search first"))
+    return Ledger(db, found[0])

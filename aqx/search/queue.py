@@ -1,0 +1,283 @@
+"""`Queue`: what is trained next: baselines, what was given back, lost or asked for, then what the surrogate prefers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aqx import candidates, surrogate
+from aqx.candidates import Candidates
+from aqx.errors import Exhausted, InputError
+from aqx.search.ledger import Ledger, Record, seed_of_trial
+from aqx.store import StudySettings, functions
+from aqx.store.claims import Snapshot, Wanted
+from aqx.store.trial_rows import AnyTrial, Brief, Purpose, Status, by_training, since_retry
+from aqx.surrogate import Fitted, Preset
+from aqx.tasks import Task
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A candidate that the surrogate would train next.
+
+    Attributes:
+        name: the simplest name of its class.
+        class_id: the class.
+        mean: predicted objective; nan where the choice was random.
+        spread: standard deviation of the prediction.
+    """
+
+    name: str
+    class_id: str
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How many more times a function is trained whose training gave no result: the one place that decides it.
+
+    Attributes:
+        lost: after its process died or was not heard of within the lease.
+        failed: after it raised an exception or gave no finite objective.
+
+    Raises:
+        InputError: a number that is negative or none.
+
+    Example:
+        >>> RetryPolicy().lost, RetryPolicy().failed
+        (1, 0)
+    """
+
+    lost: int = 1
+    failed: int = 0
+
+    def __post_init__(self) -> None:
+        for argument in ("lost", "failed"):
+            value = getattr(self, argument)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise InputError(f"{argument}={value!r} is not a number of retries; give an integer from 0")
+
+    def settles(self, same: Sequence[AnyTrial]) -> bool:
+        """Return whether trials of one training leave nothing to claim: it runs, has a result, or was tried enough."""
+        counts = Counter(trial.status for trial in since_retry(same))
+        return (
+            any(trial.status is Status.RUNNING for trial in same)
+            or counts[Status.DONE] + counts[Status.PRUNED] > 0
+            or counts[Status.FAILED] > self.failed
+            or counts[Status.STALE] > self.lost
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """One choice: the trials it goes by, the candidates, and the surrogate fitted to both."""
+
+    snapshot: Snapshot
+    table: Candidates
+    fitted: Fitted
+
+
+class Queue:
+    """What a study trains next; it decides, and the ledger's claims compare before they take.
+
+    Args:
+        ledger: the trials so far.
+        task: whose baselines come first.
+        preset: the surrogate.
+        retry: which trainings are tried again.
+        settings: what the choices depend on, and are stored with.
+    """
+
+    def __init__(self, ledger: Ledger, task: Task, preset: Preset, retry: RetryPolicy, settings: StudySettings):
+        self.ledger: Ledger = ledger
+        self.task: Task = task
+        self.preset: Preset = preset
+        self.retry: RetryPolicy = retry
+        self.settings: StudySettings = settings
+        self._table: Candidates | None = None
+        self._round: _Round | None = None
+
+    def peek(self, n: int = 1) -> list[Suggestion]:
+        """Return the n candidates that the surrogate prefers, without claiming them.
+
+        Raises:
+            Exhausted: no candidate is left.
+        """
+        ready = self._ready(self.ledger.snapshot())
+        chosen = ready.fitted.suggest(n, ready.table.usable)
+        class_ids = ready.table.class_ids(chosen.index)
+        names = functions.class_names(self.ledger.db, class_ids)
+        return [
+            Suggestion(name, class_id, self.ledger.sign * float(mean), float(spread))
+            for name, class_id, mean, spread in zip(names, class_ids, chosen.mean, chosen.spread, strict=True)
+        ]
+
+    def claim(
+        self,
+        lease_seconds: float | int,
+        most: int = 1,
+        snapshot: Snapshot | None = None,
+        budget: int | None = None,
+        prepare: Callable[[Snapshot], object] = lambda _: None,
+    ) -> list[Record]:
+        """Claim the next functions to train; fewer than `most` where fewer are at hand.
+
+        Args:
+            lease_seconds: how long the claims last without a heartbeat.
+            most: how many.
+            snapshot: the trials, where they are at hand; else they are read with the claim.
+            budget: how many suggestions of the surrogate may have been trained or be running in all; None for any.
+            prepare: called before the surrogate chooses.
+
+        Raises:
+            Exhausted: nothing is left, or nothing but suggestions beyond the budget.
+        """
+        for name in self.task.baselines:
+            self.ledger.class_id(name)  # not while others wait: one that was never enumerated is evaluated
+        if snapshot is None:
+            claimed, snapshot = self._take(
+                lambda now: self._at_hand(now) or self._drawn(now, most), lease_seconds, most
+            )
+        else:
+            at_hand = self._at_hand(snapshot)
+            claimed, now = self._take(at_hand, lease_seconds, most) if at_hand else ([], None)
+            snapshot = now or snapshot
+        while not claimed:
+            assert snapshot is not None
+            room = most if budget is None else min(most, budget - suggested(snapshot.trials))
+            if room <= 0:
+                raise Exhausted("nothing is left but suggestions")
+            prepare(snapshot)
+            # This takes its time, in which others need not wait; if one of them is quicker, look again.
+            ready = self._ready(snapshot)
+            chosen = ready.fitted.suggest(room, ready.table.usable).index
+            wanted = [Wanted(id_, None, Purpose.SEARCH) for id_ in ready.table.class_ids(chosen)]
+            claimed, snapshot = self._take(wanted, lease_seconds, room)
+        return claimed
+
+    def claim_these(self, wanted: Sequence[Wanted], lease_seconds: float | int, most: int = 1) -> list[Record]:
+        """Claim the first of these functions; none where another process was quicker."""
+        return self._take(wanted, lease_seconds, most)[0]
+
+    def _take(
+        self,
+        wanted: Sequence[Wanted] | Callable[[Snapshot], Sequence[Wanted]],
+        lease_seconds: float | int,
+        most: int,
+    ) -> tuple[list[Record], Snapshot | None]:
+        return self.ledger.claim(wanted, lease_seconds, self.retry.settles, self.settings, most)
+
+    def _at_hand(self, snapshot: Snapshot) -> list[Wanted]:
+        """Return what is to be claimed before any suggestion: baselines, and what was given back, lost or asked for."""
+        baselines = {self.ledger.class_id(name): name for name in self.task.baselines}
+        open_ = {Status.QUEUED, Status.STALE} | ({Status.FAILED} if self.retry.failed else set())
+        searched = _searched(snapshot.trials)
+        concerned = {trial.class_id for trial in searched if trial.status in open_} | set(baselines)
+        groups = {group[0].class_id: group for group in by_training(t for t in searched if t.class_id in concerned)}
+        settled = {class_id for class_id, group in groups.items() if self.retry.settles(group)}
+        others = [group[-1] for class_id, group in groups.items() if class_id not in settled | set(baselines)]
+        return [
+            *(Wanted(id_, name, Purpose.BASELINE) for id_, name in baselines.items() if id_ not in settled),
+            *(Wanted(trial.class_id, trial.name, Purpose.SEARCH) for trial in others),
+        ]
+
+    def _drawn(self, snapshot: Snapshot, most: int) -> list[Wanted]:
+        """Return a draw of candidates, where the surrogate does nothing but draw and the candidates are at hand."""
+        if self.preset.model is not None or self._table is None or self._table.counts != snapshot.features:
+            return []
+        ready = self._ready(snapshot)
+        chosen = ready.fitted.suggest(most, ready.table.usable).index
+        return [Wanted(id_, None, Purpose.SEARCH) for id_ in ready.table.class_ids(chosen)]
+
+    def _ready(self, snapshot: Snapshot) -> _Round:
+        """Fit the surrogate to these trials, once."""
+        table = self._candidates(snapshot)
+        if not len(table):
+            path = self.ledger.db.path
+            raise Exhausted(f"{path} holds no candidates yet; fill it: aqx enumerate {path} --space act_bench")
+        if self._round is None or self._round.snapshot is not snapshot or self._round.table is not table:
+            observed, values, pending = self._seen(table, snapshot.trials)
+            seed = seed_of_trial(self.settings.seed, max((t.trial_id for t in snapshot.trials), default=0) + 1)
+            fitted = surrogate.fit(table.coordinates, observed, values, pending, preset=self.preset, seed=seed)
+            self._round = _Round(snapshot, table, fitted)
+        return self._round
+
+    def _candidates(self, snapshot: Snapshot) -> Candidates:
+        if self._table is None or self._table.counts != snapshot.features:
+            self._table = self._read_candidates()
+        return self._table
+
+    def _read_candidates(self) -> Candidates:
+        task_id = self.ledger.task.task_id
+        return candidates.of_database(self.ledger.db, task_id, self.preset, self.settings.seed, self._table)
+
+    def _seen(self, table: Candidates, trials: Sequence[Brief]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""
+        searched = _searched(trials)
+        lost = {trial.class_id for trial in searched if trial.status is Status.STALE}
+        # Lost too often: it may well be the function that kills the process.
+        given_up = {
+            group[0].class_id
+            for group in by_training([trial for trial in searched if trial.class_id in lost])
+            if {trial.status for trial in group} == {Status.STALE} and self.retry.settles(group)
+        }
+        at = table.rows_of(str(trial.class_id) for trial in searched)
+        ended = np.array([t.status.is_finished or t.class_id in given_up for t in searched], bool)
+        values = np.array([np.nan if t.objective is None else self.ledger.sign * t.objective for t in searched], float)
+        running = np.array([t.status is Status.RUNNING for t in searched], bool)
+        return at[ended & (at >= 0)], values[ended & (at >= 0)], at[running & (at >= 0)]
+
+    def most_promising(self) -> list[str]:
+        """Return the ids of the classes without a Fisher spectrum, the best prediction first.
+
+        None are returned where too few results exist to predict from. What is known of a class without a spectrum is
+        its outputs; the spectra that most deserve to be computed come first.
+        """
+        snapshot = self.ledger.snapshot()
+        table = self._candidates(snapshot)
+        observed, values, _ = self._seen(table, snapshot.trials)
+        if not len(observed):
+            return []
+        order = surrogate.rank(table.coordinates, observed, values, preset=self.preset, seed=self.settings.seed)
+        return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
+
+    def describe_promising(
+        self, among: int, snapshot: Snapshot, progress: Callable[[int, int, str], None] | None = None
+    ) -> None:
+        """Compute the Fisher spectra that the `among` most promising candidates, and the trained ones, lack.
+
+        Nothing is computed before there are results to predict from, nor for a few candidates only.
+
+        Args:
+            among: how many of the most promising candidates are to have a spectrum.
+            snapshot: the trials so far.
+            progress: called as progress(done, total, note).
+        """
+        table = self._candidates(snapshot)
+        settled = table.has_spectrum | ~table.usable
+        if settled.all():
+            return
+        rows = self._ready(snapshot).fitted.undescribed(settled, among)
+        if len(rows):
+            names = functions.class_names(self.ledger.db, table.class_ids(rows))
+            from aqx.spectra import compute_spectra  # brings Flax, which is slow to import
+
+            compute_spectra(self.ledger.db, self.task, names=names, progress=progress)
+            self._table = self._read_candidates()
+
+
+def suggested(trials: Sequence[Brief]) -> int:
+    """Count the surrogate's suggestions that have been trained or are in training."""
+    return sum(
+        trial.purpose is Purpose.SEARCH and (trial.status.is_finished or trial.status is Status.RUNNING)
+        for trial in trials
+    )
+
+
+def _searched(trials: Sequence[Brief]) -> list[Brief]:
+    """Those of the trials that the search learns from, of functions that have a class."""
+    return [trial for trial in trials if trial.purpose.is_searched and trial.class_id is not None]
