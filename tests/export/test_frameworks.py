@@ -16,7 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_export import ALL, OPERATORS, POINTS, TINY, check_close, example
+from test_export import (
+    ALL,
+    OPERATORS,
+    POINTS,
+    TINY,
+    WITH_NEW,
+    add_new_operators,
+    check_close,
+    example,
+    slope_with_new,
+    value_with_new,
+)
 
 import aqx
 from aqx.export import source
@@ -157,6 +168,15 @@ def test_second_derivatives_in_torch(name: str, tmp_path: Path):
     assert torch().autograd.gradgradcheck(module, (x,))
 
 
+def test_new_operators_in_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch()
+    add_new_operators(monkeypatch)
+    x = np.linspace(-3, 3, 31)
+    value, slope = by_torch(WITH_NEW, x, tmp_path)
+    np.testing.assert_allclose(value, value_with_new(x), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(slope, slope_with_new(x), rtol=1e-9, atol=1e-15)
+
+
 # --- Keras
 
 
@@ -189,6 +209,15 @@ def test_kinks_in_keras(function: str, x: float, slope: float, tmp_path: Path):
     keras()
     _, got = by_keras(function, np.float32([x]), tmp_path)
     np.testing.assert_allclose(got[0], slope, rtol=1e-5)
+
+
+def test_new_operators_in_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    keras()
+    add_new_operators(monkeypatch)
+    x = np.linspace(-3, 3, 31, dtype="float32")  # layers compute in float32
+    value, slope = by_keras(WITH_NEW, x, tmp_path)
+    np.testing.assert_allclose(value, value_with_new(x.astype("float64")), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(slope, slope_with_new(x.astype("float64")), rtol=1e-5, atol=1e-5)
 
 
 ON_TORCH = """
