@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aqx import losses
-from aqx.activation import Activation, activation, stack
 from aqx.errors import AqxError, Exhausted, InputError, ParseError, StoreError, TaskError, UnsupportedError
+from aqx.lazy import on_demand
 from aqx.operators import register
-from aqx.search import Pruned, RetryPolicy, Study
 from aqx.space import Space
-from aqx.tasks import Task, load_task
 from aqx.tree import Tree, parse
 
 if TYPE_CHECKING:
-    from aqx import fisher
+    from aqx import fisher, losses
+    from aqx.activation import Activation, activation, stack
+    from aqx.population import population
+    from aqx.search import Pruned, RetryPolicy, Study
+    from aqx.tasks import Task, load_task
 
 __version__ = "0.1.0"
 
@@ -38,15 +39,17 @@ __all__ = [
     "load_task",
     "losses",
     "parse",
+    "population",
     "register",
     "stack",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Flax takes as long to import as all the rest but JAX, and who only wants a function does not need it.
-    if name == "fisher":
-        import importlib
-
-        return importlib.import_module("aqx.fisher")
-    raise AttributeError(f"module 'aqx' has no attribute {name!r}")
+on_demand(
+    __name__,
+    {
+        "aqx.activation": ("Activation", "activation", "stack"),
+        "aqx.population": ("population",),
+        "aqx.search": ("Pruned", "RetryPolicy", "Study"),
+        "aqx.tasks": ("Task", "load_task"),
+    },
+)

@@ -6,21 +6,17 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import jax
-
-from aqx.errors import AqxError
-from aqx.machine import cores, free_memory, version_of
+from aqx.errors import AqxError, InputError
+from aqx.machine import cores, free_memory, nvidia_smi, version_of
 from aqx.store import Database
 from aqx.store.encoding import differences
 from aqx.store.health import FileHealth, check_file
 from aqx.store.tasks import find_task
-from aqx.tasks import check_task, load_task
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "duckdb", "scikit-learn", "umap-learn")
 LOW_MEMORY, LOW_DISK = 2**30, 2**28  # bytes: the paper's space takes most of a GiB to enumerate, and 400 MB to keep
@@ -35,8 +31,9 @@ class Diagnosis:
 
     Attributes:
         versions: of Python, aqx and the libraries it stands on; None where one is missing.
-        devices: what JAX computes on.
+        devices: what JAX computes on; None where nobody looked.
         gpus: NVIDIA GPUs that the driver knows, whether JAX uses them or not.
+        traced: which form a traced activation has on them, "kernel" or "switch", and why; empty without a device.
         cores: how many this process may use.
         settings: variables of the environment that change how many threads and which devices are used.
         memory_bytes: memory that is free; None where the system does not tell.
@@ -50,8 +47,9 @@ class Diagnosis:
     """
 
     versions: dict[str, str | None] = field(default_factory=dict)
-    devices: list[str] = field(default_factory=list)
+    devices: list[str] | None = None
     gpus: list[str] = field(default_factory=list)
+    traced: str = ""
     cores: int = 0
     settings: dict[str, str] = field(default_factory=dict)
     memory_bytes: int | None = None
@@ -73,6 +71,8 @@ def diagnose(
     db: str | os.PathLike[str] | None = None,
     task: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    *,
+    quick: bool = False,
 ) -> Diagnosis:
     """Look at this machine and installation, and where they are given at a database and a task; change nothing.
 
@@ -80,16 +80,23 @@ def diagnose(
         db: a database file.
         task: a built-in task, or "path/to/file.py:name"; what it promises is tried, its training left out.
         progress: called as progress(done, total, note) while the file is read.
+        quick: leave out what takes JAX, which is the devices and a task.
+
+    Raises:
+        InputError: a task is to be tried quickly.
 
     Example:
         >>> from aqx.doctor import diagnose
-        >>> diagnose().versions["aqx"]
+        >>> diagnose(quick=True).versions["aqx"]
         '0.1.0'
     """
+    if quick and task is not None:
+        raise InputError("quick leaves out what takes JAX, as a task does; leave out one of the two")
     seen = Diagnosis(cores=cores())
     seen.settings = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     _look_at_versions(seen)
-    _look_at_devices(seen)
+    if not quick:
+        _look_at_devices(seen)
     _look_at_room(seen, Path(db or ".").absolute().parent if db else Path.cwd())
     if db is not None:
         seen.file = check_file(db, progress)
@@ -173,7 +180,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _look_at_devices(seen: Diagnosis) -> None:
-    seen.gpus = nvidia_gpus()
+    import jax  # takes a second
+
+    from aqx import kernel
+
+    seen.gpus, seen.devices = nvidia_gpus(), []
     try:
         found = jax.devices()
     except RuntimeError as error:
@@ -181,6 +192,7 @@ def _look_at_devices(seen: Diagnosis) -> None:
         seen.problems.append(f"JAX finds no device ({reason}); unset JAX_PLATFORMS, or set it to what there is")
         return
     seen.devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in found]
+    seen.traced = f"{kernel.form_in_use()} ({kernel.reason()})"
     if not seen.gpus or any(device.platform in ("gpu", "cuda") for device in found):
         return
     hidden = [name for name in _HIDING if name in os.environ]
@@ -201,13 +213,7 @@ def nvidia_gpus(driver: str = "/proc/driver/nvidia/gpus") -> list[str]:
     for file in sorted(Path(driver).glob("*/information")):
         match = re.search(r"^Model:\s*(.+)$", file.read_text(errors="replace"), re.M)
         found.append(match[1].strip() if match else "an NVIDIA GPU")
-    if found or not shutil.which("nvidia-smi"):
-        return found
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", listed, re.M)
+    return found or re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", nvidia_smi(), re.M)
 
 
 def _look_at_room(seen: Diagnosis, folder: Path) -> None:
@@ -225,6 +231,8 @@ def _look_at_room(seen: Diagnosis, folder: Path) -> None:
 
 
 def _look_at_task(seen: Diagnosis, reference: str) -> None:
+    from aqx.tasks import check_task, load_task  # bring JAX
+
     try:
         task = load_task(reference)
         report = check_task(task)

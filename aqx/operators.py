@@ -1,7 +1,8 @@
 """The table of operators: name, kind, JAX function, and the sets they belong to.
 
 Everything that knows operators (parser, spaces, evaluation, tests, docs) derives from this table. Names and meanings of
-the paper's operators are those of Bingham & Miikkulainen (NeurIPS 2023), table of the search space.
+the paper's operators are those of Bingham & Miikkulainen (NeurIPS 2023), table of the search space. Functions stand in
+it as text and are imported with the first value, as who reads names and counts functions needs no JAX.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
-import jax
-import jax.numpy as jnp
-
-from aqx import numerics
 from aqx.errors import InputError
+
+if TYPE_CHECKING:
+    import jax
 
 Kind = Literal["unary", "binary", "n-ary"]
 KINDS: tuple[Kind, ...] = ("unary", "binary", "n-ary")
@@ -27,11 +27,28 @@ class Operator:
     """One operator: its name, its kind, and its elementwise JAX function of 1, 2 or any number of arrays.
 
     It pickles by name: where it is loaded, a user's own operator must have been registered under that name.
+
+    Attributes:
+        name: as it stands in the names of functions.
+        kind: how many arguments it takes.
+        source: the function, or where it is: `numerics.erf`, `jnp.exp` or `nn.relu`.
     """
 
     name: str
     kind: Kind
-    fn: Callable[..., jax.Array]
+    source: Callable[..., jax.Array] | str
+
+    @cached_property
+    def fn(self) -> Callable[..., jax.Array]:
+        """The elementwise JAX function."""
+        if not isinstance(self.source, str):
+            return self.source
+        import jax
+
+        from aqx import numerics
+
+        home, _, name = self.source.partition(".")
+        return getattr({"jnp": jax.numpy, "nn": jax.nn, "numerics": numerics}[home], name)
 
     def __reduce__(self) -> tuple[Callable[[str], Operator], tuple[str]]:
         return _operator, (self.name,)
@@ -62,72 +79,72 @@ class OperatorTable:
 # Each value is right to 16 units in the last place, each derivative finite and right wherever it is representable;
 # subnormal arguments and results may be 0, as XLA makes them on a CPU. At a kink the derivative is that of the flatter
 # side (0 for relu, 0.01 for leakyrelu), and 0 for abs, sqrt_abs and log1p_abs, which are even.
-_UNARY: dict[str, dict[str, Callable[[jax.Array], jax.Array]]] = {
+_UNARY: dict[str, dict[str, str]] = {
     "paper": {
-        "zero": jnp.zeros_like,
-        "one": jnp.ones_like,
-        "identity": lambda x: x,
-        "negative": jnp.negative,
-        "abs": numerics.absolute,
-        "reciprocal": numerics.reciprocal,
-        "square": jnp.square,
-        "exp": jnp.exp,
-        "erf": numerics.erf,
-        "erfc": numerics.erfc,
-        "sinh": numerics.sinh,
-        "cosh": numerics.cosh,
-        "tanh": numerics.tanh,
-        "expm1": numerics.expm1,
-        "sigmoid": numerics.sigmoid,
-        "log_sigmoid": numerics.log_sigmoid,  # log σ(x)
-        "arcsinh": numerics.arcsinh,
-        "arctan": numerics.arctan,
-        "bessel_i0e": numerics.bessel_i0e,  # exp(−|x|) I₀(x)
-        "bessel_i1e": numerics.bessel_i1e,  # exp(−|x|) I₁(x)
-        "relu": jax.nn.relu,
-        "elu": numerics.elu,  # x if x > 0 else eˣ − 1
-        "selu": numerics.selu,  # 1.0507 (x if x > 0 else 1.6733 (eˣ − 1))
-        "swish": numerics.swish,  # x σ(x)
-        "softplus": numerics.softplus,  # log(1 + eˣ)
-        "softsign": numerics.softsign,  # x / (1 + |x|)
-        "hard_sigmoid": numerics.hard_sigmoid,  # clip(0.2 x + 0.5, 0, 1)
+        "zero": "jnp.zeros_like",
+        "one": "jnp.ones_like",
+        "identity": "numerics.identity",
+        "negative": "jnp.negative",
+        "abs": "numerics.absolute",
+        "reciprocal": "numerics.reciprocal",
+        "square": "jnp.square",
+        "exp": "jnp.exp",
+        "erf": "numerics.erf",
+        "erfc": "numerics.erfc",
+        "sinh": "numerics.sinh",
+        "cosh": "numerics.cosh",
+        "tanh": "numerics.tanh",
+        "expm1": "numerics.expm1",
+        "sigmoid": "numerics.sigmoid",
+        "log_sigmoid": "numerics.log_sigmoid",  # log σ(x)
+        "arcsinh": "numerics.arcsinh",
+        "arctan": "numerics.arctan",
+        "bessel_i0e": "numerics.bessel_i0e",  # exp(−|x|) I₀(x)
+        "bessel_i1e": "numerics.bessel_i1e",  # exp(−|x|) I₁(x)
+        "relu": "nn.relu",
+        "elu": "numerics.elu",  # x if x > 0 else eˣ − 1
+        "selu": "numerics.selu",  # 1.0507 (x if x > 0 else 1.6733 (eˣ − 1))
+        "swish": "numerics.swish",  # x σ(x)
+        "softplus": "numerics.softplus",  # log(1 + eˣ)
+        "softsign": "numerics.softsign",  # x / (1 + |x|)
+        "hard_sigmoid": "numerics.hard_sigmoid",  # clip(0.2 x + 0.5, 0, 1)
     },
     "aquasurf": {
-        "elish": numerics.elish,  # (x if x > 0 else eˣ − 1) σ(x)
-        "leakyrelu": numerics.leaky_relu,  # x if x > 0 else 0.01 x
-        "mish": numerics.mish,  # x tanh(log(1 + eˣ))
-        "gelu": numerics.gelu,  # x Φ(x), Φ the normal distribution function
+        "elish": "numerics.elish",  # (x if x > 0 else eˣ − 1) σ(x)
+        "leakyrelu": "numerics.leaky_relu",  # x if x > 0 else 0.01 x
+        "mish": "numerics.mish",  # x tanh(log(1 + eˣ))
+        "gelu": "numerics.gelu",  # x Φ(x), Φ the normal distribution function
     },
     "extended": {
-        "sin": jnp.sin,
-        "cos": jnp.cos,
-        "sqrt_abs": numerics.sqrt_abs,  # √|x|, its derivative at 0 taken as 0
-        "log1p_abs": numerics.log1p_abs,  # log(1 + |x|)
-        "cube": numerics.cube,
-        "gaussian": numerics.gaussian,  # exp(−x²)
-        "squareplus": numerics.squareplus,  # (x + √(x² + 4)) / 2
-        "isru": numerics.isru,  # x / √(1 + x²)
-        "relu6": numerics.relu6,  # clip(x, 0, 6)
-        "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
-        "hard_swish": numerics.hard_swish,  # x clip(x + 3, 0, 6) / 6
-        "hard_tanh": numerics.hard_tanh,  # clip(x, −1, 1)
+        "sin": "jnp.sin",
+        "cos": "jnp.cos",
+        "sqrt_abs": "numerics.sqrt_abs",  # √|x|, its derivative at 0 taken as 0
+        "log1p_abs": "numerics.log1p_abs",  # log(1 + |x|)
+        "cube": "numerics.cube",
+        "gaussian": "numerics.gaussian",  # exp(−x²)
+        "squareplus": "numerics.squareplus",  # (x + √(x² + 4)) / 2
+        "isru": "numerics.isru",  # x / √(1 + x²)
+        "relu6": "numerics.relu6",  # clip(x, 0, 6)
+        "relu_squared": "numerics.relu_squared",
+        "hard_swish": "numerics.hard_swish",  # x clip(x + 3, 0, 6) / 6
+        "hard_tanh": "numerics.hard_tanh",  # clip(x, −1, 1)
     },
 }
 # At a tie, max and min give each argument half of the derivative.
-_BINARY: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "add": jnp.add,
-    "sub": jnp.subtract,
-    "mul": jnp.multiply,
-    "div": numerics.divide,
-    "pow": numerics.power,
-    "max": jnp.maximum,
-    "min": jnp.minimum,
+_BINARY: dict[str, str] = {
+    "add": "jnp.add",
+    "sub": "jnp.subtract",
+    "mul": "jnp.multiply",
+    "div": "numerics.divide",
+    "pow": "numerics.power",
+    "max": "jnp.maximum",
+    "min": "jnp.minimum",
 }
-_NARY: dict[str, Callable[..., jax.Array]] = {  # from left to right
-    "sum_n": lambda *xs: reduce(jnp.add, xs),
-    "prod_n": lambda *xs: reduce(jnp.multiply, xs),
-    "max_n": lambda *xs: reduce(jnp.maximum, xs),
-    "min_n": lambda *xs: reduce(jnp.minimum, xs),
+_NARY: dict[str, str] = {  # from left to right
+    "sum_n": "numerics.sum_n",
+    "prod_n": "numerics.prod_n",
+    "max_n": "numerics.max_n",
+    "min_n": "numerics.min_n",
 }
 # Their arguments may be given in any order.
 COMMUTATIVE = frozenset(("add", "mul", "max", "min", *_NARY))
@@ -142,9 +159,9 @@ SETS: dict[str, tuple[str, ...]] = {
 
 _BUILT_IN = OperatorTable(
     (
-        *(Operator(name, "unary", fn) for fns in _UNARY.values() for name, fn in fns.items()),
-        *(Operator(name, "binary", fn) for name, fn in _BINARY.items()),
-        *(Operator(name, "n-ary", fn) for name, fn in _NARY.items()),
+        *(Operator(name, "unary", source) for sources in _UNARY.values() for name, source in sources.items()),
+        *(Operator(name, "binary", source) for name, source in _BINARY.items()),
+        *(Operator(name, "n-ary", source) for name, source in _NARY.items()),
     )
 )
 _in_force = _BUILT_IN
@@ -207,7 +224,7 @@ def register(name: str, fn: Callable[..., jax.Array], kind: str) -> None:
     if not callable(fn):
         raise InputError(f"fn={fn!r} is not callable; give an elementwise JAX function")
     old = _in_force.by_name.get(name)
-    if old is not None and old.kind == kind and old.fn is fn:
+    if old is not None and old.kind == kind and old.source is fn:
         return
     _check_elementwise(fn, kind)
     kept = tuple(op for op in _in_force.operators if op.name != name)
@@ -215,7 +232,9 @@ def register(name: str, fn: Callable[..., jax.Array], kind: str) -> None:
 
 
 def _check_elementwise(fn: Callable[..., jax.Array], kind: Kind) -> None:
-    x = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    import jax
+
+    x = jax.ShapeDtypeStruct((2, 3), "float32")
     for arity in {"unary": (1,), "binary": (2,), "n-ary": (1, 3)}[kind]:
         try:
             y = jax.eval_shape(fn, *[x] * arity)

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from aqx import doctor
 from aqx.cli import main
 from aqx.doctor import Requirement, diagnose, nvidia_gpus
+from aqx.errors import InputError
 from aqx.machine import free_memory
 from aqx.search import Study
 from aqx.store import Database, add_spectra, functions, health, schema
@@ -46,7 +47,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schemas = ["unary(x)", "unary(unary(x))"]
     path = toy.candidates(tmp_path_factory.mktemp("doctor") / "toy.duckdb", schemas, ["relu", "tanh", "abs"])
     study = Study(path, toy.task, surrogate="random")
-    ids = functions.load_candidates(study.db).class_ids[:3].tolist()
+    ids = list(functions.candidate_names(study.db))[:3]
     add_spectra(study.db, study.task_id, ids, np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32))
     for name in ("relu(x)", "tanh(x)", "abs(x)"):
         study.add(name, val_acc=0.5)
@@ -91,6 +92,23 @@ def test_what_is_printed(copied: Path):
     for start in ("versions   python 3.", "devices    cpu:0", "memory     ", "disk       ", "tasks      toy"):
         assert f"\n{start}" in f"\n{text}", text
     assert text.endswith("\nall is well\n")
+
+
+def test_a_quick_look_leaves_out_the_devices(copied: Path):
+    whole, quick = (json.loads(aqx_doctor(copied, "--json", *option).stdout) for option in ([], ["--quick"]))
+    assert quick["devices"] is None and whole["devices"] and quick["file"] == whole["file"]
+    assert {key for key in whole if whole[key] != quick[key]} <= {
+        "devices",
+        "gpus",
+        "traced",
+        "memory_bytes",
+        "disk_bytes",
+    }
+    assert "devices    not looked at\n" in aqx_doctor("--quick").stdout
+    result = aqx_doctor("--quick", "--task", "sine")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "--task" in result.stderr
+    with pytest.raises(InputError, match="leave out one of the two"):
+        diagnose(task="sine", quick=True)
 
 
 def test_it_says_how_far_it_is(copied: Path):
@@ -375,7 +393,7 @@ def test_gpus(gpus, platforms, setting, problem, note, monkeypatch: pytest.Monke
     if setting:
         monkeypatch.setenv("JAX_PLATFORMS", setting)
     monkeypatch.setattr(doctor, "nvidia_gpus", lambda: gpus)
-    monkeypatch.setattr(doctor.jax, "devices", lambda: list(map(Device, platforms)))
+    monkeypatch.setattr("jax.devices", lambda: list(map(Device, platforms)))
     seen = diagnose()
     assert [text for text in seen.problems if "NVIDIA" in text] == ([problem] if problem else [])
     assert [text for text in seen.notes if "NVIDIA" in text] == ([note] if note else [])
@@ -386,7 +404,7 @@ def test_no_device_is_a_problem(monkeypatch: pytest.MonkeyPatch):
     def fail():
         raise RuntimeError("Unable to initialize backend 'cuda'\nmore")
 
-    monkeypatch.setattr(doctor.jax, "devices", fail)
+    monkeypatch.setattr("jax.devices", fail)
     (problem,) = diagnose().problems
     assert problem.startswith("JAX finds no device (Unable to initialize backend 'cuda'); unset JAX_PLATFORMS")
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aqx.cli import complete, options
+from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.opening import open_task, space_of
+from aqx.cli.options import open_task, space_of
 from aqx.cli.screen import progress_shown, show_result, show_rows
 
 if TYPE_CHECKING:
@@ -34,11 +34,17 @@ def bench() -> None:
     required=True,
     metavar="FILE",
     help="The table: .parquet or .csv. One that exists is extended.",
-    shell_complete=complete.files,
+    shell_complete=options.complete_files,
 )
 @options.functions
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, metavar="S", help="Trainings of each.")
 @click.option("--workers", type=click.IntRange(1), help="Trainings at a time; default one per core.")
+@click.option(
+    "--together",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Functions that one program trains; default 4,096 on a GPU and 1, none together, on a CPU.",
+)
 @options.quiet
 @options.as_json
 def build(
@@ -51,6 +57,7 @@ def build(
     sample: int | None,
     seeds: int,
     workers: int | None,
+    together: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -63,7 +70,14 @@ def build(
     chosen = space_of(space or (None if schemas or functions else "act_bench"), schemas, functions, operators)
     with progress_shown("bench build", quiet) as progress:
         report = build_table(
-            open_task(task), chosen, out, seeds=seeds, sample=sample, workers=workers, progress=progress
+            open_task(task),
+            chosen,
+            out,
+            seeds=seeds,
+            sample=sample,
+            workers=workers,
+            together=together,
+            progress=progress,
         )
     text = (
         f"{report.trained:,} trainings of {report.classes:,} classes, {report.failed:,} of them without a result; "
@@ -77,13 +91,13 @@ def build(
     needs="the JSON file that the authors of Act-Bench have published for a data set.",
     examples=["aqx bench import cifar10.json --out cifar10.parquet"],
 )
-@click.argument("file", shell_complete=complete.files)
+@click.argument("file", shell_complete=options.complete_files)
 @click.option(
     "--out",
     required=True,
     metavar="TABLE",
     help="The table to write, .parquet or .csv.",
-    shell_complete=complete.files,
+    shell_complete=options.complete_files,
 )
 @options.quiet
 @options.as_json
@@ -116,7 +130,7 @@ def import_(file: str, out: str, quiet: bool, as_json: bool) -> None:
     required=True,
     metavar="FILE",
     help="A .parquet or .csv file: name, seed and metrics.",
-    shell_complete=complete.files,
+    shell_complete=options.complete_files,
 )
 @options.task
 @click.option("--objective", metavar="METRIC", help="The column to search for; default the task's objective.")
@@ -131,20 +145,24 @@ def import_(file: str, out: str, quiet: bool, as_json: bool) -> None:
     multiple=True,
     metavar="PRESET",
     help="What to replay; repeatable; default all.",
-    shell_complete=complete.presets,
+    shell_complete=options.complete_presets,
 )
 @click.option("--seeds", type=click.IntRange(1), default=20, show_default=True, help="Searches of each policy.")
 @click.option("--evaluations", type=click.IntRange(1), default=100, show_default=True, help="Of each search.")
 @click.option("--start", type=click.IntRange(1), default=8, show_default=True, help="Random ones among them.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Evaluations chosen together.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Searches at a time.")
 @click.option(
     "--features",
     metavar="DB",
     help="Keep the features in this database; what it has is not computed.",
-    shell_complete=complete.files,
+    shell_complete=options.complete_files,
 )
 @click.option(
-    "--plot", metavar="FILE", help="Draw the curves to a .png, .svg or .pdf file.", shell_complete=complete.files
+    "--plot",
+    metavar="FILE",
+    help="Draw the curves to a .png, .svg or .pdf file.",
+    shell_complete=options.complete_files,
 )
 @options.quiet
 @options.as_json
@@ -157,6 +175,7 @@ def replay(
     seeds: int,
     evaluations: int,
     start: int,
+    batch: int,
     workers: int,
     features: str | None,
     plot: str | None,
@@ -195,6 +214,7 @@ def replay(
             seeds=seeds,
             evaluations=evaluations,
             start=start,
+            batch=batch,
             workers=workers,
             progress=progress,
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aqx.cli import complete, options
+from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.screen import plain, progress_shown, show_json
 
@@ -24,14 +24,17 @@ _PLACES = {
 
 @main.command(
     needs="nothing.",
-    examples=["aqx doctor", "aqx doctor found.duckdb --task train.py:task", "aqx doctor found.duckdb --json"],
+    examples=["aqx doctor", "aqx doctor found.duckdb --task train.py:task", "aqx doctor found.duckdb --quick --json"],
 )
-@click.argument("db", required=False, shell_complete=complete.files)
-@click.option("--task", metavar="T", help="Also try a task, its training left out.", shell_complete=complete.tasks)
+@click.argument("db", required=False, shell_complete=options.complete_files)
+@click.option(
+    "--task", metavar="T", help="Also try a task, its training left out.", shell_complete=options.complete_tasks
+)
+@click.option("--quick", is_flag=True, help="Leave out what takes JAX: the devices, and a task.")
 @options.quiet
 @options.as_json
 @click.pass_context
-def doctor(ctx: click.Context, db: str | None, task: str | None, quiet: bool, as_json: bool) -> None:
+def doctor(ctx: click.Context, db: str | None, task: str | None, quick: bool, quiet: bool, as_json: bool) -> None:
     """Look whether all is well, and say what to do if not.
 
     That is versions, devices, memory and disk; a database file, of which every byte in use is read; and a task. Nothing
@@ -39,8 +42,10 @@ def doctor(ctx: click.Context, db: str | None, task: str | None, quiet: bool, as
     """
     from aqx.doctor import diagnose
 
+    if quick and task:
+        raise click.UsageError("--quick leaves out what takes JAX, as --task does", ctx)
     with progress_shown("doctor", quiet) as progress:
-        seen = diagnose(db, task, progress)
+        seen = diagnose(db, task, progress, quick=quick)
     if as_json:
         show_json({"healthy": seen.healthy, **plain(seen)})
     else:
@@ -56,8 +61,9 @@ def _machine(seen: Diagnosis) -> list[str]:
     return [
         *_lines("versions", versions, 4),
         *_lines("extras", extras, 1),
-        *_lines("devices", seen.devices or ["none"], 1),
+        *_lines("devices", ["not looked at"] if seen.devices is None else seen.devices or ["none"], 1),
         *_lines("NVIDIA", seen.gpus, 1),
+        *_lines("traced", [seen.traced] if seen.traced else [], 1),
         *_lines("cores", [str(seen.cores), *(f"{name}={value}" for name, value in seen.settings.items())], 4),
         *_lines("memory", [memory], 1),
         *_lines("disk", [disk], 1),

@@ -1,15 +1,19 @@
-"""The command `aqx` itself: its commands in the order in which one uses them, and errors as one line."""
+"""The command `aqx` itself: its commands in the order in which one uses them, errors as one line, and a cache."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import platform
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from aqx.cli.compiled import keep_compiled_programs
 from aqx.errors import AqxError
+from aqx.machine import cache_folder
 
 # Every command has its place here; a test holds it.
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -19,6 +23,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Take it with you": ("export", "report"),
     "Take care": ("doctor", "retry", "reset", "completion"),
     "Compare ways to search": ("bench",),
+}
+
+_FOLDER = "JAX_COMPILATION_CACHE_DIR"
+_OTHERS = {
+    "JAX_COMPILATION_CACHE_MAX_SIZE": 2**30,  # bytes; the oldest go first
+    # The many small programs before the large one add up to seconds.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
 }
 
 
@@ -107,6 +118,34 @@ def _write_whatever_the_encoding() -> None:
 def _fail(message: str, code: int) -> None:
     click.echo(f"error: {message}" if code != 130 else message, err=True)
     sys.exit(code)
+
+
+def keep_compiled_programs() -> None:
+    """Have JAX keep what it compiles in the user's cache folder, unless the user has set JAX's own cache.
+
+    The settings go to the environment too, where worker processes find them.
+    """
+    if _FOLDER in os.environ or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in ("0", "false"):
+        return
+    folder = cache_folder() / f"compiled-{_processor()}"
+    if folder.parts[0] == "~":  # no home: nothing is kept
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # nor on a full disk
+        return
+    for name, value in {_FOLDER: str(folder), **_OTHERS}.items():
+        os.environ[name] = str(value)
+        if jax := sys.modules.get("jax"):  # else it reads the environment when it is imported
+            jax.config.update(name.lower(), value)
+
+
+def _processor() -> str:
+    """Which instructions this machine has: a program of another processor might use some that are missing here."""
+    text = platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        text += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @click.group(cls=Aqx, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -1,29 +1,80 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share: what the Tab key offers for them, and what they open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import glob
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from aqx.cli import complete
+from aqx.cli.screen import prints_to_stderr
+from aqx.tasks.reading import tasks_in_source
+
+if TYPE_CHECKING:
+    from aqx.search import Ledger, Study
+    from aqx.space import Space
+    from aqx.tasks import Task
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+_PACKAGE = Path(__file__).parent.parent
 
-db = click.argument("db", shell_complete=complete.files)
+
+# What the Tab key offers must be there at once, so nothing that imports JAX is imported for it.
+def complete_files(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Have the shell complete the name of a file."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_tasks(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer the built-in tasks, and those in Python files; else have the shell complete a file's name."""
+    found = [name for name in built_in_tasks() if name.startswith(incomplete)]
+    path = incomplete.partition(".py:")[0] + ".py" if ".py:" in incomplete else incomplete
+    for file in sorted(glob.glob(glob.escape(path) + "*")):
+        if file.endswith(".py") and os.path.isfile(file):
+            references = [f"{file}:{name}" for name in tasks_in_source(file)] or [file]
+            found += [reference for reference in references if reference.startswith(incomplete)]
+    return [CompletionItem(name) for name in found] or complete_files(ctx, parameter, incomplete)
+
+
+def complete_presets(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer the surrogates' presets."""
+    return [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
+
+
+def built_in_tasks() -> list[str]:
+    """Read the names of the built-in tasks from the table's source, as to import it takes a second."""
+    return re.findall(r'^    "([\w-]+)": "aqx\.tasks\.', (_PACKAGE / "tasks" / "loading.py").read_text(), re.M)
+
+
+def preset_names() -> list[str]:
+    """Read the names of the presets from the table's source, as to import it takes a second."""
+    return re.findall(r'\bPreset\(\s*"(\w+)"', (_PACKAGE / "surrogate" / "presets.py").read_text())
+
+
+db = click.argument("db", shell_complete=complete_files)
 task = click.option(
     "--task",
     required=True,
     metavar="T",
     help="A built-in task, or path/to/file.py:name.",
-    shell_complete=complete.tasks,
+    shell_complete=complete_tasks,
 )
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
 workers = click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Trainings at a time.")
+together = click.option(
+    "--together",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Functions of one shape that one program trains; default 8 on a GPU and 1, none together, on a CPU.",
+)
 surrogate = click.option(
-    "--surrogate", metavar="PRESET", help="What predicts, e.g. ensemble or paper.", shell_complete=complete.presets
+    "--surrogate", metavar="PRESET", help="What predicts, e.g. ensemble or paper.", shell_complete=complete_presets
 )
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the study.")
 
@@ -42,3 +93,66 @@ _FUNCTIONS = (
     click.option("--operators", type=click.Choice(["paper", "aquasurf", "extended"]), help="Operators of --schema."),
     click.option("--sample", type=click.IntRange(1), metavar="N", help="Only N functions, drawn at random."),
 )
+
+
+def open_task(reference: str) -> Task:
+    """Load a task; what its file prints is no result of the command."""
+    from aqx.tasks import load_task
+
+    with prints_to_stderr():
+        return load_task(reference)
+
+
+def open_study(db: str, task: str, surrogate: str | None = None, seed: int = 0) -> Study:
+    """Open the study of an existing database; only `enumerate` makes one."""
+    from aqx.search import Study
+    from aqx.store import Database
+    from aqx.surrogate import DEFAULT
+
+    database = Database(db)  # what is wrong with it shows before the task is imported
+    return Study(database, open_task(task), seed=seed, surrogate=surrogate or DEFAULT)
+
+
+def open_results(db: str, task: str) -> Ledger:
+    """Read what an existing database holds of a task.
+
+    The task's code, which needs JAX, is loaded only where the database does not know it, or where its file's text does
+    not tell which one it is.
+    """
+    from aqx.search import load_results
+    from aqx.store import Database, list_tasks
+    from aqx.tasks.reading import identity_in_source
+
+    database = Database(db)
+    known = {row.name: row.identity for row in list_tasks(database)}
+    if task in known:
+        return load_results(database, task)
+    identity = identity_in_source(task) or {}
+    if identity and known.get(str(identity["name"])) == identity:
+        return load_results(database, str(identity["name"]))
+    return load_results(database, open_study(db, task).task.name)
+
+
+def check_filled(db: str) -> None:
+    """Refuse a database that has no functions to work on yet."""
+    from aqx.store import Database
+    from aqx.store.functions import count_functions
+
+    if not count_functions(Database(db))["functions"]:
+        raise click.UsageError(
+            f"{db} holds no functions yet; fill it: aqx enumerate {db} --space act_bench", click.get_current_context()
+        )
+
+
+def space_of(preset: str | None, schemas: Sequence[str], functions: Sequence[str], operators: str | None) -> Space:
+    """Return the space that one of --space, --schema and --fn stands for."""
+    from aqx.space import Space
+    from aqx.tree import parse
+
+    if sum(map(bool, (preset, schemas, functions))) != 1:
+        raise click.UsageError("give one of --space, --schema and --fn", click.get_current_context())
+    if operators and not schemas:
+        raise click.UsageError("--operators goes with --schema only", click.get_current_context())
+    if preset:
+        return Space.paper() if preset == "paper" else Space.act_bench()
+    return Space([*schemas, *map(parse, functions)], operators=operators or "paper")

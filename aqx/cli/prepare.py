@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aqx.cli import complete, options
+from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.opening import check_filled, open_study, open_task, space_of
+from aqx.cli.options import check_filled, open_study, open_task, space_of
 from aqx.cli.screen import prints_to_stderr, progress_shown, show_json, show_result
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def task() -> None:
     needs="nothing but the task.",
     examples=["aqx task check mnist1d", "aqx task check train.py:task --train"],
 )
-@click.argument("reference", metavar="T", shell_complete=complete.tasks)
+@click.argument("reference", metavar="T", shell_complete=options.complete_tasks)
 @click.option("--train", is_flag=True, help="Also run its training once, with ReLU.")
 @options.quiet
 @options.as_json
@@ -208,7 +208,7 @@ def _compare_with_reference(task: Task, names: tuple[str, ...], as_json: bool) -
     examples=["aqx import found.duckdb results.csv --task train.py:task"],
 )
 @options.db
-@click.argument("file", shell_complete=complete.files)
+@click.argument("file", shell_complete=options.complete_files)
 @options.task
 @options.quiet
 @options.as_json

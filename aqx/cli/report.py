@@ -1,15 +1,18 @@
-"""`aqx report` and `aqx plot`: what was found, for people to look at."""
+"""What one takes along: the report of a search, its figures, and a found function as source of a framework."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from aqx.cli import complete, options
+from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.screen import progress_shown, show_result
 
-# Not from aqx.report, as `aqx --help` is quick. A test holds them equal.
+# Not from aqx.report and aqx.export, as `aqx --help` is quick. Tests hold them equal.
 FIGURES = ("progress", "verdict", "functions", "map", "calibration", "timeline")
+TARGETS = ("jax", "flax-linen", "flax-nnx", "torch", "keras", "numpy", "latex")
 _task = click.option("--task", metavar="NAME", help="The task's name; needed where the database holds several.")
 _NEEDS = "a database in which something was trained: aqx search DB --task T."
 
@@ -23,7 +26,7 @@ _NEEDS = "a database in which something was trained: aqx search DB --task T."
     show_default=True,
     metavar="FILE",
     help="The HTML file.",
-    shell_complete=complete.files,
+    shell_complete=options.complete_files,
 )
 @_task
 @options.quiet
@@ -52,7 +55,7 @@ def report(db: str, out: str, task: str | None, quiet: bool, as_json: bool) -> N
     required=True,
     metavar="FILE",
     help="The file: .png, .svg or .pdf.",
-    shell_complete=complete.files,
+    shell_complete=options.complete_files,
 )
 @_task
 @options.quiet
@@ -64,3 +67,30 @@ def plot(db: str, figure: str, out: str, task: str | None, quiet: bool, as_json:
     with progress_shown("plot", quiet) as progress:
         path = write_figure(db, figure, out, task, progress)
     show_result({"path": path}, str(path), as_json)
+
+
+@main.command(
+    needs="only the function's name.",
+    examples=['aqx export "max(relu(x),tanh(x))" --to torch --name MaxReluTanh -o activation.py'],
+)
+@click.argument("function", metavar="FN")
+@click.option("--to", required=True, type=click.Choice(TARGETS), help="The framework, or latex for the formula.")
+@click.option("--name", metavar="NAME", help="Of the function or class; default activation or Activation.")
+@click.option("-o", "--out", metavar="FILE", help="Write to this file; default print.")
+def export(function: str, to: str, name: str | None, out: str | None) -> None:
+    """Write a function as source of a framework.
+
+    It imports nothing but the framework, and its values and gradients are those of aqx.
+    """
+    from aqx.export import source
+
+    text = source(function, to, name)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(out).write_text(text, "utf-8")
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise click.UsageError(f"--out: cannot write {out!r}: {reason}", click.get_current_context()) from error
+    click.echo(f"{function} written to {out}")

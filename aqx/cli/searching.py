@@ -8,7 +8,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.opening import check_filled, open_study
+from aqx.cli.options import check_filled, open_study
 from aqx.cli.screen import cell, interval, progress_shown, show_json, show_rows
 
 OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a verdict"
@@ -25,6 +25,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
 @options.task
 @click.option("--budget", type=click.IntRange(0), default=100, show_default=True, help="Candidates to train.")
 @options.workers
+@options.together
 @options.surrogate
 @options.seed
 @click.option(
@@ -42,6 +43,7 @@ def search(
     task: str,
     budget: int,
     workers: int,
+    together: int | None,
     surrogate: str | None,
     seed: int,
     spectra: int,
@@ -56,7 +58,7 @@ def search(
         check_filled(db)
     study = open_study(db, task, surrogate, seed)
     with progress_shown("search", quiet) as progress:
-        finished = study.search(budget=budget, workers=workers, spectra=spectra, progress=progress)
+        finished = study.search(budget=budget, workers=workers, together=together, spectra=spectra, progress=progress)
     failed = sum(record.status == "failed" for record in finished)
     best, left_out = study.best(), study.left_out()
     if as_json:
@@ -80,16 +82,19 @@ def search(
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="K", help="The best K.")
 @click.option("--seeds", type=click.IntRange(2), default=10, show_default=True, metavar="S", help="Fresh seeds each.")
 @options.workers
+@options.together
 @options.quiet
 @options.as_json
-def confirm(db: str, task: str, top: int, seeds: int, workers: int, quiet: bool, as_json: bool) -> None:
+def confirm(
+    db: str, task: str, top: int, seeds: int, workers: int, together: int | None, quiet: bool, as_json: bool
+) -> None:
     """Retrain the best on fresh seeds: do they really win?
 
     The baselines are retrained with them. What the search saw is the best of many noisy results, so optimistic.
     """
     study = open_study(db, task)
     with progress_shown("confirm", quiet) as progress:
-        result = study.confirm(top=top, seeds=seeds, workers=workers, progress=progress)
+        result = study.confirm(top=top, seeds=seeds, workers=workers, together=together, progress=progress)
     columns = {
         "function": attrgetter("name"),
         f"{result.metric}, 95 % interval": lambda row: interval(row.mean, row.low, row.high),

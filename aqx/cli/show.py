@@ -1,4 +1,4 @@
-"""`aqx show`: all that is known of one function, with its curve."""
+"""Commands that look around in a database and change nothing: its counts, its best, what is next, one function."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aqx.cli import complete, options
+from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.screen import cell, plain, show_json
+from aqx.cli.options import check_filled, open_results, open_study
+from aqx.cli.screen import cell, columns_of, plain, show_json, show_rows
+from aqx.cli.searching import OPTIMISTIC
 
 if TYPE_CHECKING:
     from aqx.search import FunctionReport
@@ -22,11 +24,62 @@ _LISTED = 20
 
 
 @main.command(
+    needs="a database: aqx enumerate.",
+    examples=["aqx summary found.duckdb", "aqx summary found.duckdb --json"],
+)
+@options.db
+@click.option("--task", metavar="NAME", help="Only the task of this name; default all in the database.")
+@options.as_json
+def summary(db: str, task: str | None, as_json: bool) -> None:
+    """Count what there is, and name the best so far."""
+    from aqx.search import summarize
+
+    counts = ("functions", "classes", "spectra", "done", "running", "stale", "pruned", "failed")
+    show_rows(summarize(db, task), columns_of("task", *counts, "best", "objective"), as_json)
+
+
+@main.command(
+    needs="functions in the database: aqx enumerate.",
+    examples=["aqx suggest found.duckdb --task mnist1d -n 10"],
+)
+@options.db
+@options.task
+@click.option("-n", "count", type=click.IntRange(1), default=5, show_default=True, help="How many.")
+@options.surrogate
+@options.seed
+@options.as_json
+def suggest(db: str, task: str, count: int, surrogate: str | None, seed: int, as_json: bool) -> None:
+    """Show what would be trained next, without claiming it."""
+    check_filled(db)
+    study = open_study(db, task, surrogate, seed)
+    show_rows(study.suggest(count), columns_of("name", "mean", "spread"), as_json)
+
+
+@main.command(
+    needs="results: aqx search, aqx tell or aqx import.",
+    examples=["aqx top found.duckdb --task mnist1d -n 20"],
+)
+@options.db
+@options.task
+@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="How many.")
+@options.as_json
+def top(db: str, task: str, count: int, as_json: bool) -> None:
+    """List the best results.
+
+    They are the best of many noisy trainings, so that the first look better than they are.
+    """
+    best = open_results(db, task).ranking[:count]
+    show_rows(best, columns_of("name", "objective", "trials"), as_json)
+    missing = f"nothing has been trained yet; do so: aqx search {db} --task {task}"
+    click.echo(f"these are {OPTIMISTIC}" if best else missing, err=True)
+
+
+@main.command(
     needs="only the function; with a database it tells what was found there.",
     examples=['aqx show "mul(x,tanh(x))"', 'aqx show "mul(x,tanh(x))" found.duckdb', 'aqx show "gelu(x)" --derivative'],
 )
 @click.argument("name")
-@click.argument("db", required=False, shell_complete=complete.files)
+@click.argument("db", required=False, shell_complete=options.complete_files)
 @click.option("-d", "--derivative", is_flag=True, help="Draw the derivative too, as points.")
 @options.as_json
 def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.opening import open_study
+from aqx.cli.options import open_results, open_study
 from aqx.cli.screen import columns_of, show_result, show_rows
 
 
@@ -32,7 +32,7 @@ def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as
     Prints the function's name, the trial's id and its seed. Answer with aqx tell DB --task T --trial ID METRIC=NUMBER.
     A claim without an answer lapses after its lease; a later answer is accepted all the same.
     """
-    trial = open_study(db, task, surrogate, seed).claim_next(hours * 3600)
+    trial = open_study(db, task, surrogate, seed).ask(hours * 3600)
     known = {"name": trial.name, "trial": trial.id, "seed": trial.seed}
     click.echo(json.dumps(known) if as_json else " ".join(map(str, known.values())))
 
@@ -47,7 +47,7 @@ def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as
 )
 @options.db
 @options.task
-@click.argument("result", nargs=-1, metavar="[NAME] METRIC=NUMBER…")
+@click.argument("words", nargs=-1, metavar="[NAME] METRIC=NUMBER…")
 @click.option("--trial", "trial_id", type=click.IntRange(1), metavar="ID", help="Answer to aqx claim; no NAME then.")
 @click.option("--failed", "reason", metavar="REASON", help="With --trial: it failed, and why.")
 @click.option("--seed", type=int, help="Seed of a training that was not claimed; default 0.")
@@ -55,28 +55,29 @@ def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as
 def tell(
     db: str,
     task: str,
-    result: tuple[str, ...],
+    words: tuple[str, ...],
     trial_id: int | None,
     reason: str | None,
     seed: int | None,
     as_json: bool,
 ) -> None:
     """Record the result of a claim, or of another training."""
-    names = [word for word in result if "=" not in word]
-    metrics = dict(_metric(word) for word in result if "=" in word)
+    names = [word for word in words if "=" not in word]
+    metrics = dict(_metric(word) for word in words if "=" in word)
     if len(names) != (trial_id is None):
         raise click.UsageError("give a function's NAME, or --trial ID instead of one", click.get_current_context())
     if (reason is None) != bool(metrics) or (reason is not None and trial_id is None):
         raise click.UsageError("give METRIC=NUMBER, or --trial with --failed REASON", click.get_current_context())
     if trial_id is not None and seed is not None:
         raise click.UsageError("--seed belongs to a NAME; a trial has its own", click.get_current_context())
-    study = open_study(db, task)
+    from aqx.store.outcomes import failure, result
+
+    ledger = open_results(db, task)
     if trial_id is None:
-        record = study.add(names[0], seed or 0, **metrics)
-    elif reason is not None:
-        record = study.fail(trial_id, reason)
+        record = ledger.add(names[0], seed or 0, metrics)
     else:
-        record = study.tell(trial_id, **metrics)
+        ending = result(ledger.goal.of(metrics), metrics) if reason is None else failure(reason)
+        record = ledger.close(trial_id, ending)
     show_result(record, f"recorded {record.name} as trial {record.id}: {record.status}", as_json)
 
 
@@ -102,7 +103,7 @@ def _metric(text: str) -> tuple[str, float]:
 def trials_(db: str, task: str, status: str | None, as_json: bool) -> None:
     """List what was trained where, and what came of it."""
     columns = columns_of("id", "name", "purpose", "status", "objective", "seconds", "worker", "reason")
-    show_rows(open_study(db, task).records(status=status), columns, as_json)
+    show_rows(open_results(db, task).records(status=status), columns, as_json)
 
 
 @main.command(

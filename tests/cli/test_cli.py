@@ -17,11 +17,10 @@ import click
 import duckdb
 import numpy as np
 import pytest
-import store_helpers
 from click.testing import CliRunner, Result
 
 import aqx
-from aqx.cli import complete, main
+from aqx.cli import main, options
 from aqx.cli.commands import SECTIONS
 from aqx.cli.screen import duration, plain, plain_lines
 from aqx.surrogate import PRESETS
@@ -518,8 +517,8 @@ def test_tab_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_tab_knows_what_there_is():
-    assert complete.built_in_tasks() == list(BUILT_IN)
-    assert complete.preset_names() == list(PRESETS)
+    assert options.built_in_tasks() == list(BUILT_IN)
+    assert options.preset_names() == list(PRESETS)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -542,16 +541,6 @@ def test_bash_completes_with_the_script(tmp_path: Path):
     script = aqx_command("completion", "bash").stdout + asks
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
     assert done.stdout == "summary\n", done.stderr
-
-
-def test_the_command_by_itself_imports_nothing_slow():
-    """Help and completion are quick where `import aqx` is: here the package is a bare one."""
-    code = store_helpers.BARE + (
-        "import aqx.cli\n"
-        "print([m for m in 'jax numpy flax rich duckdb sklearn pyarrow jaxtyping'.split() if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_version():

@@ -18,6 +18,7 @@ from aqx.cli import main
 from aqx.cli.curve import draw_curve
 from aqx.export import formula, latex
 from aqx.search import Study, describe
+from aqx.store.claims import Wanted
 
 DOT_ROWS = {0: 0, 3: 0, 1: 1, 4: 1, 2: 2, 5: 2, 6: 3, 7: 3}  # of the bits of a braille character
 DOT_COLUMNS = {0: 0, 1: 0, 2: 0, 6: 0, 3: 1, 4: 1, 5: 1, 7: 1}
@@ -38,7 +39,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed, value in [("relu(x)", 1, 0.5), ("relu(x)", 2, 0.7), ("tanh(x)", 1, 0.9), ("abs(x)", 1, 0.1)]:
         study.add(name, seed, val_acc=value, test_acc=value / 2)
     study.confirm(top=1, seeds=3)
-    study.fail(study.claim("tanh(tanh(x))", study.class_id("tanh(tanh(x))"), "search", 60.0, 0), "boom")
+    wanted = Wanted(study.class_id("tanh(tanh(x))"), "tanh(tanh(x))", "search", seed=0)
+    (claimed,) = study.queue.claim_these([wanted], 60.0)
+    study.fail(claimed.id, "boom")
     other = toy.make_task(name="other", direction="minimize")
     Study(path, other).add("relu(x)", val_acc=0.25)
     return path
