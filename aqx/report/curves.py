@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from aqx.activation import Activation, activation
 from aqx.errors import InputError
-from aqx.search import Confirmation, Results
+from aqx.search import Confirmation, Ledger
 
 USUAL = ("relu(x)", "gelu(x)", "swish(x)")
 BEST = 5
@@ -38,7 +38,7 @@ class FunctionCurve:
     slopes: Float[np.ndarray, " P"]
 
 
-def curves_of_best(results: Results, confirmation: Confirmation | None) -> list[FunctionCurve]:
+def curves_of_best(results: Ledger, confirmation: Confirmation | None) -> list[FunctionCurve]:
     """Draw the five best functions that are no baselines, by the confirmation where there is one, and the usual ones.
 
     A function that holds an operator which is not registered here is left out.

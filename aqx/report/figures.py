@@ -11,12 +11,12 @@ import numpy as np
 
 from aqx.errors import InputError
 from aqx.report.curves import POINTS, curves_of_best
-from aqx.report.overview import random_search
+from aqx.report.overview import best_so_far, random_search
 from aqx.report.panels import COLOURS, check_plot, save
 from aqx.report.payload import spread_out, timeline
-from aqx.report.progress import best_so_far
 from aqx.report.survey import survey
-from aqx.search import Results, load_results
+from aqx.search import Ledger, load_results
+from aqx.search.verdict import stored_verdict
 from aqx.store import Database
 from aqx.surrogate import draw_map
 
@@ -59,7 +59,7 @@ def write_figure(
     return Path(path)
 
 
-def _progress(results: Results, progress: Progress) -> Figure:
+def _progress(results: Ledger, progress: Progress) -> Figure:
     course = best_so_far(results)
     if not course.trials:
         raise InputError("figure 'progress' needs results of a search, and there are none yet; aqx search first")
@@ -83,8 +83,8 @@ def _progress(results: Results, progress: Progress) -> Figure:
     return figure
 
 
-def _verdict(results: Results, progress: Progress) -> Figure:
-    confirmation = results.confirmation()
+def _verdict(results: Ledger, progress: Progress) -> Figure:
+    confirmation = stored_verdict(results)
     if confirmation is None:
         raise InputError("figure 'verdict' needs functions retrained on fresh seeds; aqx confirm first")
     rows = [row for row in confirmation.rows if row.verdict != "reference" and np.isfinite(row.difference)][::-1]
@@ -99,9 +99,9 @@ def _verdict(results: Results, progress: Progress) -> Figure:
     return figure
 
 
-def _functions(results: Results, progress: Progress) -> Figure:
+def _functions(results: Ledger, progress: Progress) -> Figure:
     figure, (left, right) = _axes(9.0, 3.8, columns=2)
-    for number, one in enumerate(curves_of_best(results, results.confirmation())):
+    for number, one in enumerate(curves_of_best(results, stored_verdict(results))):
         found = one.kind == "found"
         style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)] if found else "0.45",
@@ -119,24 +119,24 @@ def _functions(results: Results, progress: Progress) -> Figure:
     return figure
 
 
-def _map(results: Results, progress: Progress) -> Figure:
-    landscape = survey(results)
-    if not landscape.names:
+def _map(results: Ledger, progress: Progress) -> Figure:
+    found = survey(results)
+    if not found.names:
         raise InputError("figure 'map' needs candidates, and the database has none; aqx enumerate first")
-    places = spread_out(draw_map(landscape.coordinates, progress=progress))
-    row_of = {trial.class_id: row for trial, row in zip(results.searched, landscape.rows.tolist(), strict=True)}
+    places = spread_out(draw_map(found.coordinates, progress=progress))
+    row_of = {trial.class_id: row for trial, row in zip(results.searched, found.rows.tolist(), strict=True)}
     means = {row_of[ranking.class_id]: ranking.objective for ranking in results.ranking}
     scores = {row: mean for row, mean in means.items() if row >= 0}
     figure, axes = _axes(5.4, 4.8)
     rows = np.array(sorted(scores, key=lambda row: results.sign * scores[row]), np.int64)
     size = float(np.clip(6000 / len(places), 0.15, 4))
-    known = np.isfinite(landscape.predicted)
+    known = np.isfinite(found.predicted)
     low, high = np.nanquantile([*scores.values()] or [0.0, 1.0], (0.1, 1.0) if results.sign > 0 else (0.0, 0.9))
     style: dict[str, Any] = {
         "cmap": "viridis" if results.sign > 0 else "viridis_r", "vmin": low, "vmax": high, "linewidths": 0
     }  # fmt: skip
     axes.scatter(*places[~known].T, s=size, color="0.75", linewidths=0, rasterized=True)
-    shown = axes.scatter(*places[known].T, s=size, c=landscape.predicted[known], rasterized=True, **style)
+    shown = axes.scatter(*places[known].T, s=size, c=found.predicted[known], rasterized=True, **style)
     if len(rows):
         style |= {"edgecolors": "black", "linewidths": 0.6}
         shown = axes.scatter(*places[rows].T, s=26, c=[scores[row] for row in rows.tolist()], **style)
@@ -148,7 +148,7 @@ def _map(results: Results, progress: Progress) -> Figure:
     return figure
 
 
-def _calibration(results: Results, progress: Progress) -> Figure:
+def _calibration(results: Ledger, progress: Progress) -> Figure:
     found = survey(results).calibration
     if found is None:
         raise InputError("figure 'calibration' needs a dozen results; aqx search first")
@@ -162,7 +162,7 @@ def _calibration(results: Results, progress: Progress) -> Figure:
     return figure
 
 
-def _timeline(results: Results, progress: Progress) -> Figure:
+def _timeline(results: Ledger, progress: Progress) -> Figure:
     shown = timeline(results.trials)
     if not shown["bars"]:
         raise InputError("figure 'timeline' needs trials that a worker trained; aqx search first")
@@ -193,7 +193,7 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
     return figure, axes[0] if columns == 1 else axes
 
 
-FIGURES: dict[str, Callable[[Results, Progress], Figure]] = {
+FIGURES: dict[str, Callable[[Ledger, Progress], Figure]] = {
     "progress": _progress,
     "verdict": _verdict,
     "functions": _functions,

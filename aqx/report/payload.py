@@ -18,6 +18,7 @@ from aqx.report import reproduce
 from aqx.report.curves import POINTS
 from aqx.report.overview import Overview
 from aqx.search import Record
+from aqx.store.trial_rows import Purpose, Status
 
 _METRICS = 6  # columns of the table of trials beside the objective, at most
 _PLACES = 65535  # the map's extent in each direction
@@ -30,10 +31,13 @@ def describe_page(overview: Overview, version: str) -> dict[str, Any]:
         overview: of the search.
         version: of aqx.
     """
-    results, landscape = overview.results, overview.landscape
-    rows = {trial.trial_id: int(row) for trial, row in zip(results.searched, landscape.rows, strict=True)}
+    results, survey = overview.results, overview.survey
+    rows = {trial.trial_id: int(row) for trial, row in zip(results.searched, survey.rows, strict=True)}
     metrics = _metric_names(results.trials, results.objective)
     aim = "higher" if results.sign > 0 else "lower"
+    note = "The best of many noisy results looks better than it is; the verdict comes from fresh seeds."
+    if len(overview.random):
+        note += " Random search is an estimate, by the surrogate's predictions of all candidates and its errors."
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     page = {
         "title": f"{results.task.name}: activation functions",
@@ -49,11 +53,7 @@ def describe_page(overview: Overview, version: str) -> dict[str, Any]:
             "best": overview.course.best.tolist(),
             "baselines": dict(overview.course.baselines),
             "random": overview.random.tolist(),
-            "note": "The best of many noisy results looks better than it is; the verdict comes from fresh seeds."
-            + (
-                " Random search is an estimate, by the surrogate's predictions of all candidates and its errors."
-                * bool(len(overview.random))
-            ),
+            "note": note,
         },
         "map": _map(overview),
         "functions": _functions(overview),
@@ -72,12 +72,12 @@ def pack_candidates(overview: Overview) -> dict[str, str]:
 
     Names by line; places as 16-bit numbers, first all x, then all y; predictions as bytes, 0 where there is none.
     """
-    landscape = overview.landscape
+    survey = overview.survey
     places = np.round(spread_out(overview.places) * _PLACES).T.astype("<u2")
-    least, most = _range(landscape.predicted)
-    shares = (landscape.predicted - least) / max(most - least, 1e-300)
+    least, most = _range(survey.predicted)
+    shares = (survey.predicted - least) / max(most - least, 1e-300)
     steps = np.where(np.isfinite(shares), 1 + np.round(254 * np.nan_to_num(shares)), 0).astype(np.uint8)
-    packed = {"names": "\n".join(landscape.names).encode(), "places": places.tobytes(), "predictions": steps.tobytes()}
+    packed = {"names": "\n".join(survey.names).encode(), "places": places.tobytes(), "predictions": steps.tobytes()}
     return {key: base64.b64encode(gzip.compress(data, 9, mtime=0)).decode() for key, data in packed.items()}
 
 
@@ -94,8 +94,8 @@ def failures(trials: Iterable[Record]) -> list[dict[str, Any]]:
     """Group the trials without a result by their reason, the most frequent first."""
     groups: dict[str, list[Record]] = {}
     for trial in trials:
-        if trial.status in ("failed", "stale"):
-            reason = trial.reason or ("its process fell silent" if trial.status == "stale" else "no reason given")
+        if trial.status in (Status.FAILED, Status.STALE):
+            reason = trial.reason or ("its process fell silent" if trial.status is Status.STALE else "no reason given")
             groups.setdefault(reason, []).append(trial)
     return [
         {
@@ -114,7 +114,7 @@ def timeline(trials: Iterable[Record]) -> dict[str, Any]:
     lanes: dict[tuple[str, int], int] = {}
     bars = []
     for trial in sorted(trials, key=lambda t: _span(t)[0]):
-        if trial.worker is None or trial.purpose == "added" or trial.status == "queued":
+        if trial.worker is None or trial.purpose is Purpose.ADDED or trial.status is Status.QUEUED:
             continue
         start, end = _span(trial)
         free = ended.setdefault(trial.worker, [])
@@ -125,7 +125,8 @@ def timeline(trials: Iterable[Record]) -> dict[str, Any]:
     total = sum(bar["end"] - bar["start"] for bar in bars)
     names = [worker if number == 0 else f"{worker} +{number}" for worker, number in lanes]
     workers = len({worker for worker, _ in lanes})
-    note = f"{workers:,} worker{'s' * (workers != 1)}, {total / 3600:.2f} hours of training, confirmations included."
+    plural = "" if workers == 1 else "s"
+    note = f"{workers:,} worker{plural}, {total / 3600:.2f} hours of training, confirmations included."
     return {"lanes": names, "bars": bars, "note": note}
 
 
@@ -141,9 +142,9 @@ def _tiles(overview: Overview) -> list[dict[str, str]]:
     results, counts = overview.results, {}
     for trial in results.trials:
         counts[trial.status] = counts.get(trial.status, 0) + 1
-    others = ", ".join(f"{n:,} {status}" for status, n in counts.items() if status != "done")
+    others = ", ".join(f"{n:,} {status}" for status, n in counts.items() if status is not Status.DONE)
     tiles = [
-        {"value": f"{len(overview.landscape.names):,}", "label": "candidates, each a class of equal functions"},
+        {"value": f"{len(overview.survey.names):,}", "label": "candidates, each a class of equal functions"},
         {"value": f"{counts.get('done', 0):,}", "label": "trials done" + (f"; {others}" if others else "")},
     ]
     if results.ranking:
@@ -161,16 +162,16 @@ def _tiles(overview: Overview) -> list[dict[str, str]]:
 
 
 def _map(overview: Overview) -> dict[str, Any]:
-    landscape = overview.landscape
-    low, high = _range(landscape.predicted)
+    survey = overview.survey
+    low, high = _range(survey.predicted)
     note = (
-        f"{len(landscape.names):,} candidates; similar functions lie near each other (UMAP of what the surrogate sees "
+        f"{len(survey.names):,} candidates; similar functions lie near each other (UMAP of what the surrogate sees "
         "of their outputs). Ringed ones were trained; the brighter, the better."
     )
-    missing = len({trial.name for trial, row in zip(overview.results.searched, landscape.rows, strict=True) if row < 0})
+    missing = len({trial.name for trial, row in zip(overview.results.searched, survey.rows, strict=True) if row < 0})
     if missing:
         note += f" {missing:,} trained functions are not among the candidates."
-    return {"count": len(landscape.names), "low": low, "high": high, "note": note}
+    return {"count": len(survey.names), "low": low, "high": high, "note": note}
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
@@ -195,7 +196,7 @@ def _functions(overview: Overview) -> dict[str, Any]:
 
 
 def _calibration(overview: Overview) -> dict[str, Any] | None:
-    found = overview.landscape.calibration
+    found = overview.survey.calibration
     if found is None:
         return None
     note = "Each result, predicted by a surrogate fitted to nine tenths of the others."
@@ -206,7 +207,7 @@ def _calibration(overview: Overview) -> dict[str, Any] | None:
     return {
         "observed": found.observed.tolist(),
         "predicted": found.predicted.tolist(),
-        "names": [overview.landscape.names[row] for row in found.rows],
+        "names": [overview.survey.names[row] for row in found.rows],
         "note": note,
     }
 

@@ -7,37 +7,39 @@ from collections import Counter
 
 from aqx.evaluation import Family
 from aqx.operators import SETS
-from aqx.search import Results
-from aqx.search.trial import seed_of_trial
+from aqx.search import Ledger
 from aqx.space import Space
 from aqx.store import functions
 from aqx.store.spectra import count_spectra
+from aqx.store.trial_rows import Purpose
+from aqx.surrogate import DEFAULT, PRESETS
 from aqx.tree import parse_schema
 
-_SEEDS = 1000  # of studies, among which the one that gave the trials their seeds is looked for
 
-
-def commands(results: Results) -> list[str]:
+def commands(results: Ledger) -> list[str]:
     """Return the commands that enumerate and search alike, as far as the database knows them."""
     db, task = shlex.quote(results.db.path.name), shlex.quote(results.task.name)
     lines = _enumerations(results, db)
-    seed = study_seed(results)
-    budget = sum(trial.purpose == "search" for trial in results.trials)
+    settings = results.settings
+    budget = sum(trial.purpose is Purpose.SEARCH for trial in results.trials)
     if budget:
-        given = "" if not seed else f" --seed {seed}"
+        given = f" --seed {settings.seed}" if settings and settings.seed else ""
+        if settings and settings.surrogate != DEFAULT:
+            given += f" --surrogate {shlex.quote(settings.surrogate)}"
+            given += "" if settings.surrogate in PRESETS else "  # a preset of a script's"
         lines.append(f"aqx search {db} --task {task} --budget {budget}{given}")
-    confirmed = {trial.seed for trial in results.trials if trial.purpose == "confirm"}
+    confirmed = {trial.seed for trial in results.trials if trial.purpose is Purpose.CONFIRM}
     if confirmed:
         lines.append(f"aqx confirm {db} --task {task} --seeds {len(confirmed)}")
-    added = sum(trial.purpose == "added" for trial in results.trials)
+    added = sum(trial.purpose is Purpose.ADDED for trial in results.trials)
     if added:
         lines.append(f"# {added:,} results were added by hand or imported: aqx tell, aqx import")
-    if seed is None and budget:
-        lines.append("# the search had a seed of its own, or was asked by a script")
+    if settings is None and budget:
+        lines.append("# its seed and surrogate are not known: the database is of an aqx that did not store them")
     return lines
 
 
-def _enumerations(results: Results, db: str) -> list[str]:
+def _enumerations(results: Ledger, db: str) -> list[str]:
     stored = {key for key, done in functions.enumerated(results.db).items() if done}
     lines = []
     for name, space in {"paper": Space.paper(), "act_bench": Space.act_bench()}.items():
@@ -61,16 +63,7 @@ def _operators(schema: str, operators: str) -> str:
     return ",".join(Family(parse_schema(schema), SETS[operators]).operators_used)
 
 
-def study_seed(results: Results) -> int | None:
-    """Find the seed of the study from the seeds of its trials; None where no small one fits."""
-    known = [(trial.trial_id, trial.seed) for trial in results.trials if trial.purpose in ("search", "baseline")][:3]
-    for seed in range(_SEEDS if known else 0):
-        if all(seed_of_trial(seed, trial_id) == found for trial_id, found in known):
-            return seed
-    return None
-
-
-def facts(results: Results) -> list[tuple[str, str]]:
+def facts(results: Ledger) -> list[tuple[str, str]]:
     """Return what else one needs to know: what was searched, and versions, devices and code of the trainings."""
     stored, spectra = functions.count_functions(results.db), count_spectra(results.db, results.task.task_id)
     lines = [
@@ -86,6 +79,8 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ),
         ("Fisher spectra", f"{spectra['valid']:,}"),
     ]
+    if settings := results.settings:
+        lines.append(("study", f"seed {settings.seed}, surrogate {settings.surrogate}, pruner {settings.pruner}"))
     form = results.task.spectra_form
     if form:
         lines.append(

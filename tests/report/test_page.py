@@ -299,18 +299,18 @@ def test_what_is_no_function_here_has_no_curve(wide: Seen, name: str):
 def test_400_000_candidates_open(pages: Open, searched: Path, tmp_path: Path):
     """As many names as there are classes in the paper's space: the file stays small, and the map works."""
     overview = look_over(load_results(searched))
-    land = overview.landscape
+    found = overview.survey
     family = Family(parse_schema("unary(unary(unary(unary(x))))"), SETS["paper"])
     rng = np.random.default_rng(0)
-    some = family.names(np.sort(rng.choice(family.size, 400_000 - len(land.names), replace=False)))
+    some = family.names(np.sort(rng.choice(family.size, 400_000 - len(found.names), replace=False)))
     many = dataclasses.replace(
         overview,
         places=np.concatenate([overview.places, rng.normal(size=(len(some), 2)).astype(np.float32)]),
-        landscape=dataclasses.replace(
-            land,
-            names=[*land.names, *some],
+        survey=dataclasses.replace(
+            found,
+            names=[*found.names, *some],
             coordinates=np.zeros((400_000, 1), np.float32),
-            predicted=np.concatenate([land.predicted, rng.normal(0.5, 0.1, len(some))]),
+            predicted=np.concatenate([found.predicted, rng.normal(0.5, 0.1, len(some))]),
         ),
     )
     path = tmp_path / "many.html"

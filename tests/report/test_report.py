@@ -21,12 +21,18 @@ from aqx.cli import main
 from aqx.cli.report import FIGURES as OFFERED
 from aqx.errors import InputError
 from aqx.report import FIGURES, reproduce, write_figure
-from aqx.report.calibration import cross_validate
 from aqx.report.curves import POINTS, curve, curves_of_best
+from aqx.report.overview import best_so_far, expected_best
 from aqx.report.payload import failures, timeline
-from aqx.report.progress import best_so_far, expected_best
-from aqx.report.survey import survey
+from aqx.report.survey import cross_validate, survey
 from aqx.search import Record, load_results
+from aqx.search.verdict import stored_verdict
+from aqx.store import Database
+from aqx.store.claims import Wanted
+from aqx.store.features import load_features
+from aqx.store.trial_rows import Purpose, Status
+from aqx.surrogate import PRESETS, Preset, predict
+from aqx.surrogate.models import nearest_neighbours
 
 pytestmark = pytest.mark.usefixtures("quick_map")
 OPERATORS = ["relu", "tanh", "exp", "square", "negative", "sigmoid", "arctan", "add", "mul", "sub"]
@@ -73,7 +79,7 @@ def test_best_so_far_never_gets_worse_and_counts_no_baseline(db_path: Path, dire
 
 def test_the_stored_verdict_is_the_studys(searched: Path):
     told = aqx.Study(searched, make_task()).confirm(top=2, seeds=3)  # everything is there: nothing is trained
-    assert load_results(searched).confirmation() == told
+    assert stored_verdict(load_results(searched)) == told
     assert {row.verdict for row in told.rows} >= {"reference"}
 
 
@@ -81,16 +87,16 @@ def test_an_unfinished_confirmation_is_judged_by_the_seeds_that_all_had(searched
     copy = tmp_path / "copy.duckdb"
     copy.write_bytes(searched.read_bytes())
     study = aqx.Study(copy, make_task())
-    whole = load_results(copy).confirmation()
-    trial = study.claim("relu(x)", study.class_id("relu(x)"), "confirm", 60.0, seed=12345)
-    assert trial is not None
-    study.tell(trial, val_acc=0.5, test_acc=0.5)
-    assert load_results(copy).confirmation() == whole
+    whole = stored_verdict(load_results(copy))
+    wanted = Wanted(study.class_id("relu(x)"), "relu(x)", Purpose.CONFIRM, seed=12345)
+    (claimed,) = study.queue.claim_these([wanted], 60.0)
+    study.tell(claimed.id, val_acc=0.5, test_acc=0.5)
+    assert stored_verdict(load_results(copy)) == whole
 
 
 def test_no_verdict_without_confirmation(db_path: Path):
     aqx.Study(db_path, make_task()).add("relu(x)", val_acc=1.0)
-    assert load_results(db_path).confirmation() is None
+    assert stored_verdict(load_results(db_path)) is None
 
 
 def test_ranking_is_the_studys(searched: Path):
@@ -126,17 +132,49 @@ def test_few_results_say_nothing():
     assert cross_validate(np.zeros((20, 16), np.float32), np.arange(11), np.arange(11.0), 1) is None
 
 
-def test_landscape_matches_the_study(searched: Path):
+def test_the_survey_matches_the_study(searched: Path):
     results = load_results(searched)
     before = digest(searched)
-    land = survey(results)
-    assert land.names == sorted(land.names)
-    found = {t.name: row for t, row in zip(results.searched, land.rows, strict=True) if row >= 0}
-    by_class = {land.names[row] for row in found.values()}
+    surveyed = survey(results)
+    assert surveyed.names == sorted(surveyed.names)
+    found = {t.name: row for t, row in zip(results.searched, surveyed.rows, strict=True) if row >= 0}
+    by_class = {surveyed.names[row] for row in found.values()}
     study = aqx.Study(searched, make_task())
     assert all(study.class_id(name) in {study.class_id(t) for t in by_class} for name in found)
-    assert np.isfinite(land.predicted).all()
+    assert np.isfinite(surveyed.predicted).all()
     assert digest(searched) == before, "looking changes nothing"
+
+
+def test_a_search_is_explained_by_its_own_surrogate(db_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its coordinates depend on the study's seed; the map does not depend on it."""
+    shifted = Preset("shifted", lambda features, seed, progress: seed + features.outputs[:, :3], nearest_neighbours)
+    candidates(db_path, ["binary(unary(x),unary(x))"], OPERATORS)
+    aqx.Study(db_path, make_task(), surrogate=shifted, seed=5).search(budget=20, spectra=0)
+    results = load_results(db_path)
+    by_default = survey(results)
+    monkeypatch.setitem(PRESETS, "shifted", shifted)
+    found = survey(results)
+    rows = load_features(results.db, results.task.task_id)
+    order = np.argsort(np.array(rows.names, np.str_))
+    told = [(t.name, np.nan if t.objective is None else t.objective) for t in results.searched]
+    at = {trial.name: row for trial, row in zip(results.searched, found.rows.tolist(), strict=True) if row >= 0}
+    mean, _ = predict(
+        5 + rows.outputs[order, :3],
+        [at[name] for name, _ in told if name in at],
+        [results.sign * value for name, value in told if name in at],
+        np.arange(len(order)),
+        preset=shifted,
+    )
+    np.testing.assert_allclose(found.predicted, results.sign * mean, rtol=1e-6)
+    assert not np.allclose(found.predicted, by_default.predicted)
+    np.testing.assert_array_equal(found.coordinates, by_default.coordinates)
+    assert found.calibration and by_default.calibration
+    assert not np.array_equal(found.calibration.predicted, by_default.calibration.predicted)
+
+
+def test_where_the_study_only_drew_the_default_surrogate_explains(drawn: Path):
+    results = load_results(drawn)
+    assert survey(results).names and survey(results).coordinates.shape[1] == PRESETS["ensemble"].outputs_alone
 
 
 # ---- functions, failures, workers
@@ -154,7 +192,7 @@ def test_curves_are_the_functions_and_their_derivatives():
 
 def test_the_best_functions_come_first_and_baselines_only_beside_them(searched: Path):
     results = load_results(searched)
-    verdict = results.confirmation()
+    verdict = stored_verdict(results)
     assert verdict is not None
     kinds = {one.name: one.kind for one in curves_of_best(results, verdict)}
     winners = [row.name for row in verdict.rows if row.name not in ("relu(x)", "tanh(x)")]
@@ -176,8 +214,8 @@ spans = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20), st.sampled_fr
 @given(spans)
 def test_nothing_overlaps_in_a_lane(some: list[tuple[int, int, str]]):
     trials = [
-        Record(i, 1, None, "relu(x)", 0, "search", "done", 1.0, None, worker, START + timedelta(seconds=begin), None,
-               None, START + timedelta(seconds=begin + length))
+        Record(i, 1, None, "relu(x)", 0, Purpose.SEARCH, Status.DONE, 1.0, None, worker,
+               START + timedelta(seconds=begin), None, None, START + timedelta(seconds=begin + length))
         for i, (begin, length, worker) in enumerate(some, 1)
     ]  # fmt: skip
     drawn = timeline(trials)
@@ -205,11 +243,28 @@ def test_presets_are_recognised(space: str, monkeypatch: pytest.MonkeyPatch, sea
     assert reproduce.commands(load_results(searched))[0] == f"aqx enumerate found.duckdb --space {space}"
 
 
-def test_the_seed_of_the_study_is_found(db_path: Path):
-    study = aqx.Study(db_path, make_task(), seed=7)
-    with study.trial() as trial:
-        trial.report(val_acc=1.0)
-    assert reproduce.study_seed(load_results(db_path)) == 7
+@pytest.fixture
+def drawn(db_path: Path) -> Path:
+    """A search by another surrogate and seed than by default."""
+    candidates(db_path, ["unary(x)"], OPERATORS)
+    aqx.Study(db_path, make_task(), surrogate="random", seed=7).search(budget=2, spectra=0)
+    return db_path
+
+
+def test_the_study_is_told_as_it_was(drawn: Path):
+    results = load_results(drawn)
+    search = "aqx search test.duckdb --task toy --budget 2 --seed 7 --surrogate random"
+    assert reproduce.commands(results)[1:] == [search.replace("test.duckdb", drawn.name)]
+    assert dict(reproduce.facts(results))["study"] == "seed 7, surrogate random, pruner median"
+
+
+def test_what_an_earlier_aqx_did_not_store_is_not_guessed(drawn: Path):
+    with Database(drawn).transaction() as con:
+        con.execute("DELETE FROM studies; UPDATE trials SET study_id = NULL")
+    results = load_results(drawn)
+    search, note = reproduce.commands(results)[1:]
+    assert search == f"aqx search {drawn.name} --task toy --budget 2" and "not known" in note
+    assert "study" not in dict(reproduce.facts(results))
 
 
 # ---- the data
@@ -266,7 +321,7 @@ def test_a_figure_says_what_it_shows(searched: Path, tmp_path: Path):
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         text = write_figure(searched, "verdict", tmp_path / "verdict.svg").read_text()
-    verdict = load_results(searched).confirmation()
+    verdict = stored_verdict(load_results(searched))
     assert verdict is not None
     assert all(row.name in text for row in verdict.rows if row.verdict != "reference")
     assert "difference to relu(x)" in text
