@@ -147,7 +147,7 @@ def work(path: str, folder: str, number: int) -> None:
             time.sleep(0.01)
         while True:
             try:
-                trial = study.claim_next(LEASE_SECONDS)
+                trial = study.ask(LEASE_SECONDS)
             except Exhausted:
                 counts = count_trials(study.db, study.task_id)
                 if not counts["running"] + counts["stale"]:

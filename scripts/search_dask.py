@@ -18,9 +18,10 @@ from contextlib import ExitStack
 from distributed import Client, LocalCluster
 
 import aqx
+from aqx.search import Record
 
 
-def print_trial(study: aqx.Study, record: aqx.search.Record) -> None:
+def print_trial(study: aqx.Study, record: Record) -> None:
     """Print how a trial ended, and where it ran."""
     result = record.reason if record.objective is None else f"{record.objective:.4f}"
     print(f"{record.id:5}  {record.name:40} {result}  ({record.environment.get('host')})", flush=True)

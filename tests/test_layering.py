@@ -21,7 +21,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "machine": (),
+    "lazy": (),
     "numerics": ("errors",),  # the precise forms behind the table of operators, and the integrals of a normalisation
+    "metrics": ("errors",),
     "objective": ("errors",),
     "losses": ("errors",),
     "operators": ("errors", "numerics"),
@@ -30,21 +32,21 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "activation": ("kernel", "numerics"),
     "space": ("tree",),
     "evaluation": ("activation", "space"),
-    "store": ("errors",),
+    "store": ("errors", "metrics"),
     "enumeration": ("evaluation", "store"),
     "surrogate": ("errors",),
     "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
     "population": ("activation", "machine"),
-    "tasks": ("population", "losses", "objective"),
+    "tasks": ("lazy", "population", "losses", "objective"),
     "candidates": ("evaluation", "store", "surrogate"),
     "spectra": ("fisher", "tasks", "store", "machine"),
-    "training": ("tasks", "machine"),
-    "search": ("candidates", "enumeration", "spectra", "training"),
+    "training": ("tasks", "machine", "metrics"),
+    "search": ("lazy", "candidates", "enumeration", "spectra", "training"),
     "benchmark": ("search",),
     "optuna": ("candidates", "enumeration", "tasks"),
     "export": ("tree",),
     "report": ("search", "export"),
-    "doctor": ("search",),
+    "doctor": ("search", "kernel"),
     "cli": ("benchmark", "doctor", "report"),
 }
 # The room outside of which a library is not imported; `datasets` of scikit-learn only holds data, and tasks use it.
