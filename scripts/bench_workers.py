@@ -86,7 +86,7 @@ def measure(folder: Path, case: str, workers: int, trials: int) -> Report:
     names = fill(path, trials)
     # The server has imported everything, so that starting a worker in a killed one's place takes no second.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["aqx.search", "jax"])
+    context.set_forkserver_preload(["aqx.search.study", "aqx.surrogate.models", "jax", "pyarrow"])
     running = [start(context, path, folder, number) for number in range(workers)]
     while len(list(folder.glob("*.ready"))) < workers:
         time.sleep(0.05)

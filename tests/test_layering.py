@@ -52,7 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 # The room outside of which a library is not imported; `datasets` of scikit-learn only holds data, and tasks use it.
 HOMES: dict[str, tuple[str, ...]] = {
     "duckdb": ("store",),
-    "filelock": ("store",),
+    "fcntl": ("store",),
     "pyarrow": ("store",),
     "umap": ("surrogate",),
     "pynndescent": ("surrogate",),

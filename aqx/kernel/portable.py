@@ -46,6 +46,9 @@ _FORMS: dict[str, Callable[..., jax.Array]] = {
     "erfc": lambda x, **_: elementary.erfc(x),
     "bessel_i0e": lambda x, **_: elementary.bessel_i0e(x),
     "bessel_i1e": lambda x, **_: elementary.bessel_i1e(x),
+    # Of JAX 0.12.
+    "polynomial": lambda x, *terms, **_: functools.reduce(lambda sum_, term: sum_ * x + term, reversed(terms)),
+    "one_minus_square": lambda x: (1 + x) * (1 - x),
     "reduce_precision": lambda x, exponent_bits, mantissa_bits: elementary.round_mantissa(x, mantissa_bits),
 }
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
-import filelock
 
 from aqx.errors import StoreError
 from aqx.store import schema
+from aqx.store.lock import Hold, Lock
 from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, check_name, check_path, explain, warn_of_network
 
 # Measured on 400,000 rows of FLOAT[256]: row groups of 16k take 2.7 s of CPU and 366 MB, the default of 120k 3.0 s and
@@ -25,10 +25,9 @@ _ATTACH = "ROW_GROUP_SIZE 16384, STORAGE_VERSION 'v2.0.0'"
 # the rows are FLOAT[1000].
 _COMPRESSION = "alp,alprd,chimp,patas,rle"
 _BULK = {"max_vacuum_tasks": 0, "write_buffer_row_group_count": 1}
-_POLL_SECONDS = 0.01
 # Folding what was committed into the file is half of a short transaction. While others wait for the lock, it stays in
-# the write-ahead log, as safe as there, until nobody waits or the log has so many bytes (read back in 5 ms).
-_LOG_BYTES = 16384
+# the write-ahead log, as safe as there, until nobody waits or the log has so many bytes (read back in 1.4 ms).
+_LOG_BYTES = 8192
 
 
 class Database:
@@ -73,11 +72,11 @@ class Database:
         self.path: Path = Path(os.path.realpath(path))
         self.timeout = timeout
         self._file = str(self.path)
-        self._lock = filelock.FileLock(self._file + ".lock")
-        self._lock_seen: int | None = None  # when the lock file was last touched, as far as this holder knows
+        self._lock = Lock(self._file + ".lock")
         self._bring_forward = bring_forward
         self._identity: str | None = None
         self._instance: duckdb.DuckDBPyConnection | None = None
+        self._folding = True
         self._process = os.getpid()
         self._open = threading.local()
         check_path(self._file, create)
@@ -85,7 +84,7 @@ class Database:
         if create and not self.path.exists():
             with self._locked(write=True):
                 self._create()
-        with self._locked(write=False), self._attached(write=False) as con:
+        with self._locked(write=False) as write, self._attached(write) as con:
             version, self._identity = schema.read_signature(con, self._file)
             if schema.is_truncated(con, self.path.stat().st_size):
                 raise StoreError(f"{self._file} is truncated; {LEFT_AS_IT_WAS}")
@@ -122,7 +121,7 @@ class Database:
         if outer := getattr(self._open, "connection", None):
             yield outer
             return
-        with self._locked(write=False), self._attached(write=False) as con:
+        with self._locked(write=False) as write, self._attached(write) as con:
             self._check_signature(con)
             with self._begun(con), self._shared(con):
                 yield con
@@ -136,50 +135,51 @@ class Database:
             self._open.connection = None
 
     @contextlib.contextmanager
-    def _locked(self, write: bool) -> Iterator[None]:
+    def _locked(self, write: bool) -> Iterator[bool]:
+        """Hold the lock; yields whether the file may be written."""
         if self._process != os.getpid():
-            # What a forked child inherits, the lock above all, is its parent's.
+            # What a forked child inherits, an open transaction above all, is its parent's.
             raise StoreError(f"{self._file} was opened before this process was forked; open it anew in the child")
-        if self._lock.is_locked:
+        if self._hold:
             raise StoreError(f"a transaction on {self._file} is already open in this thread; end it before the next")
-        held = self._acquire(write)
         try:
-            yield
+            self._open.hold, write = self._acquire(write)
+            yield write
         finally:
-            if held:
-                self._lock.release()
+            hold, self._open.hold = self._hold, None
+            if hold:
+                hold.release()
 
-    def _acquire(self, write: bool) -> bool:
+    @property
+    def _hold(self) -> Hold | None:
+        return getattr(self._open, "hold", None)
+
+    def _acquire(self, write: bool) -> tuple[Hold | None, bool]:
         deadline = time.monotonic() + self.timeout
-        while True:
-            try:
-                self._lock.acquire(blocking=False)
-                self._lock_seen = self._lock_touched()
-                return True
-            except filelock.Timeout as error:
-                if time.monotonic() >= deadline:
-                    raise StoreError(
-                        f"{self._file} stayed locked by another process for {self.timeout:g} s; wait for it, or end it"
-                    ) from error
-            except OSError as error:
-                if write or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise explain(self._file, error) from error
-                # Where no lock file can be made this user writes nothing either, and DuckDB itself keeps readers and
-                # another user's writer apart.
-                return False
-            with contextlib.suppress(OSError):  # for a user who may not touch it nobody need leave anything behind
-                os.utime(self._lock.lock_file)
-            time.sleep(_POLL_SECONDS)
-
-    def _lock_touched(self) -> int | None:
         try:
-            return os.stat(self._lock.lock_file).st_mtime_ns
-        except OSError:
-            return None
+            while True:
+                # What others have left in the log is brought into the file by whoever comes, to look or to write.
+                write = write or self._folds()
+                hold = self._lock.acquire(not write, max(0.0, deadline - time.monotonic()))
+                if write or not self._folds():
+                    return hold, write
+                hold.release()
+        except TimeoutError as error:
+            raise StoreError(
+                f"{self._file} stayed locked by another process for {self.timeout:g} s; wait for it, or end it"
+            ) from error
+        except OSError as error:
+            if write or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise explain(self._file, error) from error
+            # Where no lock file can be made this user writes nothing either, and DuckDB itself keeps readers and
+            # another user's writer apart.
+            return None, False
 
-    def _others_wait(self) -> bool:
-        """Whether another process has asked for the lock since this one took it: who waits touches the file."""
-        return self._lock_seen is not None and self._lock_touched() != self._lock_seen
+    def _folds(self) -> bool:
+        """Whether there is something in the log that this user may bring into the file."""
+        if not (self._bring_forward and self._log_bytes()):
+            return False
+        return os.access(self._file, os.W_OK) and os.access(self.path.parent, os.W_OK)
 
     def _log_bytes(self) -> int:
         """How much the write-ahead log holds."""
@@ -193,9 +193,6 @@ class Database:
         # ATTACH would make a new file in the place of one that has gone.
         if not self.path.exists():
             raise StoreError(f"{self._file} has gone: it was moved or deleted while in use")
-        if not write and self._bring_forward and self._log_bytes():
-            # So that what others have left in the log comes into the file.
-            write = os.access(self._file, os.W_OK) and os.access(self.path.parent, os.W_OK)
         con = self._empty_instance().cursor()
         try:
             con.execute(
@@ -223,19 +220,28 @@ class Database:
 
     def _detach(self, con: duckdb.DuckDBPyConnection, write: bool) -> None:
         try:
-            if write:
-                later = self._log_bytes() < _LOG_BYTES and self._others_wait()
-                con.execute(f"PRAGMA {'disable' if later else 'enable'}_checkpoint_on_shutdown")
-            con.execute("USE memory; DETACH DATABASE IF EXISTS aqx")
             con.close()
+            if self._instance:
+                if write:
+                    self._checkpoint(not (self._log_bytes() < _LOG_BYTES and self._others_wait()))
+                self._instance.execute("DETACH DATABASE IF EXISTS aqx")
         except duckdb.Error:
             # What was committed is safe in the write-ahead log even where folding it into the file has failed (a full
             # disk), so this is no failure of the transaction; but the instance may no longer be trusted.
             self._drop_instance(con)
 
+    def _checkpoint(self, on: bool) -> None:
+        """Set whether DETACH brings the log into the file."""
+        if on is not self._folding and self._instance:
+            self._instance.execute(f"PRAGMA {'enable' if on else 'disable'}_checkpoint_on_shutdown")
+            self._folding = on
+
+    def _others_wait(self) -> bool:
+        return self._hold is not None and self._hold.others_wait()
+
     def _empty_instance(self) -> duckdb.DuckDBPyConnection:
         if not self._instance:
-            self._instance = _start(self._file)
+            self._instance, self._folding = _start(self._file), True
         return self._instance
 
     def _drop_instance(self, con: duckdb.DuckDBPyConnection) -> None:

@@ -75,9 +75,7 @@ def read_signature(con: duckdb.DuckDBPyConnection, path: str) -> tuple[int, str]
         StoreError: the file belongs to another program, or to a newer aqx.
     """
     try:
-        meta = dict(
-            con.execute("SELECT key, value FROM meta WHERE key IN ('schema_version', 'database_id')").fetchall()
-        )
+        meta = dict(con.execute("SELECT key, value FROM meta").fetchall())  # a condition on the key takes longer
         version, identity = int(meta["schema_version"]), meta["database_id"]
     except (duckdb.ProgrammingError, KeyError, ValueError) as error:
         raise StoreError(f"{path} is a DuckDB database, but not one of aqx; it was left as it is") from error

@@ -302,9 +302,9 @@ def checked_name(name: str) -> str:
 def next_id(con: duckdb.DuckDBPyConnection) -> int:
     """The number of the next trial."""
     # A trial that was removed may still be told about: its number must not be another's.
-    removed = "SELECT value::BIGINT FROM meta WHERE key = 'last_trial_id'"
-    ((last,),) = con.execute(f"SELECT greatest(max(trial_id), ({removed}), 0) FROM trials").fetchall()
-    return last + 1
+    removed = con.execute("SELECT value FROM meta WHERE key = 'last_trial_id'").fetchall()
+    ((last,),) = con.execute("SELECT max(trial_id) FROM trials").fetchall()
+    return max(last or 0, *(int(value) for (value,) in removed), 0) + 1
 
 
 _INSERTED = (
