@@ -14,10 +14,10 @@ import numpy as np
 
 from aqx.errors import InputError
 from aqx.objective import Objective
-from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, functions, outcomes, trial_rows
+from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, functions, outcomes, trials
 from aqx.store.claims import Choice, Settled, Snapshot
+from aqx.store.endings import Ending
 from aqx.store.lease import kept_alive, worker_name
-from aqx.store.outcomes import Ending
 from aqx.store.studies import list_studies, register_study
 from aqx.store.tasks import list_tasks
 from aqx.store.trial_rows import AnyTrial, Purpose, Status
@@ -132,7 +132,7 @@ class Ledger:
 
     def records(self, purpose: str | None = None, status: str | None = None) -> list[Record]:
         """Read the trials in the order of their ids, all of them or those of one purpose or status."""
-        return [as_record(row) for row in trial_rows.list_trials(self.db, self.task.task_id, status, purpose)]
+        return [as_record(row) for row in trials.list_trials(self.db, self.task.task_id, status, purpose)]
 
     def add(self, name: str, seed: int, metrics: Mapping[str, Any]) -> Record:
         """Record a training that nobody claimed; see `Study.add`."""
@@ -181,7 +181,7 @@ class Ledger:
 
     def close(self, trial_id: int, ending: Ending) -> Record:
         """Store how a trial ended, and return it; `announce` is left to the caller."""
-        return as_record(outcomes.close(self.db, trial_id, ending))
+        return as_record(outcomes.close(self.db, self.task.task_id, trial_id, ending))
 
     def close_all(self, endings: Mapping[int, Ending]) -> tuple[list[Record | InputError], Snapshot]:
         """Store how trials ended, in one transaction; an error stands for one that somebody else had closed."""

@@ -31,7 +31,8 @@ from aqx.store import Database, StudySettings, claims, functions, outcomes
 from aqx.store.claims import Snapshot
 from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import get_task, register_task
-from aqx.store.trial_rows import Purpose, Status, by_training, get_trial
+from aqx.store.trial_rows import Purpose, Status, by_training
+from aqx.store.trials import get_trial
 from aqx.tasks import Task, load_task
 
 _log = logging.getLogger("aqx")

@@ -14,13 +14,13 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from aqx.errors import AqxError, InputError, one_line, traceback_of
+from aqx.errors import AqxError, InputError, StoreError, one_line, traceback_of
 from aqx.metrics import plain_metrics
 from aqx.search.ledger import Ledger, Record
 from aqx.search.pruning import Rule, curve, curve_of
 from aqx.store import outcomes
 from aqx.store.claims import Snapshot
-from aqx.store.outcomes import Ending
+from aqx.store.endings import Ending
 from aqx.tasks import Task
 from aqx.training.environment import environment
 from aqx.training.processes import sigterm_ends_block
@@ -119,12 +119,18 @@ class Trial:
             except Pruned:
                 self._hopeless = True
                 record = self._store(self._stop())
+            except StoreError:  # the database's trouble is not the function's
+                with contextlib.suppress(StoreError):
+                    self._ledger.release([self.id])
+                raise
             except Exception as error:
                 self.close(error)
                 raise
             else:
                 try:
                     record = self._store(self._ending())
+                except StoreError:
+                    raise
                 except AqxError as error:
                     self.metrics.clear()
                     self.close(error)
@@ -181,7 +187,8 @@ class Trial:
         return outcomes.stop(goal.sign * own[-1][1] if own else None, self.metrics, **self._circumstances())
 
     def _circumstances(self) -> dict[str, Any]:
-        return {"seconds": time.monotonic() - self._started, "environment": environment(self._task)}
+        seconds = time.monotonic() - self._started
+        return {"seconds": seconds, "environment": environment(self._task), "name": self.name}
 
 
 def train_all(
@@ -223,8 +230,11 @@ def train_all(
             with contextlib.closing(run(next_job, task, place, width)) as batches:
                 for batch in batches:
                     snapshot = _store_batch(ledger, batch, claimed, ended)
-        finally:
-            ledger.release(claimed)
+        except BaseException:
+            with contextlib.suppress(StoreError):  # which would hide why it ended
+                ledger.release(claimed)
+            raise
+        ledger.release(claimed)
 
 
 def _store_batch(
@@ -242,7 +252,7 @@ def _store_batch(
                 ledger.lose(trial_id, outcome.reason)
                 _log.warning("aqx: trial %d, %s: %s", trial_id, trial.name, outcome.reason)
         if not isinstance(outcome, Lost):
-            endings |= {_trial_of(training): _ending_of(o, ledger) for training, o in zip(job, outcome, strict=True)}
+            endings |= {_trial_of(t): _ending_of(o, t.name, ledger) for t, o in zip(job, outcome, strict=True)}
     # All results are stored before anybody hears of one: a callback may raise.
     closed, snapshot = ledger.close_all(endings)
     for trial_id in endings:
@@ -271,8 +281,8 @@ def _jobs(trials: Sequence[Record]) -> Iterator[Job]:
         yield tuple(Training(trial.name, trial.seed, trial.trial_id) for trial in group)
 
 
-def _ending_of(outcome: Outcome, ledger: Ledger) -> Ending:
-    circumstances = {"seconds": outcome.seconds, "environment": outcome.environment}
+def _ending_of(outcome: Outcome, name: str, ledger: Ledger) -> Ending:
+    circumstances = {"seconds": outcome.seconds, "environment": outcome.environment, "name": name}
     if outcome.reason is not None:
         return outcomes.failure(outcome.reason, outcome.metrics, **circumstances)
     return outcomes.result(ledger.goal.of(outcome.metrics), outcome.metrics, **circumstances)

@@ -17,7 +17,8 @@ from aqx.store.spectra import (
 )
 from aqx.store.studies import StudySettings, list_studies
 from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
-from aqx.store.trial_rows import Purpose, Status, TrialRow, count_trials, get_trial, list_trials
+from aqx.store.trial_rows import Purpose, Status, TrialRow
+from aqx.store.trials import count_trials, get_trial, list_trials
 
 __all__ = [
     "Database",

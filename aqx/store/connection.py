@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 
 from aqx.errors import StoreError
-from aqx.store import schema
+from aqx.store import pending, schema
 from aqx.store.lock import Hold, Lock
 from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, check_name, check_path, explain, warn_of_network
 
@@ -28,6 +30,12 @@ _BULK = {"max_vacuum_tasks": 0, "write_buffer_row_group_count": 1}
 # Folding what was committed into the file is half of a short transaction. While others wait for the lock, it stays in
 # the write-ahead log, as safe as there, until nobody waits or the log has so many bytes (read back in 1.4 ms).
 _LOG_BYTES = 8192
+_RESULTS_WAIT = 10  # times as long as others; then they are left for later
+_FOREIGN_SECONDS = 0.05
+_IN_USE = "Conflicting lock"
+
+T = TypeVar("T")
+_log = logging.getLogger("aqx")
 
 
 class Database:
@@ -72,24 +80,31 @@ class Database:
         self.path: Path = Path(os.path.realpath(path))
         self.timeout = timeout
         self._file = str(self.path)
-        self._lock = Lock(self._file + ".lock")
+        self._lock = Lock(self._file + ".lock", self._file)
         self._bring_forward = bring_forward
-        self._identity: str | None = None
+        self.identity: str = ""
         self._instance: duckdb.DuckDBPyConnection | None = None
         self._folding = True
         self._process = os.getpid()
         self._open = threading.local()
         check_path(self._file, create)
         warn_of_network(self._file)
+        if self.path.exists() and not os.path.exists(self._lock.path):
+            self._look()
         if create and not self.path.exists():
             with self._locked(write=True):
                 self._create()
         with self._locked(write=False) as write, self._attached(write) as con:
-            version, self._identity = schema.read_signature(con, self._file)
+            version, self.identity = schema.read_signature(con, self._file)
             if schema.is_truncated(con, self.path.stat().st_size):
                 raise StoreError(f"{self._file} is truncated; {LEFT_AS_IT_WAS}")
         if bring_forward and version < schema.current_version():
             self._migrate()
+        if bring_forward and pending.waiting(self.path) and self._may_write():
+            with self.transaction():
+                pass
+        for note in pending.notes(self.path, older_than=timeout):
+            _log.warning("aqx: %s", note)
 
     def __repr__(self) -> str:
         return f"Database({self._file!r})"
@@ -104,10 +119,64 @@ class Database:
         Raises:
             StoreError: the file cannot be locked, opened or written; nothing of the block is stored.
         """
-        with self._locked(write=True), self._bulk(bulk), self._attached(write=True) as con:
+        with self._locked(write=True), self._writing(bulk) as con:
+            yield con
+
+    def hand_in(
+        self, note: pending.Note, then: Callable[[duckdb.DuckDBPyConnection], T] | None = None
+    ) -> tuple[pending.Answers, T | None]:
+        """Store results, by a transaction of this process or along with another one's, whichever comes first.
+
+        While they cannot be stored they lie in a file beside the database, and come into it with any later transaction.
+
+        Args:
+            note: the results.
+            then: what is to be read in the same transaction.
+
+        Returns:
+            The trials as they are stored, with errors for those that could not be; and what was read, or None where
+            another process has stored them.
+
+        Raises:
+            StoreError: they could not be stored for ten times as long as others wait, and are kept for later.
+        """
+        try:
+            patience = _RESULTS_WAIT * self.timeout
+            with self._held(True, patience, prepare=note.write, unless=lambda: note.is_answered):
+                if note.is_answered:
+                    return note.take_answer(), None
+                with self._writing(leave=note, patience=patience) as con:
+                    answers = note.store(con)
+                    read = then(con) if then else None
+            note.discard()
+            return answers, read
+        except StoreError as error:
+            if note.is_answered:
+                return note.take_answer(), None
+            raise self._kept(note, error) from error
+
+    def _kept(self, note: pending.Note, error: StoreError) -> StoreError:
+        with contextlib.suppress(OSError):
+            note.leave()
+        whose = f"the results of trials {', '.join(map(str, sorted(note.endings)))}"
+        if not note.is_written:
+            return StoreError(f"{error}; {whose} could not be kept either")
+        return StoreError(
+            f"{error}; {whose} are kept in {note.path.parent} and come into the database when it is next opened"
+        )
+
+    @contextlib.contextmanager
+    def _writing(
+        self, bulk: bool = False, leave: pending.Note | None = None, patience: float | int | None = None
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A transaction under the lock, which takes in what waits beside the database, but for one note."""
+        with self._bulk(bulk), self._attached(True, patience) as con:
             self._check_signature(con)
-            with self._begun(con), self._shared(con):
-                yield con
+            with self._begun(con):
+                taken = pending.take_in(con, self.path, self.identity, leave)
+                with self._shared(con):
+                    yield con
+            pending.settle(taken, self.path)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -134,16 +203,25 @@ class Database:
         finally:
             self._open.connection = None
 
+    def _locked(self, write: bool) -> contextlib.AbstractContextManager[bool]:
+        return self._held(write, self.timeout)
+
     @contextlib.contextmanager
-    def _locked(self, write: bool) -> Iterator[bool]:
-        """Hold the lock; yields whether the file may be written."""
+    def _held(
+        self,
+        write: bool,
+        patience: float | int,
+        prepare: Callable[[], None] | None = None,
+        unless: Callable[[], bool] | None = None,
+    ) -> Iterator[bool]:
+        """Hold the lock, or not where `unless` says so; yields whether the file may be written."""
         if self._process != os.getpid():
             # What a forked child inherits, an open transaction above all, is its parent's.
             raise StoreError(f"{self._file} was opened before this process was forked; open it anew in the child")
         if self._hold:
             raise StoreError(f"a transaction on {self._file} is already open in this thread; end it before the next")
         try:
-            self._open.hold, write = self._acquire(write)
+            self._open.hold, write = self._acquire(write, patience, prepare, unless)
             yield write
         finally:
             hold, self._open.hold = self._hold, None
@@ -154,19 +232,26 @@ class Database:
     def _hold(self) -> Hold | None:
         return getattr(self._open, "hold", None)
 
-    def _acquire(self, write: bool) -> tuple[Hold | None, bool]:
-        deadline = time.monotonic() + self.timeout
+    def _acquire(
+        self,
+        write: bool,
+        patience: float | int,
+        prepare: Callable[[], None] | None,
+        unless: Callable[[], bool] | None,
+    ) -> tuple[Hold | None, bool]:
+        deadline = time.monotonic() + patience
         try:
             while True:
                 # What others have left in the log is brought into the file by whoever comes, to look or to write.
                 write = write or self._folds()
-                hold = self._lock.acquire(not write, max(0.0, deadline - time.monotonic()))
-                if write or not self._folds():
+                hold = self._lock.acquire(not write, max(0.0, deadline - time.monotonic()), prepare, unless)
+                if hold is None or write or not self._folds():
                     return hold, write
                 hold.release()
         except TimeoutError as error:
+            who = f" ({holder})" if (holder := self._lock.holder()) else ""
             raise StoreError(
-                f"{self._file} stayed locked by another process for {self.timeout:g} s; wait for it, or end it"
+                f"{self._file} stayed locked by another process{who} for {patience:g} s; wait for it, or end it"
             ) from error
         except OSError as error:
             if write or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -179,6 +264,9 @@ class Database:
         """Whether there is something in the log that this user may bring into the file."""
         if not (self._bring_forward and self._log_bytes()):
             return False
+        return self._may_write()
+
+    def _may_write(self) -> bool:
         return os.access(self._file, os.W_OK) and os.access(self.path.parent, os.W_OK)
 
     def _log_bytes(self) -> int:
@@ -189,15 +277,13 @@ class Database:
             return 0
 
     @contextlib.contextmanager
-    def _attached(self, write: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _attached(self, write: bool, patience: float | int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
         # ATTACH would make a new file in the place of one that has gone.
         if not self.path.exists():
             raise StoreError(f"{self._file} has gone: it was moved or deleted while in use")
         con = self._empty_instance().cursor()
         try:
-            con.execute(
-                f"ATTACH {_quoted(self._file)} AS aqx (TYPE duckdb, {_ATTACH if write else 'READ_ONLY'}); USE aqx"
-            )
+            self._attach(con, write, time.monotonic() + (patience or self.timeout))
             yield con
         except OUR_MISTAKES:
             raise
@@ -205,6 +291,18 @@ class Database:
             raise explain(self._file, error) from error
         finally:
             self._detach(con, write)
+
+    def _attach(self, con: duckdb.DuckDBPyConnection, write: bool, deadline: float) -> None:
+        """Attach the file, once no program that sees no lock file of ours has it open."""
+        mode = _ATTACH if write else "READ_ONLY"
+        while True:
+            try:
+                con.execute(f"ATTACH {_quoted(self._file)} AS aqx (TYPE duckdb, {mode}); USE aqx")
+                return
+            except duckdb.IOException as error:
+                if _IN_USE not in str(error) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_FOREIGN_SECONDS)
 
     @contextlib.contextmanager
     def _bulk(self, on: bool) -> Iterator[None]:
@@ -253,7 +351,7 @@ class Database:
 
     def _check_signature(self, con: duckdb.DuckDBPyConnection) -> None:
         _, identity = schema.read_signature(con, self._file)
-        if identity != self._identity:
+        if identity != self.identity:
             raise StoreError(f"{self._file} was replaced by another database while in use; open it anew")
 
     @contextlib.contextmanager
@@ -266,6 +364,24 @@ class Database:
                 con.execute("ROLLBACK")
             raise
         con.execute("COMMIT")
+
+    def _look(self) -> None:
+        """Refuse a file that is not ours before a lock is made beside it."""
+        try:
+            with open(self._file, "rb") as file:
+                if file.read(12)[8:] != b"DUCK":
+                    raise StoreError(f"{self._file} is not a database of aqx; {LEFT_AS_IT_WAS}")
+        except OSError as error:
+            raise explain(self._file, error) from error
+        con = self._empty_instance().cursor()
+        try:
+            con.execute(f"ATTACH {_quoted(self._file)} AS aqx (TYPE duckdb, READ_ONLY); USE aqx")
+            schema.read_signature(con, self._file)
+        except duckdb.Error as error:
+            if _IN_USE not in str(error):
+                raise explain(self._file, error) from error
+        finally:
+            self._detach(con, write=False)
 
     def _create(self) -> None:
         """Build the tables under another name and move the finished file into place: no half of it is ever seen."""

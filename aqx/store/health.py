@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from aqx.errors import StoreError
-from aqx.store import clock, schema
+from aqx.store import clock, pending, schema
 from aqx.store.connection import Database
 from aqx.store.trial_rows import Purpose, Status
 from aqx.store.trouble import explain, network_file_system
@@ -155,6 +155,7 @@ def check_file(
         health.notes.append(f"it lies on a network file system ({health.file_system}); let one machine alone open it")
     if health.log_bytes:
         health.notes.append("a process ended in the midst of writing, or is at it; the next transaction tidies up")
+    health.notes += pending.notes(Path(health.path))
     try:
         db = Database(path, timeout=lock_seconds, bring_forward=False)
         with db.read() as con:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
+import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 
 # Linux wakes who has waited longest first (since 5.0), but lets readers pass a writer that waits. So everybody first
-# takes their turn, a lock on the file's first byte, and keeps it while they wait for the file; whether anybody waits can
-# then be seen. Elsewhere (macOS) such a lock is not apart from the file's, and there are no turns.
+# takes their turn, a lock on the file's first byte, and keeps it while they wait for the file; then it can be seen
+# whether anybody waits. Elsewhere (macOS) such a lock is not apart from the file's, and there are no turns.
 _HAS_TURNS = hasattr(fcntl, "F_OFD_SETLKW")
+_LOOK_SECONDS = 0.02
+_TELL_SECONDS = 5.0
+_log = logging.getLogger("aqx")
 
 
 # DuckDB opens a file once in a process, so its threads do not even read beside each other.
@@ -24,9 +32,11 @@ os.register_at_fork(after_in_child=_of_threads.clear)
 class Hold:
     """A lock file that is held, until `release`."""
 
-    def __init__(self, fd: int, of_threads: threading.Lock):
+    def __init__(self, fd: int, of_threads: threading.Lock, shared: bool):
         self._fd = fd
         self._of_threads = of_threads
+        self._alone = not shared
+        self._sign(f"{os.getpid()} {datetime.now().isoformat(' ', 'seconds')} {socket.gethostname()}")
 
     def others_wait(self) -> bool:
         """Return whether anybody waits for the lock; never, where that cannot be seen."""
@@ -37,8 +47,16 @@ class Hold:
 
     def release(self) -> None:
         """Let the next in."""
+        self._sign("")
         os.close(self._fd)
         self._of_threads.release()
+
+    def _sign(self, text: str) -> None:
+        """Say who holds the lock alone, for who waits in vain."""
+        if self._alone:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, text.encode(), 0)
 
 
 class Lock:
@@ -46,17 +64,27 @@ class Lock:
 
     Args:
         path: of the file, made where there is none, and never removed.
+        guards: the file that it is for: whoever may write that may lock it.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, guards: str):
         self.path: str = path
+        self.guards: str = guards
 
-    def acquire(self, shared: bool, timeout: float) -> Hold:
+    def acquire(
+        self,
+        shared: bool,
+        timeout: float | int,
+        prepare: Callable[[], None] | None = None,
+        unless: Callable[[], bool] | None = None,
+    ) -> Hold | None:
         """Take the lock, in the order of asking.
 
         Args:
             shared: whether others may hold it meanwhile who share it too.
             timeout: seconds to wait.
+            prepare: called once where it must be waited for.
+            unless: asked while waiting; once it says yes, the lock is not wanted any more, and None is returned.
 
         Raises:
             TimeoutError: it was not to be had so long.
@@ -64,32 +92,66 @@ class Lock:
         """
         deadline = time.monotonic() + timeout
         of_threads = _of_threads.setdefault(self.path, threading.Lock())
-        if not of_threads.acquire(timeout=timeout):
-            raise TimeoutError
+        if not of_threads.acquire(blocking=False):
+            if prepare:
+                prepare()
+            if not of_threads.acquire(timeout=timeout):
+                raise TimeoutError
+            prepare = None
+        fd = None
         try:
-            return Hold(self._locked(fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline), of_threads)
-        except BaseException:
-            of_threads.release()
-            raise
+            fd = self._locked(fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline, prepare, unless)
+        finally:
+            if fd is None:
+                of_threads.release()
+        return None if fd is None else Hold(fd, of_threads, shared)
 
-    def _locked(self, kind: int, deadline: float) -> int:
+    def holder(self) -> str:
+        """Return who holds the lock alone, for people: process, host, since when; "" where it is not known."""
+        try:
+            number, day, hour, host = Path(self.path).read_text().split(" ", 3)
+            pid = int(number)
+        except (OSError, ValueError):
+            return ""
+        here = host == socket.gethostname()
+        if here and not is_running(pid):
+            return ""
+        return f"process {pid} on {host}{' (stopped)' if here and _is_stopped(pid) else ''}, since {day} {hour}"
+
+    def _locked(
+        self, kind: int, deadline: float, prepare: Callable[[], None] | None, unless: Callable[[], bool] | None
+    ) -> int | None:
         while True:
             fd = self._opened(kind)
             if not _try(fd, kind):
-                _Waiting(fd, kind).end(deadline - time.monotonic())
+                waiting = _Waiting(fd, kind)
+                if prepare:
+                    waiting.guarded(prepare)
+                    prepare = None
+                if not waiting.end(deadline, unless, lambda: _log.warning("aqx: waiting for %s", self._for_people())):
+                    return None
             if self._is_current(fd):
                 return fd
             os.close(fd)
 
+    def _for_people(self) -> str:
+        return f"{self.guards}, which {self.holder() or 'another process'} has locked"
+
     def _opened(self, kind: int) -> int:
         try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:
             if kind is fcntl.LOCK_EX or not os.path.exists(self.path):
                 raise
-            with contextlib.suppress(OSError):
-                return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            raise error from None
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
+            like = os.stat(self.guards)
+            if like.st_gid != os.fstat(fd).st_gid:
+                os.fchown(fd, -1, like.st_gid)
+            os.fchmod(fd, like.st_mode & 0o666)
+        return fd
 
     def _is_current(self, fd: int) -> bool:
         """Whether the file is still the one that whoever comes next opens."""
@@ -97,6 +159,25 @@ class Lock:
             return os.path.samestat(os.fstat(fd), os.stat(self.path))
         except FileNotFoundError:
             return False
+
+
+def is_running(pid: int) -> bool:
+    """Return whether there is such a process on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether it was told to pause, where the system tells (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
 
 
 class _Waiting:
@@ -118,18 +199,40 @@ class _Waiting:
             if self._given_up:
                 os.close(self._fd)
 
-    def end(self, timeout: float) -> None:
-        """Return once the lock is held; the file is closed, at once or later, where this raises."""
+    def guarded(self, action: Callable[[], None]) -> None:
+        """Do something meanwhile; where it raises, the lock is not wanted any more."""
         try:
-            if self._ended.wait(max(0.0, timeout)):
-                return
-            raise TimeoutError
+            action()
         except BaseException:
-            with self._guard:
-                self._given_up = True
-                if self._ended.is_set():
-                    os.close(self._fd)
+            self._give_up()
             raise
+
+    def end(self, deadline: float, unless: Callable[[], bool] | None, tell: Callable[[], None]) -> bool:
+        """Return True once the lock is held, or False once it is not wanted any more.
+
+        The file is closed, at once or later, unless the lock is held.
+        """
+        began, told = time.monotonic(), False
+        try:
+            while not self._ended.wait(min(_LOOK_SECONDS if unless else 1.0, max(0.0, deadline - time.monotonic()))):
+                if unless and unless():
+                    self._give_up()
+                    return False
+                if time.monotonic() >= deadline:
+                    raise TimeoutError
+                if not told and time.monotonic() - began > _TELL_SECONDS:
+                    tell()
+                    told = True
+        except BaseException:
+            self._give_up()
+            raise
+        return True
+
+    def _give_up(self) -> None:
+        with self._guard:
+            self._given_up = True
+            if self._ended.is_set():
+                os.close(self._fd)
 
 
 def _try(fd: int, kind: int) -> bool:

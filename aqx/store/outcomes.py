@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import Any
 
-import duckdb
 import numpy as np
 
 from aqx.errors import InputError
 from aqx.metrics import clean_text, decode_metrics, encode_metrics
 from aqx.store import clock
-from aqx.store.claims import Snapshot, read_snapshot
+from aqx.store.claims import Snapshot, read_snapshot, take_snapshot
 from aqx.store.connection import Database
 from aqx.store.encoding import insert_rows, number_column, text_column
+from aqx.store.endings import Ending, encoded, failure, result, stop, store_ending, why_none
+from aqx.store.pending import Note
 from aqx.store.trial_rows import (
     Purpose,
-    Status,
     TrialRow,
-    change_one,
     checked_name,
     checked_seed,
     insert,
@@ -31,53 +29,6 @@ from aqx.store.trial_rows import (
     select,
     unfinished,
 )
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a training ended; see `result`, `failure` and `stop`, which make it.
-
-    Attributes:
-        status: done, pruned or failed.
-        objective: the number that the search optimises; None where there is none.
-        reason: why it failed.
-        metrics: added to what was reported before.
-        seconds: how long the training took; None where nobody measured.
-        environment: where and with what it ran.
-    """
-
-    status: Status
-    objective: float | None
-    reason: str | None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float | int | None = None
-    environment: Mapping[str, str] | None = None
-
-
-def result(objective: float | int, metrics: Mapping[str, Any], **circumstances: Any) -> Ending:
-    """Return the ending of a training that gave a result; nan and infinity are failures, so that they never win.
-
-    Args:
-        objective: the number that the search optimises.
-        metrics: all of them.
-        **circumstances: `seconds` and `environment` of an `Ending`.
-    """
-    doubt = _doubt(objective)
-    return Ending(Status.FAILED if doubt else Status.DONE, float(objective), doubt, metrics, **circumstances)
-
-
-def stop(objective: float | int | None, metrics: Mapping[str, Any], **circumstances: Any) -> Ending:
-    """Return the ending of a training that was stopped early, with the last value of its objective; see `result`.
-
-    A value that is missing or not finite makes the trial a failed one.
-    """
-    doubt = "stopped before the objective was seen" if objective is None else _doubt(objective)
-    return Ending(Status.FAILED if doubt else Status.PRUNED, objective, doubt, metrics, **circumstances)
-
-
-def failure(reason: str, metrics: Mapping[str, Any] | None = None, **circumstances: Any) -> Ending:
-    """Return the ending of a training that failed, and why; see `result`."""
-    return Ending(Status.FAILED, None, reason or "no reason given", metrics or {}, **circumstances)
 
 
 def report(db: Database, trial_id: int, metrics: Mapping[str, Any], compare: str | None = None) -> list[Any]:
@@ -120,18 +71,28 @@ def _path(key: str) -> str:
     return "$." + json.dumps(key, ensure_ascii=False)
 
 
-def close(db: Database, trial_id: int, ending: Ending) -> TrialRow:
+def close(db: Database, task_id: int | None, trial_id: int, ending: Ending) -> TrialRow:
     """Store how a trial ended, also of one whose claim has lapsed or was given back.
+
+    Args:
+        db: the database.
+        task_id: the task that the trial must belong to; None for any.
+        trial_id: from `claim`.
+        ending: from `result`, `stop` or `failure`.
 
     Returns:
         The finished trial.
 
     Raises:
-        InputError: no such trial, or it has a result already (which stays), or a metric cannot be stored.
+        InputError: no such trial of this task or for this function, or it has a result already (which stays), or a
+            metric cannot be stored.
+        StoreError: the database cannot be had; the ending is kept beside it, and stored when it is next opened.
     """
-    encoded, now = encode_metrics(ending.metrics), clock.now()
-    with db.transaction() as con:
-        return _close(con, trial_id, ending, encoded, now)
+    answers, _ = db.hand_in(Note(db.path, db.identity, task_id, {trial_id: ending}))
+    answer = answers[trial_id]
+    if isinstance(answer, InputError):
+        raise answer
+    return answer
 
 
 def close_all(
@@ -140,42 +101,34 @@ def close_all(
     """Store how many trials ended, in one transaction; see `close`.
 
     Returns:
-        The finished trials by number, an error in place of one whose result was stored before (that stays); and the
-        task's trials with them.
-
-    Raises:
-        InputError: no such trial, or a metric cannot be stored; then nothing is stored.
+        The finished trials by number, an error in place of one that could not be stored, such as of one whose result
+        was stored before (that stays); and the task's trials with them.
     """
-    encoded, now = {trial_id: encode_metrics(ending.metrics) for trial_id, ending in endings.items()}, clock.now()
-    closed: dict[int, TrialRow | InputError] = {}
-    with db.transaction() as con:
-        for trial_id, ending in endings.items():
-            try:
-                closed[trial_id] = _close(con, trial_id, ending, encoded[trial_id], now)
-            except InputError as error:
-                closed[trial_id] = error
-        return closed, read_snapshot(con, task_id)
+    answers, snapshot = db.hand_in(
+        Note(db.path, db.identity, task_id, endings), lambda con: read_snapshot(con, task_id)
+    )
+    return answers, snapshot or take_snapshot(db, task_id)
 
 
 def finish(
     db: Database, trial_id: int, objective: float | int, metrics: Mapping[str, Any], **circumstances: Any
 ) -> TrialRow:
     """Store the result of a trial; see `result` and `close`."""
-    return close(db, trial_id, result(objective, metrics, **circumstances))
+    return close(db, None, trial_id, result(objective, metrics, **circumstances))
 
 
 def prune(
     db: Database, trial_id: int, objective: float | int | None, metrics: Mapping[str, Any], **circumstances: Any
 ) -> TrialRow:
     """Store that a training was stopped early; see `stop` and `close`."""
-    return close(db, trial_id, stop(objective, metrics, **circumstances))
+    return close(db, None, trial_id, stop(objective, metrics, **circumstances))
 
 
 def fail(
     db: Database, trial_id: int, reason: str, metrics: Mapping[str, Any] | None = None, **circumstances: Any
 ) -> TrialRow:
     """Store that a trial failed, and why; see `failure` and `close`."""
-    return close(db, trial_id, failure(reason, metrics, **circumstances))
+    return close(db, None, trial_id, failure(reason, metrics, **circumstances))
 
 
 def remove(db: Database, task_id: int, statuses: Collection[str]) -> int:
@@ -210,13 +163,11 @@ def add_result(
         InputError: a name, seed or metric that cannot be stored.
     """
     now = clock.now()
-    encoded = encode_metrics(metrics)
+    encode_metrics(metrics)  # before anything is stored
     with db.transaction() as con:
         new = new_trial(next_id(con), task_id, class_id, name, seed, Purpose.ADDED, now)
         insert(con, replace(new, heartbeat_at=None, expires_at=None))
-        added = _store(con, new.trial_id, encoded, result(objective, metrics), now)
-        assert added is not None
-        return added
+        return store_ending(con, None, new.trial_id, encoded(result(objective, metrics)), now)
 
 
 def add_results(
@@ -254,7 +205,7 @@ def add_results(
     """
     now = clock.now()
     ends = [
-        (objective, reason or _doubt(math.nan if objective is None else objective))
+        (objective, reason or why_none(math.nan if objective is None else objective))
         for objective, reason in zip(objectives, reasons, strict=True)
     ]
     columns = {
@@ -288,43 +239,3 @@ def add_results(
             "SELECT count(*) FROM trials WHERE trial_id >= ? AND status = 'failed'", [first]
         ).fetchall()
     return added, failed
-
-
-def _close(con: duckdb.DuckDBPyConnection, trial_id: int, ending: Ending, encoded: str, now: datetime) -> TrialRow:
-    # At one go where nothing was reported before: workers wait for each other here.
-    if closed := _store(con, trial_id, encoded, ending, now, "status IN ('queued', 'running') AND metrics = '{}'"):
-        return closed
-    trial = unfinished(con, trial_id, now)
-    merged = encode_metrics({**trial.metrics, **decode_metrics(encoded)})
-    closed = _store(con, trial_id, merged, ending, now)
-    assert closed is not None
-    return closed
-
-
-def _store(
-    con: duckdb.DuckDBPyConnection, trial_id: int, metrics: str, ending: Ending, now: datetime, condition: str = "true"
-) -> TrialRow | None:
-    return change_one(
-        con,
-        f"""
-        UPDATE trials
-        SET status = $status, objective = $objective, metrics = $metrics, reason = $reason, finished_at = $finished_at,
-            seconds = $seconds, environment = $environment
-        WHERE trial_id = $trial AND {condition}
-        """,
-        now,
-        status=ending.status,
-        # A failed trial keeps no objective: in SQL, nan is greater than every number and would be the maximum.
-        objective=None if ending.status is Status.FAILED else ending.objective,
-        metrics=metrics,
-        reason=ending.reason and clean_text(ending.reason),
-        finished_at=now,
-        seconds=ending.seconds,
-        environment=None if ending.environment is None else clean_text(json.dumps(dict(ending.environment))),
-        trial=trial_id,
-    )
-
-
-def _doubt(objective: float | int) -> str | None:
-    """Why a number is no result."""
-    return None if math.isfinite(objective) else f"objective is {float(objective)}"

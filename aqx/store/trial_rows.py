@@ -1,4 +1,4 @@
-"""Trials as they are read: one row per training, with the state its lease gives it."""
+"""Trials inside a transaction: one row per training, with the state its lease gives it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ import duckdb
 
 from aqx.errors import InputError
 from aqx.metrics import clean_text, decode_metrics
-from aqx.store import clock
-from aqx.store.connection import Database
 
 
 class _Word(StrEnum):
@@ -63,9 +61,9 @@ _COLUMNS = """
     heartbeat_at, expires_at, finished_at, retry_of, study_id, seconds, metrics::VARCHAR,
     coalesce(environment, '{}')::VARCHAR
 """
-_STATE = "if(status = 'running' AND expires_at < $now, 'stale', status)"
+STATE = "if(status = 'running' AND expires_at < $now, 'stale', status)"
 # Processes wait for each other while this is read.
-_BRIEF = f"SELECT trial_id, class_id::VARCHAR, name, seed, purpose, {_STATE}, objective, retry_of FROM trials"
+_BRIEF = f"SELECT trial_id, class_id::VARCHAR, name, seed, purpose, {STATE}, objective, retry_of FROM trials"
 
 
 class Brief(NamedTuple):
@@ -132,46 +130,6 @@ _NAMES = tuple(column.name for column in fields(TrialRow))
 AnyTrial = TypeVar("AnyTrial", bound=TrialRow | Brief)
 
 
-def get_trial(db: Database, trial_id: int) -> TrialRow:
-    """One trial.
-
-    Raises:
-        InputError: there is none of this id.
-    """
-    with db.read() as con:
-        return select_one(con, trial_id, clock.now())
-
-
-def list_trials(db: Database, task_id: int, status: str | None = None, purpose: str | None = None) -> list[TrialRow]:
-    """The trials of a task in the order of their ids, all of them or those of one status or purpose.
-
-    Raises:
-        InputError: an unknown status or purpose.
-    """
-    for argument, given, known in (("status", status, Status), ("purpose", purpose, Purpose)):
-        if given is not None and given not in list(known):
-            raise InputError(f"{argument} must be one of {', '.join(known)}, but got {given!r}")
-    with db.read() as con:
-        trials = select(con, "task_id = $task", clock.now(), task=task_id)
-    return [trial for trial in trials if status in (None, trial.status) and purpose in (None, trial.purpose)]
-
-
-def list_brief(db: Database, task_id: int) -> list[Brief]:
-    """The trials of a task in the order of their ids, as far as a choice needs them."""
-    with db.read() as con:
-        return select_brief(con, "task_id = $task", clock.now(), task=task_id)
-
-
-def count_trials(db: Database, task_id: int) -> dict[str, int]:
-    """How many trials of a task have each status, zeros included."""
-    with db.read() as con:
-        rows = con.execute(
-            f"SELECT {_STATE} AS state, count(*) FROM trials WHERE task_id = $task GROUP BY state",
-            {"now": clock.now(), "task": task_id},
-        ).fetchall()
-    return dict.fromkeys(map(str, Status), 0) | dict(rows)
-
-
 def select(con: duckdb.DuckDBPyConnection, condition: str, now: datetime, **parameters: Any) -> list[TrialRow]:
     """The trials that meet a condition in SQL, in the order of their ids, inside the caller's transaction."""
     rows = con.execute(f"SELECT {_COLUMNS} FROM trials WHERE {condition} ORDER BY trial_id", parameters).fetchall()
@@ -195,7 +153,7 @@ def change_one(con: duckdb.DuckDBPyConnection, statement: str, now: datetime, **
 
 def _trial(row: tuple[Any, ...], now: datetime) -> TrialRow:
     columns: dict[str, Any] = dict(zip(_NAMES, row, strict=True))
-    # As _STATE says; RETURNING takes no parameter.
+    # As STATE says; RETURNING takes no parameter.
     if columns["status"] == Status.RUNNING and columns["expires_at"] is not None and columns["expires_at"] < now:
         columns["status"] = Status.STALE
     columns["status"], columns["purpose"] = _STATUS[columns["status"]], _PURPOSE[columns["purpose"]]
@@ -340,10 +298,15 @@ def unfinished(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> 
         InputError: there is none, or it has a result already.
     """
     trial = select_one(con, trial_id, now)
+    check_unfinished(trial)
+    return trial
+
+
+def check_unfinished(trial: TrialRow) -> None:
+    """Refuse a trial that has a result already."""
     if trial.status.is_finished:
         outcome = f"({trial.reason})" if trial.status is Status.FAILED else f"with objective {trial.objective}"
         raise InputError(
-            f"trial {trial_id} ({trial.name[:60]}) is {trial.status} already {outcome}, and a result is never "
+            f"trial {trial.trial_id} ({trial.name[:60]}) is {trial.status} already {outcome}, and a result is never "
             "overwritten; record another one as a result trained elsewhere"
         )
-    return trial

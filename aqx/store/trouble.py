@@ -17,7 +17,6 @@ OUR_MISTAKES = (
     duckdb.DataError,
     duckdb.IntegrityError,
     duckdb.InterruptException,
-    duckdb.ResourceInUseException,
 )
 
 LEFT_AS_IT_WAS = "it was left as it is: restore it from a copy, or start a new one under another path"
@@ -30,6 +29,10 @@ _MEANINGS = (
     ("orrupt", "{path} is damaged ({detail}); " + LEFT_AS_IT_WAS),
     ("Conflicting lock", "{path} is open in another program, which is not aqx or sees no lock file; close it there"),
     ("Read-only file system", "{path} lies on a read-only file system; copy it to where you may write"),
+    (
+        "Unique file handle",
+        "{path} is open in this process by another connection, such as a notebook's duckdb.connect; close that first",
+    ),
     ("Permission denied", "{path} or its folder may not be written by this user; change the permissions or copy it"),
     ("Is a directory", "{path} is a folder; give the path of a database file"),
     ("No such file", "{path} does not exist, or its folder does not"),

@@ -29,18 +29,18 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.fits = self.locks = 0
-        predict_rows, locked = fitted.predict_rows, Database._locked
+        predict_rows, locked = fitted.predict_rows, Database._held
 
         def counted_fit(*args):
             self.fits += 1
             return predict_rows(*args)
 
-        def counted_lock(db, write):
+        def counted_lock(*args, **options):
             self.locks += 1
-            return locked(db, write)
+            return locked(*args, **options)
 
         monkeypatch.setattr(fitted, "predict_rows", counted_fit)
-        monkeypatch.setattr(Database, "_locked", counted_lock)
+        monkeypatch.setattr(Database, "_held", counted_lock)
 
 
 @pytest.fixture
