@@ -11,6 +11,7 @@ its own, outside of the database, before and after it does so; the database is c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -140,7 +141,8 @@ def work(path: str, folder: str, number: int) -> None:
     """Ask, train, tell, and write down what was claimed and told."""
     # However often its workers are killed, no function is given up.
     study = aqx.Study(path, task(), surrogate="random", retry=aqx.RetryPolicy(lost=1000))
-    study.suggest(1)
+    with contextlib.suppress(Exhausted):  # so that the candidates have been read
+        study.suggest(1)
     with open(Path(folder, f"{number}.log"), "a", buffering=1) as log:
         Path(folder, f"{number}.ready").touch()
         while not Path(folder, "go").exists():  # a semaphore would be held for ever by a worker killed in it

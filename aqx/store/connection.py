@@ -148,8 +148,9 @@ class Database:
                 with self._writing(leave=note, patience=patience) as con:
                     answers = note.store(con)
                     read = then(con) if then else None
-            note.discard()
-            return answers, read
+                if note.is_written:
+                    note.discard()
+                return answers, read
         except StoreError as error:
             if note.is_answered:
                 return note.take_answer(), None

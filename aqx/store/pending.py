@@ -250,14 +250,14 @@ def _of_text(text: dict[str, Any]) -> TrialRow | InputError:
 def _write(path: Path, text: str, sync: bool) -> None:
     draft = path.with_suffix(path.suffix + ".new")
     while True:
-        path.parent.mkdir(exist_ok=True)
         try:
+            path.parent.mkdir(exist_ok=True)
             with open(draft, "w", encoding="utf-8") as file:
                 file.write(text)
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
-        except FileNotFoundError:  # somebody has just removed the folder, which was empty
+        except (FileNotFoundError, FileExistsError):  # somebody has just removed the folder, which was empty
             continue
         break
     os.replace(draft, path)

@@ -316,3 +316,22 @@ def test_a_lock_is_as_open_as_its_database(db_path: Path):
     db_path.chmod(0o664)
     Database(db_path)
     assert Path(f"{db.path}.lock").stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize(
+    "gone", [FileExistsError, FileNotFoundError], ids=["while it is looked for", "once it was seen"]
+)
+def test_a_folder_that_somebody_has_just_emptied_and_removed_is_made_again(
+    db: Database, monkeypatch: pytest.MonkeyPatch, gone: type[OSError]
+):
+    (trial,) = claimed(db, "relu(x)")
+    mkdir, calls = Path.mkdir, iter([gone()])
+
+    def removed_at_first(self: Path, *args: object, **options: object) -> None:
+        for error in calls:
+            raise error
+        mkdir(self, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", removed_at_first)
+    note_of(db, trial, 0.5).write()
+    assert get_trial(Database(db.path), trial).objective == 0.5
