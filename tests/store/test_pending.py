@@ -318,9 +318,7 @@ def test_a_lock_is_as_open_as_its_database(db_path: Path):
     assert Path(f"{db.path}.lock").stat().st_mode & 0o777 == 0o664
 
 
-@pytest.mark.parametrize(
-    "gone", [FileExistsError, FileNotFoundError], ids=["while it is looked for", "once it was seen"]
-)
+@pytest.mark.parametrize("gone", [FileExistsError, FileNotFoundError], ids=["before", "after"])
 def test_a_folder_that_somebody_has_just_emptied_and_removed_is_made_again(
     db: Database, monkeypatch: pytest.MonkeyPatch, gone: type[OSError]
 ):
