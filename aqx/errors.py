@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import traceback
 
+from aqx.stopping import is_stop
+
 _TRACEBACK_LENGTH = 4000
+_LINE_LENGTH = 1000  # a message may hold a whole array
 
 
 class AqxError(Exception):
@@ -51,11 +54,27 @@ class Exhausted(AqxError, LookupError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception as one line: its kind and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """Return an exception as one line: its kind and the first line of its message, or why it has none.
+
+    Example:
+        >>> one_line(ValueError("3 rows\\nbut 2 labels"))
+        'ValueError: 3 rows'
+    """
+    kind = type(error).__name__
+    try:
+        lines = str(error).strip().splitlines()
+    except BaseException as another:  # of whoever wrote `__str__`
+        if is_stop(another):
+            raise
+        return f"{kind}, whose message cannot be had ({type(another).__name__})"
+    return f"{kind}: {lines[0]}"[:_LINE_LENGTH] if lines else kind
 
 
 def traceback_of(error: BaseException) -> str:
     """Return the end of an exception's traceback."""
-    return "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:]
+    try:
+        return "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:]
+    except BaseException as another:  # an exception may have any attributes
+        if is_stop(another):
+            raise
+        return one_line(error)

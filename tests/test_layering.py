@@ -19,7 +19,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A room imports what stands beside it, and whatever those may.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "errors": (),
+    "stopping": (),
+    "errors": ("stopping",),
     "machine": (),
     "lazy": (),
     "numerics": ("errors",),  # the precise forms behind the table of operators, and the integrals of a normalisation

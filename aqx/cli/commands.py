@@ -14,6 +14,7 @@ import click
 
 from aqx.errors import AqxError
 from aqx.machine import cache_folder
+from aqx.stopping import Terminated
 
 # Every command has its place here; a test holds it.
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -82,7 +83,7 @@ class Aqx(Group):
         """Run the command and exit with 0, 1 (something is not healthy), 2 (it cannot be done) or 130 (interrupted)."""
         _write_whatever_the_encoding()
         try:
-            sys.exit(super().main(*args, **{**kwargs, "prog_name": "aqx", "standalone_mode": False}) or 0)
+            code = super().main(*args, **{**kwargs, "prog_name": "aqx", "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(2)
@@ -94,6 +95,11 @@ class Aqx(Group):
             _fail(str(error), 2)
         except click.Abort:
             _fail("interrupted; what is stored stays, and the same command goes on from there", 130)
+        except Terminated:
+            raise
+        except SystemExit as error:  # no command of aqx's own does that
+            _fail(f"the task's code called sys.exit({error.code!r}); let it raise an error, or return", 2)
+        sys.exit(code)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands section by section."""

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from aqx import surrogate as surrogates
-from aqx.errors import AqxError, Exhausted, InputError, TaskError
+from aqx.errors import AqxError, Exhausted, InputError, TaskError, one_line
 from aqx.search.confirmation import confirm
 from aqx.search.ledger import (
     ASKED_LEASE_SECONDS,
@@ -27,6 +27,7 @@ from aqx.search.pruning import rule_of
 from aqx.search.queue import Queue, RetryPolicy, Suggestion, suggested
 from aqx.search.trial import Trial, train_all
 from aqx.search.verdict import Confirmation
+from aqx.stopping import is_stop
 from aqx.store import Database, StudySettings, claims, functions, outcomes
 from aqx.store.claims import Snapshot
 from aqx.store.spectra import invalid_spectra
@@ -228,9 +229,12 @@ class Study:
                 self.queue.describe_promising(
                     spectra, snapshot, lambda done, total, _: show(snapshot, f"{done:,} of {total:,} Fisher spectra")
                 )
-            except AqxError as error:
-                spectra = 0
-                _log.warning("aqx: the search goes on without more Fisher spectra: %s", error)
+            except BaseException as error:
+                if is_stop(error) or (isinstance(error, Exception) and not isinstance(error, AqxError)):
+                    raise
+                spectra = 0  # `sys.exit` in the user's model is no reason to end either
+                said = str(error) if isinstance(error, AqxError) else one_line(error)
+                _log.warning("aqx: the search goes on without more Fisher spectra: %s", said)
 
         def claim(snapshot: Snapshot) -> list[Record]:
             # Counted anew each time: other processes may work on the same study.

@@ -18,12 +18,12 @@ from aqx.errors import AqxError, InputError, StoreError, one_line, traceback_of
 from aqx.metrics import plain_metrics
 from aqx.search.ledger import Ledger, Record
 from aqx.search.pruning import Rule, curve, curve_of
+from aqx.stopping import is_stop, stoppable
 from aqx.store import outcomes
 from aqx.store.claims import Snapshot
 from aqx.store.endings import Ending
 from aqx.tasks import Task
 from aqx.training.environment import environment
-from aqx.training.processes import sigterm_ends_block
 from aqx.training.run import Job, Lost, Outcome, Training, run, workplace
 from aqx.tree import parse
 
@@ -111,9 +111,10 @@ class Trial:
     def running(self) -> Iterator[Trial]:
         """Keep the claim while the block runs, then store its result, or why it failed.
 
-        An exception fails the trial and goes on to the caller; an interruption (Ctrl-C, SIGTERM) gives the claim back.
+        An exception, `SystemExit` too, fails the trial and goes on to the caller; an interruption (Ctrl-C, SIGTERM)
+        gives the claim back.
         """
-        with self._ledger.kept_alive([self.id]), sigterm_ends_block(), self._given_back_when_interrupted():
+        with self._ledger.kept_alive([self.id]), stoppable(), self._given_back_when_interrupted():
             try:
                 yield self
             except Pruned:
@@ -123,8 +124,9 @@ class Trial:
                 with contextlib.suppress(StoreError):
                     self._ledger.release([self.id])
                 raise
-            except Exception as error:
-                self.close(error)
+            except BaseException as error:
+                if not is_stop(error):
+                    self.close(error)
                 raise
             else:
                 try:
@@ -141,10 +143,9 @@ class Trial:
     def _given_back_when_interrupted(self) -> Iterator[None]:
         try:
             yield
-        except Exception:
-            raise
-        except BaseException:
-            self._ledger.release([self.id])
+        except BaseException as error:
+            if is_stop(error):
+                self._ledger.release([self.id])
             raise
 
     def close(self, error: BaseException | str | None = None) -> Record:
@@ -225,7 +226,7 @@ def train_all(
             waiting.extend(_jobs(trials))
         return waiting.popleft() if waiting else None
 
-    with workplace(executor, workers) as (place, width), ledger.kept_alive(claimed), sigterm_ends_block():
+    with workplace(executor, workers) as (place, width), ledger.kept_alive(claimed), stoppable():
         try:
             with contextlib.closing(run(next_job, task, place, width)) as batches:
                 for batch in batches:

@@ -15,6 +15,7 @@ import numpy as np
 
 from aqx.activation import activation, stack
 from aqx.errors import TaskError, one_line
+from aqx.stopping import is_stop
 from aqx.tasks.derived import Alone
 from aqx.tasks.model import apply_model, build_model
 from aqx.tasks.task import Task
@@ -123,7 +124,9 @@ def guard(what: str, call: Callable[[], Any]) -> Any:
         return call()
     except TaskError:
         raise
-    except Exception as error:
+    except BaseException as error:  # `sys.exit` too
+        if is_stop(error):
+            raise
         raise TaskError(f"{what} raised {one_line(error)}{_place(error)}") from error
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from aqx.errors import InputError, TaskError, one_line
 from aqx.objective import Objective
+from aqx.stopping import is_stop
 from aqx.tasks.derived import OneByOne, both_ways
 from aqx.tasks.task_file import TaskFile, line_of, load_file, loaded_files, loading, siblings_importable
 from aqx.tree import parse
@@ -201,7 +202,9 @@ def restore_from_module(module: str, name: str) -> Task:
     """Unpickle a task of an importable module."""
     try:
         task = getattr(importlib.import_module(module), name, None)
-    except Exception as error:
+    except BaseException as error:
+        if is_stop(error):
+            raise
         raise TaskError(f"task {name!r} cannot be loaded: importing {module} raised {one_line(error)}") from error
     if not isinstance(task, Task):
         raise TaskError(f"task {name!r} cannot be loaded: module {module} does not hold it under that name")
@@ -238,7 +241,9 @@ def _call(function: Callable[[], Any], file: TaskFile, name: str) -> Task:
     try:
         with siblings_importable(os.path.dirname(file.path)):
             task = function()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_stop(error):
+            raise
         raise TaskError(f"{what} raised {one_line(error)}{line_of(error, file.path)}") from error
     if not isinstance(task, Task):
         raise TaskError(f"{what} returned a value of type {type(task).__name__}, not an aqx.Task")

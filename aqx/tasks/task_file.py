@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from aqx.errors import TaskError, one_line
+from aqx.stopping import is_stop
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ def _import_file(path: str, source: bytes) -> ModuleType:
     try:
         with siblings_importable(os.path.dirname(path)):
             exec(compile(source, path, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[name]
         if before is not None:
             sys.modules[name] = before
+        if is_stop(error):
+            raise
         raise TaskError(f"task file {path} raised {one_line(error)}{line_of(error, path)}") from error
     return module
 

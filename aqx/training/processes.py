@@ -1,14 +1,12 @@
-"""Worker processes: spawned, each with its share of cores and GPUs, and gone when their parent is; and SIGTERM."""
+"""Worker processes: spawned, each with its share of cores and GPUs, and gone when their parent is."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -18,7 +16,6 @@ from typing import Any
 
 from aqx.machine import cores, gpu_ids
 
-TERMINATED = 128 + signal.SIGTERM
 _MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # JAX refuses both at once
 _starting = threading.Lock()
 _log = logging.getLogger("aqx")
@@ -188,26 +185,3 @@ def _end_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         connection.wait([parent.sentinel])
         os._exit(1)
-
-
-@contextlib.contextmanager
-def sigterm_ends_block() -> Iterator[None]:
-    """Have SIGTERM raise SystemExit in the block, as soon as the operation that runs there returns.
-
-    A handler that the program has set stays in force, and so does everything outside of the main thread, where Python
-    delivers no signals.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the giving back
-        raise SystemExit(TERMINATED)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

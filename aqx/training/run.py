@@ -17,6 +17,7 @@ from aqx.activation import Activation, activation
 from aqx.errors import AqxError, InputError, TaskError, one_line, traceback_of
 from aqx.metrics import plain_metrics
 from aqx.population import stack_of
+from aqx.stopping import is_stop, stop_if_asked
 from aqx.tasks import Task
 from aqx.training.environment import environment
 from aqx.training.processes import ThisProcess, WorkerPool
@@ -128,7 +129,7 @@ def run(
             if not running:
                 return
             ended: list[tuple[Job, list[Outcome] | Lost]] = []
-            cause: Exception | None = None
+            cause: BaseException | None = None
             hopeless: AqxError | None = None
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 try:
@@ -137,12 +138,15 @@ def run(
                 except AqxError as error:
                     hopeless = error
                     continue
-                except Exception as error:
+                except BaseException as error:
+                    if is_stop(error):
+                        raise
                     # What a training raises comes as an outcome: this befell its process, or the way to it.
                     cause, lost_in_a_row = error, lost_in_a_row + 1
                     outcomes = Lost(f"lost with its worker ({one_line(error)})")
                 ended.append((running.pop(future), outcomes))
             yield ended
+            stop_if_asked()  # a training may have swallowed it
             if hopeless is not None:
                 raise hopeless
             if cause is not None and lost_in_a_row >= max(GIVEN_UP, 2 * width):
@@ -178,7 +182,9 @@ def train(task: Task, job: Job) -> list[Outcome]:
         try:
             acts = stack_of([training.name for training in job])
             return _together(task, acts, np.array([training.seed for training in job], np.int64))
-        except Exception as error:
+        except BaseException as error:
+            if is_stop(error):
+                raise
             _log.warning("aqx: %d trainings failed together (%s); now one by one", len(job), one_line(error))
     return [_alone(task, activation(training.name), training.seed) for training in job]
 
@@ -194,7 +200,9 @@ def _alone(task: Task, act: Activation, seed: int) -> Outcome:
             raise TaskError(f"train must return a dict of metrics, but returned {type(returned).__name__}")
         metrics = plain_metrics(returned)
         task.goal.of(metrics)
-    except Exception as error:
+    except BaseException as error:  # `sys.exit` too: only Ctrl-C and SIGTERM end more than this training
+        if is_stop(error):
+            raise
         reason = one_line(error)
         metrics = {**metrics, "traceback": traceback_of(error)}
     return Outcome(metrics, reason, time.monotonic() - started, environment(task))
