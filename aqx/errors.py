@@ -54,10 +54,10 @@ class Exhausted(AqxError, LookupError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception as one line: its kind and the first line of its message, or why it has none.
+    r"""Return an exception as one line: its kind and the first line of its message, or why it has none.
 
     Example:
-        >>> one_line(ValueError("3 rows\\nbut 2 labels"))
+        >>> one_line(ValueError("3 rows\nbut 2 labels"))
         'ValueError: 3 rows'
     """
     kind = type(error).__name__

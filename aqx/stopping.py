@@ -22,6 +22,7 @@ class Terminated(SystemExit):
 
 
 _asked: BaseException | None = None  # what the signal raised that has arrived in a `stoppable` block
+_given_back: dict[object, Callable[[], object]] = {}  # see `when_let_go`
 
 
 def is_stop(error: BaseException) -> bool:
@@ -38,6 +39,11 @@ def is_stop(error: BaseException) -> bool:
     return _asked is not None or isinstance(error, KeyboardInterrupt | Terminated)
 
 
+def asked() -> BaseException | None:
+    """Return what a signal has raised in this `stoppable` block, or None."""
+    return _asked
+
+
 def stop_if_asked() -> None:
     """Raise what a signal has raised before in this `stoppable` block, and somebody's code has swallowed."""
     if _asked is not None:
@@ -45,12 +51,32 @@ def stop_if_asked() -> None:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def when_let_go(give_back: Callable[[], object]) -> Iterator[None]:
+    """Have `let_go` call a function while the block runs."""
+    _given_back[key := object()] = give_back
+    try:
+        yield
+    finally:
+        del _given_back[key]
+
+
+def let_go() -> None:
+    """Give back all that is held, from any thread: for a program that is to end in the middle of something long."""
+    for give_back in reversed(list(_given_back.values())):
+        with contextlib.suppress(Exception):
+            give_back()
+
+
+@contextlib.contextmanager
+def stoppable(once: bool = False) -> Iterator[None]:
     """Have SIGTERM raise `Terminated` in the block, and note which signals ask to stop.
 
     A handler that the program has set is called all the same, and decides: what it raises is what ends the block. An
     error that a signal became on its way is turned back into what the handler raised. Outside of the main thread, where
     Python delivers no signals, nothing is changed.
+
+    Args:
+        once: whether Ctrl-C after the first signal is left out, as SIGTERM is: it must not interrupt the giving back.
     """
     global _asked
     if threading.current_thread() is not threading.main_thread() or isinstance(_handler(signal.SIGTERM), _Noting):
@@ -59,7 +85,7 @@ def stoppable() -> Iterator[None]:
     before = {number: _handler(number) for number in _SIGNALS}
     for number, handler in before.items():
         if callable(handler) or (number is signal.SIGTERM and handler is signal.SIG_DFL):
-            signal.signal(number, _Noting(handler if callable(handler) else _terminate))
+            signal.signal(number, _Noting(handler if callable(handler) else _terminate, once))
     try:
         yield
     except BaseException as error:
@@ -73,15 +99,36 @@ def stoppable() -> Iterator[None]:
         _asked = None
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off until the block ends: for moments that must not be torn in two."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {number: _handler(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+        for number in arrived:
+            before[signal.Signals(number)](number, None)
+
+
 class _Noting:
     """A handler that notes what the one before it raises."""
 
-    def __init__(self, handler: Callable[[int, FrameType | None], Any]):
-        self._handler = handler
+    def __init__(self, handler: Callable[[int, FrameType | None], Any], once: bool):
+        self._handler, self._once = handler, once
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         global _asked
-        if number == signal.SIGTERM and _asked is not None:
+        if _asked is not None and (self._once or number == signal.SIGTERM):
             return  # a second one must not interrupt the giving back
         try:
             self._handler(number, frame)

@@ -23,6 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "errors": ("stopping",),
     "machine": (),
     "lazy": (),
+    "duration": ("errors",),
     "numerics": ("errors",),  # the precise forms behind the table of operators, and the integrals of a normalisation
     "metrics": ("errors",),
     "objective": ("errors",),
@@ -38,7 +39,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "surrogate": ("errors",),
     "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
     "population": ("activation", "machine"),
-    "tasks": ("lazy", "population", "losses", "objective"),
+    "tasks": ("lazy", "population", "losses", "objective", "duration"),
     "candidates": ("evaluation", "store", "surrogate"),
     "spectra": ("fisher", "tasks", "store", "machine"),
     "training": ("tasks", "machine", "metrics"),

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from aqx.cli.interruption import INTERRUPTED, interruptible
 from aqx.errors import AqxError
 from aqx.machine import cache_folder
-from aqx.stopping import Terminated
 
 # Every command has its place here; a test holds it.
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -80,10 +80,16 @@ class Aqx(Group):
     group_class = Group
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command and exit with 0, 1 (something is not healthy), 2 (it cannot be done) or 130 (interrupted)."""
+        """Run the command and exit.
+
+        The code is 0, 1 (something is not healthy), 2 (it cannot be done), 130 (interrupted)
+        or 143 (terminated).
+        """
         _write_whatever_the_encoding()
+        code = 0
         try:
-            code = super().main(*args, **{**kwargs, "prog_name": "aqx", "standalone_mode": False}) or 0
+            with interruptible():
+                code = super().main(*args, **{**kwargs, "prog_name": "aqx", "standalone_mode": False}) or 0
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(2)
@@ -94,12 +100,18 @@ class Aqx(Group):
         except AqxError as error:
             _fail(str(error), 2)
         except click.Abort:
-            _fail("interrupted; what is stored stays, and the same command goes on from there", 130)
-        except Terminated:
-            raise
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
         except SystemExit as error:  # no command of aqx's own does that
             _fail(f"the task's code called sys.exit({error.code!r}); let it raise an error, or return", 2)
         sys.exit(code)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; of Ctrl-C click would make an empty line first."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands section by section."""
@@ -122,7 +134,7 @@ def _write_whatever_the_encoding() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}" if code != 130 else message, err=True)
+    click.echo(f"error: {message}", err=True)
     sys.exit(code)
 
 

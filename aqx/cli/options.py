@@ -13,6 +13,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from aqx.cli.screen import prints_to_stderr
+from aqx.duration import seconds_of
+from aqx.errors import InputError
 from aqx.tasks.reading import tasks_in_source
 
 if TYPE_CHECKING:
@@ -72,6 +74,24 @@ together = click.option(
     type=click.IntRange(1),
     metavar="K",
     help="Functions of one shape that one program trains; default 8 on a GPU and 1, none together, on a CPU.",
+)
+
+
+class _Time(click.ParamType[float]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return value if isinstance(value, float) else seconds_of(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+time_limit = click.option(
+    "--time-limit",
+    type=_Time(),
+    metavar="TIME",
+    help="End a training that takes longer, e.g. 90s, 30m or 2h: it has failed. Default the task's limit.",
 )
 surrogate = click.option(
     "--surrogate", metavar="PRESET", help="What predicts, e.g. ensemble or paper.", shell_complete=complete_presets

@@ -18,7 +18,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
     needs="functions in the database (aqx enumerate), and a task with a train function.",
     examples=[
         "aqx search found.duckdb --task mnist1d --budget 60",
-        "aqx search found.duckdb --task train.py:task --budget 100 --workers 4 --quiet",
+        "aqx search found.duckdb --task train.py:task --budget 100 --workers 4 --time-limit 30m",
     ],
 )
 @options.db
@@ -26,6 +26,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
 @click.option("--budget", type=click.IntRange(0), default=100, show_default=True, help="Candidates to train.")
 @options.workers
 @options.together
+@options.time_limit
 @options.surrogate
 @options.seed
 @click.option(
@@ -44,6 +45,7 @@ def search(
     budget: int,
     workers: int,
     together: int | None,
+    time_limit: float | None,
     surrogate: str | None,
     seed: int,
     spectra: int,
@@ -58,7 +60,9 @@ def search(
         check_filled(db)
     study = open_study(db, task, surrogate, seed)
     with progress_shown("search", quiet) as progress:
-        finished = study.search(budget=budget, workers=workers, together=together, spectra=spectra, progress=progress)
+        finished = study.search(
+            budget, workers=workers, together=together, spectra=spectra, time_limit=time_limit, progress=progress
+        )
     failed = sum(record.status == "failed" for record in finished)
     best, left_out = study.best(), study.left_out()
     if as_json:
@@ -83,10 +87,19 @@ def search(
 @click.option("--seeds", type=click.IntRange(2), default=10, show_default=True, metavar="S", help="Fresh seeds each.")
 @options.workers
 @options.together
+@options.time_limit
 @options.quiet
 @options.as_json
 def confirm(
-    db: str, task: str, top: int, seeds: int, workers: int, together: int | None, quiet: bool, as_json: bool
+    db: str,
+    task: str,
+    top: int,
+    seeds: int,
+    workers: int,
+    together: int | None,
+    time_limit: float | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Retrain the best on fresh seeds: do they really win?
 
@@ -94,7 +107,7 @@ def confirm(
     """
     study = open_study(db, task)
     with progress_shown("confirm", quiet) as progress:
-        result = study.confirm(top=top, seeds=seeds, workers=workers, together=together, progress=progress)
+        result = study.confirm(top, seeds, workers=workers, together=together, time_limit=time_limit, progress=progress)
     columns = {
         "function": attrgetter("name"),
         f"{result.metric}, 95 % interval": lambda row: interval(row.mean, row.low, row.high),

@@ -14,6 +14,7 @@ from aqx.cli.commands import main
 from aqx.cli.options import check_filled, open_results, open_study
 from aqx.cli.screen import cell, columns_of, plain, show_json, show_rows
 from aqx.cli.searching import OPTIMISTIC
+from aqx.duration import written
 
 if TYPE_CHECKING:
     from aqx.search import FunctionReport
@@ -31,11 +32,20 @@ _LISTED = 20
 @click.option("--task", metavar="NAME", help="Only the task of this name; default all in the database.")
 @options.as_json
 def summary(db: str, task: str | None, as_json: bool) -> None:
-    """Count what there is, and name the best so far."""
+    """Count what there is, and name the best so far.
+
+    Trainings that run unusually long, and may hang, are named below.
+    """
     from aqx.search import summarize
 
     counts = ("functions", "classes", "spectra", "done", "running", "stale", "pruned", "failed")
-    show_rows(summarize(db, task), columns_of("task", *counts, "best", "objective"), as_json)
+    rows = summarize(db, task)
+    show_rows(rows, columns_of("task", *counts, "best", "objective"), as_json)
+    for long in (long for row in rows for long in row.long if not as_json):
+        click.echo(
+            f"trial {long.trial_id}, {long.name}, has been running for {written(long.seconds)} at {long.worker}, where "
+            f"trainings take {written(long.usual)}; --time-limit has aqx search end such"
+        )
 
 
 @main.command(

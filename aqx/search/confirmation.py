@@ -24,6 +24,7 @@ def confirm(
     executor: Executor | None,
     workers: int | None,
     together: int,
+    time_limit: float | int | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> Confirmation:
     """Retrain winners and baselines on the same fresh seeds and compare; see `Study.confirm`."""
@@ -67,7 +68,7 @@ def confirm(
 
     snapshot = ledger.snapshot()
     show(snapshot, "")
-    train_all(ledger, task, snapshot, claim, ended, executor, workers)
+    train_all(ledger, task, snapshot, claim, ended, executor, workers, time_limit)
     return judge(
         _results(ledger, jobs),
         {ranking.class_id: ranking.name for ranking in winners},

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from aqx import surrogate as surrogates
+from aqx.duration import checked_limit
 from aqx.errors import AqxError, Exhausted, InputError, TaskError, one_line
 from aqx.search.confirmation import confirm
 from aqx.search.ledger import (
@@ -179,6 +180,7 @@ class Study:
         workers: int | None = None,
         together: int | None = None,
         spectra: int = 200,
+        time_limit: float | int | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> list[Record]:
         """Train the baselines, then suggestions by the task's own `train`, until `budget` of them have a result.
@@ -188,6 +190,7 @@ class Study:
 
         Results of earlier calls count, so the same call resumes what was interrupted. A training that raises or gives
         nan is a failed trial, and the search goes on; one whose worker process dies is tried once more (see `retry`).
+        Only Ctrl-C and SIGTERM end the search, and the processes of its workers with it.
 
         Args:
             budget: suggestions trained in all, baselines not counted.
@@ -199,6 +202,10 @@ class Study:
                 `train_many`. By default 8 where this process trains alone, on a GPU, and the task has one; else 1.
             spectra: how many of the most promising candidates are to have a spectrum; 0 computes none. A model of which
                 spectra cannot be computed is searched without, with a warning.
+            time_limit: seconds that one training may take, by default the task's: one that takes longer is ended with
+                its process, and has failed. With a limit, one worker is a process of its own too, so the task must be
+                such that it can be sent there, and a script that searches needs its `if __name__ == "__main__":`. What
+                an `executor` runs cannot be ended from here.
             progress: called as progress(done, total, note).
 
         Returns:
@@ -211,6 +218,7 @@ class Study:
             raise InputError(f"budget={budget!r} is not a number of trainings; give an integer from 0")
         if not isinstance(spectra, int) or spectra < 0:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
+        limit = checked_limit(time_limit)
         most = self._together(together, executor is None and workers in (None, 1))
         finished: list[Record] = []
         goal, baselines = self.task.goal, len(self.task.baselines)
@@ -253,7 +261,7 @@ class Study:
 
         snapshot = self.ledger.snapshot()
         show(snapshot, "")
-        train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers)
+        train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers, limit)
         return finished
 
     def _stop_if_hopeless(self, snapshot: Snapshot) -> None:
@@ -283,6 +291,7 @@ class Study:
         executor: Executor | None = None,
         workers: int | None = None,
         together: int | None = None,
+        time_limit: float | int | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> Confirmation:
         """Retrain the best functions and the baselines on the same fresh seeds, and say whether the winners really win.
@@ -297,13 +306,15 @@ class Study:
             executor: as in `search`.
             workers: as in `search`.
             together: as in `search`.
+            time_limit: as in `search`.
             progress: called as progress(done, total, note).
 
         Raises:
             InputError: `top` or `seeds` cannot be used, or nothing has been trained yet.
         """
         most = self._together(together, executor is None and workers in (None, 1))
-        return confirm(self.ledger, self.queue, top, seeds, executor, workers, most, progress)
+        limit = checked_limit(time_limit)
+        return confirm(self.ledger, self.queue, top, seeds, executor, workers, most, limit, progress)
 
     def add(self, name: str, seed: int = 0, **metrics: Any) -> Record:
         """Record a result that was trained elsewhere, in any framework.

@@ -5,16 +5,40 @@ from __future__ import annotations
 import math
 import os
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
-from aqx.search.ledger import Ledger, class_of, load_results
+from aqx.search.ledger import Ledger, Record, class_of, load_results
 from aqx.search.verdict import reported_metric
-from aqx.store import Database, functions
+from aqx.store import Database, clock, functions
 from aqx.store import trials as stored_trials
 from aqx.store.spectra import count_spectra, invalid_spectra
 from aqx.store.tasks import get_task, list_tasks
 from aqx.store.trial_rows import Purpose, Status
 from aqx.tree import Tree, parse
+
+# A training that has run so many times as long as those that ended is worth a look, though not in its first minute.
+UNUSUAL, _UNUSUAL_SECONDS = 10, 60.0
+
+
+@dataclass(frozen=True)
+class LongTrial:
+    """A trial that runs unusually long: it may hang.
+
+    Attributes:
+        trial_id: its number.
+        name: the function.
+        worker: who claimed it.
+        seconds: since then.
+        usual: seconds that trainings of the task took, the median.
+    """
+
+    trial_id: int
+    name: str
+    worker: str | None
+    seconds: float | int
+    usual: float | int
 
 
 @dataclass(frozen=True)
@@ -35,6 +59,7 @@ class Summary:
         stale: trials whose process has not been heard of within its lease.
         best: the best function of the search.
         objective: its result: the best of many noisy ones, hence optimistic.
+        long: trials in training for more than a minute, and ten times as long as trainings usually take.
     """
 
     task: str | None
@@ -50,6 +75,7 @@ class Summary:
     stale: int = 0
     best: str | None = None
     objective: float | None = None
+    long: list[LongTrial] = field(default_factory=list)
 
 
 def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) -> list[Summary]:
@@ -90,9 +116,29 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
                 trials["stale"],
                 best.name if best else None,
                 best.objective if best else None,
+                unusually_long(results.trials, clock.now()),
             )
         )
     return rows or [Summary(None, *held)]
+
+
+def unusually_long(trials: Sequence[Record], now: datetime) -> list[LongTrial]:
+    """Return the trials that run for more than a minute, and ten times as long as the others took (their median).
+
+    Args:
+        trials: of one task.
+        now: UTC without a zone.
+    """
+    took = [trial.seconds for trial in trials if trial.status.is_finished and trial.seconds is not None]
+    if not took:
+        return []
+    usual = statistics.median(took)
+    running = [
+        LongTrial(trial.trial_id, trial.name, trial.worker, (now - trial.started_at).total_seconds(), usual)
+        for trial in trials
+        if trial.status is Status.RUNNING
+    ]
+    return [trial for trial in running if trial.seconds > max(_UNUSUAL_SECONDS, UNUSUAL * usual)]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from aqx.errors import AqxError, InputError, StoreError, one_line, traceback_of
 from aqx.metrics import plain_metrics
 from aqx.search.ledger import Ledger, Record
 from aqx.search.pruning import Rule, curve, curve_of
-from aqx.stopping import is_stop, stoppable
+from aqx.stopping import is_stop, stoppable, when_let_go
 from aqx.store import outcomes
 from aqx.store.claims import Snapshot
 from aqx.store.endings import Ending
@@ -200,6 +200,7 @@ def train_all(
     ended: Callable[[list[Record], Snapshot], None],
     executor: Executor | None,
     workers: int | None,
+    time_limit: float | int | None,
 ) -> None:
     """Run the task's training for every trial, here or in an executor, storing each result as it comes.
 
@@ -213,6 +214,7 @@ def train_all(
         ended: called with the trials that ended together, once all of them are stored and announced.
         executor: as in `training.run`.
         workers: as in `training.run`.
+        time_limit: as in `training.run`.
     """
     claimed: dict[int, Record] = {}  # what this process answers for, until it is closed
     waiting: deque[Job] = deque()
@@ -226,16 +228,26 @@ def train_all(
             waiting.extend(_jobs(trials))
         return waiting.popleft() if waiting else None
 
-    with workplace(executor, workers) as (place, width), ledger.kept_alive(claimed), stoppable():
+    limit = task.time_limit if time_limit is None else time_limit
+
+    def give_back() -> None:
+        ledger.release(list(claimed))
+
+    with (
+        workplace(executor, workers, limit) as (place, width),
+        ledger.kept_alive(claimed),
+        stoppable(),
+        when_let_go(give_back),
+    ):
         try:
-            with contextlib.closing(run(next_job, task, place, width)) as batches:
+            with contextlib.closing(run(next_job, task, place, width, limit)) as batches:
                 for batch in batches:
                     snapshot = _store_batch(ledger, batch, claimed, ended)
         except BaseException:
             with contextlib.suppress(StoreError):  # which would hide why it ended
-                ledger.release(claimed)
+                give_back()
             raise
-        ledger.release(claimed)
+        give_back()
 
 
 def _store_batch(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from aqx.stopping import when_let_go
 from aqx.store import (
     Database,
     SpectraClaim,
@@ -74,13 +75,16 @@ class Workload:
         self._alive = kept_alive(
             [self._worker], lambda worker: renew_spectra_claims(db, worker, lease_seconds), lease_seconds / 3
         )
+        self._held = when_let_go(lambda: release_spectra_claims(db, self._worker))
 
     def __enter__(self) -> Workload:
         self._claim(0, ())
         self._alive.__enter__()
+        self._held.__enter__()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._held.__exit__(None, None, None)
         self._alive.__exit__(kind, error, trace)
         release_spectra_claims(self.db, self._worker)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from aqx.duration import checked_limit
 from aqx.errors import InputError, TaskError, one_line
 from aqx.objective import Objective
 from aqx.stopping import is_stop
@@ -72,6 +73,9 @@ class Task:
         direction: "maximize" or "minimize".
         baselines: names of known functions, trained first, to compare with.
         seed: seed of the initial weights that the Fisher features are computed at.
+        time_limit: seconds that one training may take, compilation included, before its process is ended and the trial
+            has failed; None for any. aqx keeps it where it runs the loop in processes of its own: with one, `search`
+            and `confirm` train in a process of their own even for one worker.
 
     Raises:
         TaskError: an argument has the wrong type or value.
@@ -100,6 +104,7 @@ class Task:
     direction: Literal["maximize", "minimize"] = "maximize"
     baselines: Sequence[str] = BASELINES
     seed: int = 0
+    time_limit: float | int | None = None
     # Set by `refer_to`; a copy made by `dataclasses.replace` starts without it, as nothing holds that copy.
     reference: FileReference | NamedReference | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -114,6 +119,7 @@ class Task:
                 raise TaskError(f"{argument}={value!r} is not callable; give a function")
         try:
             Objective(self.objective, self.direction)
+            object.__setattr__(self, "time_limit", checked_limit(self.time_limit))
         except InputError as error:
             raise TaskError(str(error)) from None
         object.__setattr__(self, "baselines", _canonical(self.baselines))

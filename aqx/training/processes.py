@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import multiprocessing
 import os
 import queue
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from multiprocessing import connection
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
 from typing import Any
 
 from aqx.machine import cores, gpu_ids
+from aqx.stopping import held, when_let_go
 
 _MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # JAX refuses both at once
 _starting = threading.Lock()
 _log = logging.getLogger("aqx")
+
+_POLL_SECONDS = 0.1  # how late at most a process is ended that takes too long
+_deadline: Any = None  # in a worker process: when by the monotonic clock it is to be ended; 0 for never
+
+
+class OverTime(Exception):
+    """A process was ended, as what it ran took longer than it may; see `allow`."""
+
+
+def allow(seconds: float | int | None) -> None:
+    """Let what runs now in this worker process take so many seconds from now on, None for any; elsewhere do nothing."""
+    if _deadline is not None:
+        _deadline.value = 0.0 if seconds is None else time.monotonic() + seconds
 
 
 class WorkerPool(Executor):
@@ -27,46 +54,82 @@ class WorkerPool(Executor):
     Each has one GPU from its first moment on; where there are more processes than GPUs, those of one GPU have equal
     parts of its memory. This process takes of a GPU's memory only what it uses, if its JAX has not started before.
 
-    One that dies takes only its own work along (its future raises `BrokenExecutor`), and is replaced. They are never
-    forked: a forked child inherits JAX's threads in an unusable state.
+    One that dies takes only its own work along (its future raises `BrokenExecutor`), and is replaced; so is one that is
+    ended because it takes longer than it allowed itself (`OverTime`). Where the block is left by an error, they are
+    killed at what they are at, with the processes that they have started. Ctrl-C is this process's to handle, not
+    theirs. They are never forked: a forked child inherits JAX's threads in an unusable state.
 
     Args:
         workers: how many; `submit` waits while all are busy.
+        share: whether each has its part of the GPUs only.
     """
 
-    def __init__(self, workers: int):
+    def __init__(self, workers: int, share: bool = True):
         self._threads = max(1, cores() // workers)
+        self._closed = threading.Event()
+        self._last_resort = when_let_go(self.kill)
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._all: list[_Worker] = []
         gpus = gpu_ids()
         if gpus:
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        for number, settings in enumerate(gpu_shares(workers, gpus, os.environ), 1):
+        shares = gpu_shares(workers, gpus if share else [], os.environ)
+        for number, settings in enumerate(shares, 1):
             if settings:
                 _log.info("worker %d of %d: %s", number, workers, " ".join("=".join(each) for each in settings.items()))
             self._idle.put(self._start(settings))
+        threading.Thread(target=self._end_overdue, daemon=True, name="aqx-limits").start()
+
+    def __enter__(self) -> WorkerPool:
+        self._last_resort.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None:
+            self.kill()
+        self.shutdown()
+        self._last_resort.__exit__(None, None, None)
+
+    def kill(self) -> None:
+        """Kill the processes at what they are at, and those that they have started."""
+        self._closed.set()
+        for worker in self._all:
+            worker.kill()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Have an idle process run `fn`, as soon as one is."""
         worker = self._idle.get()
         try:
-            future = worker.submit(fn, *args, **kwargs)
+            inner = worker.submit(fn, *args, **kwargs)
         except BrokenExecutor:  # it died while it was idle
             worker = self._start(worker.settings)
-            future = worker.submit(fn, *args, **kwargs)
+            inner = worker.submit(fn, *args, **kwargs)
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
 
         def give_back(ended: Future[Any]) -> None:
             # The executor holds its own lock here where it broke: it is shut down at the end, with the others.
-            died = not ended.cancelled() and isinstance(ended.exception(), BrokenExecutor)
-            self._idle.put(self._start(worker.settings) if died else worker)
+            error = CancelledError() if ended.cancelled() else ended.exception()
+            died = worker.over_time or isinstance(error, BrokenExecutor)
+            self._idle.put(self._start(worker.settings) if died and not self._closed.is_set() else worker)
+            if error is None:
+                future.set_result(ended.result())
+            else:
+                future.set_exception(OverTime() if worker.over_time else error)
 
-        future.add_done_callback(give_back)
+        inner.add_done_callback(give_back)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes, once they have finished what they are at."""
         for worker in self._all:
             worker.shutdown(wait, cancel_futures=cancel_futures)
+        self._closed.set()
+
+    def _end_overdue(self) -> None:
+        while not self._closed.wait(_POLL_SECONDS):
+            for worker in list(self._all):
+                worker.end_if_overdue()
 
     def _start(self, settings: Mapping[str, str]) -> _Worker:
         worker = _Worker(settings, self._threads)
@@ -79,7 +142,21 @@ class _Worker(ProcessPoolExecutor):
 
     def __init__(self, settings: Mapping[str, str], threads: int):
         self.settings = settings
-        super().__init__(1, mp_context=_Context(settings), initializer=_settle, initargs=(threads,))
+        self.over_time = False
+        self._context = _Context(settings)
+        self._deadline = RawValue("d")
+        super().__init__(1, mp_context=self._context, initializer=_settle, initargs=(threads, self._deadline))
+
+    def end_if_overdue(self) -> None:
+        """Kill the process where its time is up."""
+        if 0 < self._deadline.value < time.monotonic() and not self.over_time:
+            self.over_time = True
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill the process, and those that it has started."""
+        for process in self._context.started:
+            kill_with_children(process)
 
 
 class _Context(SpawnContext):
@@ -91,11 +168,13 @@ class _Context(SpawnContext):
     def __init__(self, settings: Mapping[str, str]):
         super().__init__()
         self._settings = settings
+        self.started: list[_Process] = []
 
     def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
         """Make a process, not started yet."""
         process = _Process(*args, **kwargs)
         process.settings = self._settings
+        self.started.append(process)
         return process
 
 
@@ -104,16 +183,38 @@ class _Process(SpawnProcess):
 
     def start(self) -> None:
         """Start it while the settings are in force here, as a child inherits them."""
-        with _starting:
+        # A start that is torn in two leaves a process that nobody knows; in the child Ctrl-C waits for `_settle`.
+        with _starting, held():
             before = {name: os.environ.get(name) for name in self.settings}
             os.environ.update(self.settings)
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             try:
                 super().start()
             finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
                 for name, value in before.items():
                     os.environ.pop(name)
                     if value is not None:
                         os.environ[name] = value
+
+
+def kill_with_children(process: SpawnProcess) -> None:
+    """Kill a process and, where the system lists them (Linux), all that descend from it."""
+    if process.pid is None or not process.is_alive():
+        return
+    descendants = list(_descendants(process.pid))
+    process.kill()
+    for pid in descendants:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for tasks in Path("/proc", str(pid), "task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, tasks.read_text().split()):
+                yield child
+                yield from _descendants(child)
 
 
 def gpu_shares(workers: int, gpus: Sequence[str], environment: Mapping[str, str]) -> list[dict[str, str]]:
@@ -171,8 +272,13 @@ class ThisProcess(Executor):
         return future
 
 
-def _settle(threads: int) -> None:
+def _settle(threads: int, deadline: Any) -> None:
     """Set what JAX and BLAS read when they start; what the user has set stays."""
+    global _deadline
+    _deadline = deadline
+    # The parent hears of Ctrl-C too, and kills what it does not wait for. Not ignored: what a training starts would be.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     # The first is XLA's: as many processes as cores, each with a thread per core, would keep interrupting each other.
     for name in ("PJRT_NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))

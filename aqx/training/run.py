@@ -6,6 +6,7 @@ import contextlib
 import logging
 import pickle
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from aqx.activation import Activation, activation
+from aqx.duration import written
 from aqx.errors import AqxError, InputError, TaskError, one_line, traceback_of
 from aqx.metrics import plain_metrics
 from aqx.population import stack_of
 from aqx.stopping import is_stop, stop_if_asked
 from aqx.tasks import Task
 from aqx.training.environment import environment
-from aqx.training.processes import ThisProcess, WorkerPool
+from aqx.training.processes import OverTime, ThisProcess, WorkerPool, allow
 
 _log = logging.getLogger("aqx")
 
@@ -74,12 +76,15 @@ class Lost:
 
 
 @contextlib.contextmanager
-def workplace(executor: Executor | None, workers: int | None) -> Iterator[tuple[Executor, int]]:
+def workplace(
+    executor: Executor | None, workers: int | None, time_limit: float | int | None = None
+) -> Iterator[tuple[Executor, int]]:
     """Provide where trainings run, and how many jobs at a time.
 
     Args:
         executor: any `concurrent.futures.Executor`; it stays the caller's.
         workers: jobs at a time; without an executor, more than one run in processes of their own.
+        time_limit: of a training: with one, a single worker is a process of its own too, as it may have to be killed.
 
     Raises:
         InputError: too few workers.
@@ -87,14 +92,21 @@ def workplace(executor: Executor | None, workers: int | None) -> Iterator[tuple[
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers} is too few; give 1 or more")
     if executor is not None:
+        if time_limit is not None:
+            _log.warning("aqx: an executor's processes cannot be ended from here; give it the time limit itself")
         yield executor, workers or getattr(executor, "_max_workers", None) or 1
         return
-    with WorkerPool(workers) if workers and workers > 1 else ThisProcess() as own:
-        yield own, workers or 1
+    width = workers or 1
+    with WorkerPool(width, share=width > 1) if width > 1 or time_limit is not None else ThisProcess() as own:
+        yield own, width
 
 
 def run(
-    next_job: Callable[[], Job | None], task: Task, executor: Executor, width: int
+    next_job: Callable[[], Job | None],
+    task: Task,
+    executor: Executor,
+    width: int,
+    time_limit: float | int | None = None,
 ) -> Generator[list[tuple[Job, list[Outcome] | Lost]], None, None]:
     """Run a task's trainings and yield them as they end, those together that ended together.
 
@@ -104,6 +116,8 @@ def run(
         task: has a `train` or a `train_many`.
         executor: from `workplace`; task and names of functions travel by pickle.
         width: jobs at a time.
+        time_limit: seconds that a training may take, by default the task's; a job of K trainings may take K times as
+            long, and is then tried one by one. Kept where `executor` is a `WorkerPool`.
 
     Yields:
         Jobs that ended, each with the outcomes of its trainings, or lost.
@@ -114,13 +128,15 @@ def run(
     """
     if task.train is None:
         raise TaskError(f"task {task.name!r} has no train function; give Task(train=…), or use ask and tell")
+    limit = task.time_limit if time_limit is None else time_limit
     running: dict[Future[list[Outcome]], Job] = {}
+    again: deque[Job] = deque()
     lost_in_a_row = 0
     try:
         while True:
-            while len(running) < width and (job := next_job()):
+            while len(running) < width and (job := again.popleft() if again else next_job()):
                 try:
-                    running[_submit(executor, task, job)] = job
+                    running[_submit(executor, task, job, limit)] = job
                 except RuntimeError as error:  # broken, or shut down
                     raise TaskError(
                         f"the executor takes no more work ({one_line(error)}); "
@@ -135,6 +151,14 @@ def run(
                 try:
                     outcomes: list[Outcome] | Lost = future.result()
                     lost_in_a_row = 0
+                except OverTime:
+                    assert limit is not None
+                    if len(job := running[future]) > 1:
+                        _log.warning("aqx: %d trainings together took longer than the limit; now one by one", len(job))
+                        again.extend((training,) for training in running.pop(future))
+                        continue
+                    reason = f"took longer than the time limit of {written(limit)}, and was ended"
+                    outcomes = [Outcome({}, reason, limit)]
                 except AqxError as error:
                     hopeless = error
                     continue
@@ -145,7 +169,8 @@ def run(
                     cause, lost_in_a_row = error, lost_in_a_row + 1
                     outcomes = Lost(f"lost with its worker ({one_line(error)})")
                 ended.append((running.pop(future), outcomes))
-            yield ended
+            if ended:
+                yield ended
             stop_if_asked()  # a training may have swallowed it
             if hopeless is not None:
                 raise hopeless
@@ -158,27 +183,41 @@ def run(
             future.cancel()
 
 
-def _submit(executor: Executor, task: Task, job: Job) -> Future[list[Outcome]]:
+def _submit(executor: Executor, task: Task, job: Job, limit: float | int | None) -> Future[list[Outcome]]:
     if isinstance(executor, ThisProcess | ThreadPoolExecutor):
         return executor.submit(train, task, job)
+    kept = limit if isinstance(executor, WorkerPool) else None  # nobody else would end what takes longer
     try:
-        pickled = pickle.dumps((task, job))
+        pickled = pickle.dumps((task, job, kept))
     except (AqxError, pickle.PicklingError, AttributeError, TypeError):
-        return executor.submit(train, task, job)  # it may need no pickle, and says so if it does
+        return executor.submit(train, task, job, kept)  # it may need no pickle, and says so if it does
     return executor.submit(_train_pickled, pickled)
 
 
 def _train_pickled(work: bytes) -> list[Outcome]:
-    """Unpickle (task, job) and train: an error in that is an answer, where an executor would break."""
+    """Unpickle what `train` takes, and train: an error in that is an answer, where an executor would break."""
     return train(*pickle.loads(work))
 
 
-def train(task: Task, job: Job) -> list[Outcome]:
+def train(task: Task, job: Job, limit: float | int | None = None) -> list[Outcome]:
     """Run a job of a task here and return what came of each training; whatever one raises becomes its reason.
 
     Trainings that fail together are tried one by one: one of them may be at fault.
+
+    Args:
+        task: what is trained.
+        job: the functions.
+        limit: in a process of a `WorkerPool`, the seconds that a training may take.
     """
+    try:
+        return _train(task, job, limit)
+    finally:
+        allow(None)
+
+
+def _train(task: Task, job: Job, limit: float | int | None) -> list[Outcome]:
     if len(job) > 1:
+        allow(limit and limit * len(job))
         try:
             acts = stack_of([training.name for training in job])
             return _together(task, acts, np.array([training.seed for training in job], np.int64))
@@ -186,7 +225,12 @@ def train(task: Task, job: Job) -> list[Outcome]:
             if is_stop(error):
                 raise
             _log.warning("aqx: %d trainings failed together (%s); now one by one", len(job), one_line(error))
-    return [_alone(task, activation(training.name), training.seed) for training in job]
+    outcomes: list[Outcome] = []
+    for training in job:
+        act = activation(training.name)
+        allow(limit)
+        outcomes.append(_alone(task, act, training.seed))
+    return outcomes
 
 
 def _alone(task: Task, act: Activation, seed: int) -> Outcome:
