@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -76,7 +77,8 @@ def stoppable(once: bool = False) -> Iterator[None]:
     Python delivers no signals, nothing is changed.
 
     Args:
-        once: whether Ctrl-C after the first signal is left out, as SIGTERM is: it must not interrupt the giving back.
+        once: for who sends a signal again until it is `asked`: handlers are not called where their exception could tear
+            something, and not after the first, not even for Ctrl-C: it must not interrupt the giving back.
     """
     global _asked
     if threading.current_thread() is not threading.main_thread() or isinstance(_handler(signal.SIGTERM), _Noting):
@@ -130,11 +132,34 @@ class _Noting:
         global _asked
         if _asked is not None and (self._once or number == signal.SIGTERM):
             return  # a second one must not interrupt the giving back
+        if self._once and _is_delicate(frame):
+            return
         try:
             self._handler(number, frame)
         except BaseException as error:
             _asked = error
             raise
+
+
+_STORE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "store", "")
+
+
+def _is_delicate(frame: FrameType | None) -> bool:
+    """Whether an exception that is raised here could become a crash, or leave something half done.
+
+    Python's C++ libraries end the program where an import, a comparison or a hash that they call raises, and so does
+    DuckDB a statement. Only the wait for the database's lock may be interrupted.
+    """
+    delicate = False
+    while frame is not None:
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        if file.startswith(_STORE):
+            if file.endswith("lock.py"):
+                return False
+            delicate = True
+        delicate = delicate or name in ("__eq__", "__hash__", "__del__") or file == "<frozen importlib._bootstrap>"
+        frame = frame.f_back
+    return delicate
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import os
 import select
 import signal
@@ -19,6 +18,7 @@ from aqx.stopping import TERMINATED, asked, let_go, stoppable
 GRACE_SECONDS = 5.0  # beyond that the main thread is in something long, such as a compilation
 _INSISTED_SECONDS = 1.0  # Ctrl-C that comes again so much later is meant
 _LET_GO_SECONDS = 3.0
+_AGAIN_SECONDS = 0.02
 INTERRUPTED = 128 + signal.SIGINT
 _SAID = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 _ending = threading.Lock()
@@ -29,8 +29,9 @@ def interruptible() -> Iterator[None]:
     """Have Ctrl-C and SIGTERM end the program out of the block, with one line, after what the block has to tidy up.
 
     Python calls the handlers of signals in its main thread alone, between two of its steps. Another thread hears of the
-    signal at once: where the main thread has not ended the program in `GRACE_SECONDS`, or Ctrl-C is pressed again, it
-    does, and what is claimed is given back all the same.
+    signal at once: it sends it again while the main thread is at something that must not be torn. Where that has not
+    ended the program in `GRACE_SECONDS`, or Ctrl-C is pressed again, the other thread does, and gives back what is
+    claimed all the same.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -64,7 +65,10 @@ def end(code: int) -> NoReturn:
     """
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # the other thread is at it
-    gc.collect()  # the semaphores of worker processes go with their pool
+    if util := sys.modules.get("multiprocessing.util"):  # the semaphores of worker processes
+        last = threading.Thread(target=getattr(util, "_run_finalizers", int), args=(0,), daemon=True)
+        last.start()
+        last.join(1.0)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a progress bar hides
@@ -76,26 +80,26 @@ def end(code: int) -> NoReturn:
 
 def _listen(ears: int) -> None:
     """Read the numbers of signals as they arrive, until the pipe is closed."""
-    deadline, code, first = None, INTERRUPTED, 0.0
-    while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([ears], [], [], left)[0]:
-            break
-        if not (number := os.read(ears, 1)):
+    number, first, ours = 0, 0.0, 0
+    while not number or time.monotonic() < first + GRACE_SECONDS:
+        if not select.select([ears], [], [], _AGAIN_SECONDS if number else None)[0]:
+            if asked() is None:
+                ours += 1
+                signal.raise_signal(number)
+            continue
+        if not (heard := os.read(ears, 1)):
             os.close(ears)
             return
-        if number[0] not in (signal.SIGINT, signal.SIGTERM):
-            continue
-        now = time.monotonic()
-        if deadline is None:
-            deadline, first = now + GRACE_SECONDS, now
-            code = INTERRUPTED if number[0] == signal.SIGINT else TERMINATED
-        elif number[0] == signal.SIGINT and now > first + _INSISTED_SECONDS:
+        if number and heard[0] == number and ours:
+            ours -= 1
+        elif not number and heard[0] in (signal.SIGINT, signal.SIGTERM):
+            number, first = heard[0], time.monotonic()
+        elif number and heard[0] == signal.SIGINT and time.monotonic() > first + _INSISTED_SECONDS:
             break
     last = threading.Thread(target=let_go, daemon=True)
     last.start()
     last.join(_LET_GO_SECONDS)
-    end(code)
+    end(INTERRUPTED if number == signal.SIGINT else TERMINATED)
 
 
 def _unless_asked(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
