@@ -82,7 +82,7 @@ class Aqx(Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command and exit.
 
-        The code is 0, 1 (something is not healthy), 2 (it cannot be done), 130 (interrupted)
+        The code is 0, 1 (something is not healthy), 2 (it cannot be done), 3 (not all is done), 130 (interrupted)
         or 143 (terminated).
         """
         _write_whatever_the_encoding()

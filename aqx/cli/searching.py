@@ -90,7 +90,9 @@ def search(
 @options.time_limit
 @options.quiet
 @options.as_json
+@click.pass_context
 def confirm(
+    ctx: click.Context,
     db: str,
     task: str,
     top: int,
@@ -104,6 +106,9 @@ def confirm(
     """Retrain the best on fresh seeds: do they really win?
 
     The baselines are retrained with them. What the search saw is the best of many noisy results, so optimistic.
+
+    Trainings that another process is at are waited for, and taken over where it is dead. Where some are missing all the
+    same there is no verdict, and the exit code is 3.
     """
     study = open_study(db, task)
     with progress_shown("confirm", quiet) as progress:
@@ -114,6 +119,14 @@ def confirm(
         f"difference to {result.reference}": lambda row: (
             "" if row.verdict == "reference" else interval(row.difference, row.difference_low, row.difference_high, "+")
         ),
-        "verdict": attrgetter("verdict"),
+        "verdict": lambda row: (
+            f"incomplete: {row.seeds + row.failed} of {seeds} seeds"
+            if not result.is_complete and row.seeds + row.failed < seeds
+            else row.verdict
+        ),
     }
     show_rows(result.rows, columns, as_json)
+    if not result.is_complete:
+        missing = f"{result.ended} of {result.wanted} trainings"
+        click.echo(f"incomplete: {missing}; run the same again for a verdict", err=True)
+        ctx.exit(3)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 
 from aqx.errors import InputError
 from aqx.search.ledger import LEASE_SECONDS, Ledger, Record, done_in_search, rank_functions
+from aqx.search.others import rounds
 from aqx.search.queue import Queue
 from aqx.search.trial import train_all
 from aqx.search.verdict import SCREENED, Confirmation, judge, reported_metric
 from aqx.store.claims import Snapshot, Wanted
-from aqx.store.trial_rows import Brief, Purpose, Status, by_training
+from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retry
 
 
 def confirm(
@@ -47,11 +48,23 @@ def confirm(
     fresh_seeds = confirmation_seeds(queue.settings.seed, seeds)
     jobs = [Wanted(id_, name, Purpose.CONFIRM, seed) for seed in fresh_seeds for id_, name in names.items()]
 
+    places = {(job.class_id, job.seed) for job in jobs}
+    told: set[int] = set()  # trials that are known to have been lost with their worker
+
+    def settles(same: Sequence[Brief]) -> bool:
+        # A process that was killed says nothing of the function that it was at: without a result there is no verdict.
+        silent = {trial.trial_id for trial in same if trial.status is Status.STALE} - told
+        return queue.retry.settles([trial for trial in since_retry(same) if trial.trial_id not in silent]) or any(
+            trial.status is Status.RUNNING for trial in same
+        )
+
     def claim(snapshot: Snapshot) -> list[Record]:
         known = _confirming(snapshot)
-        left = [job for job in jobs if not queue.retry.settles(known.get((job.class_id, job.seed), []))]
+        if any(trial.status is Status.STALE for group in known.values() for trial in group):
+            told.update(t.trial_id for t in ledger.records(Purpose.CONFIRM, Status.STALE) if t.reason is not None)
+        left = [job for job in jobs if not settles(known.get((job.class_id, job.seed), []))]
         while left:
-            if claimed := queue.claim_these(left[:together], LEASE_SECONDS, together):
+            if claimed := queue.claim_these(left[:together], LEASE_SECONDS, together, settles):
                 return claimed
             left = left[together:]  # another process was quicker
         return []
@@ -66,11 +79,18 @@ def confirm(
     def ended(records: list[Record], now: Snapshot) -> None:
         show(now, records[-1].name if records else "")
 
-    snapshot = ledger.snapshot()
-    show(snapshot, "")
-    train_all(ledger, task, snapshot, claim, ended, executor, workers, time_limit)
+    def is_ours(record: Record) -> bool:
+        return record.purpose is Purpose.CONFIRM and (record.class_id, record.seed) in places
+
+    def tell(others: int) -> None:
+        show(ledger.snapshot(), f"waiting for {others} trainings of other processes")
+
+    for _ in rounds(ledger, is_ours, tell):
+        snapshot = ledger.snapshot()
+        show(snapshot, "")
+        train_all(ledger, task, snapshot, claim, ended, executor, workers, time_limit)
     return judge(
-        _results(ledger, jobs),
+        _results(ledger, places),
         {ranking.class_id: ranking.name for ranking in winners},
         baselines,
         fresh_seeds,
@@ -92,10 +112,12 @@ def _confirming(snapshot: Snapshot) -> dict[tuple[str | None, int | None], list[
     return {(group[0].class_id, group[0].seed): group for group in confirming}
 
 
-def _results(ledger: Ledger, jobs: Sequence[Wanted]) -> dict[tuple[str | None, int], Record]:
-    wanted = {(job.class_id, job.seed) for job in jobs}
-    return {
-        (record.class_id, record.seed): record
-        for record in ledger.records(Purpose.CONFIRM)
-        if record.status in (Status.DONE, Status.FAILED) and (record.class_id, record.seed) in wanted
-    }
+def _results(ledger: Ledger, places: Collection[tuple[str | None, int | None]]) -> dict[tuple[str | None, int], Record]:
+    """What came of each training: a result, a failure, or no more than losses that are known as such."""
+    found: dict[tuple[str | None, int], Record] = {}
+    for record in ledger.records(Purpose.CONFIRM):
+        place = record.class_id, record.seed
+        lost = record.status is Status.STALE and record.reason is not None
+        if place in places and (record.status.is_finished or (lost and place not in found)):
+            found[place] = record
+    return found

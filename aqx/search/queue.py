@@ -13,7 +13,7 @@ from aqx.candidates import Candidates
 from aqx.errors import Exhausted, InputError
 from aqx.search.ledger import Ledger, Record, seed_of_trial
 from aqx.store import StudySettings, functions
-from aqx.store.claims import Snapshot, Wanted
+from aqx.store.claims import Settled, Snapshot, Wanted
 from aqx.store.trial_rows import AnyTrial, Brief, Purpose, Status, by_training, since_retry
 from aqx.surrogate import Fitted, Preset
 from aqx.tasks import Task
@@ -156,12 +156,21 @@ class Queue:
             ready = self._ready(snapshot)
             chosen = ready.fitted.suggest(room, ready.table.usable).index
             wanted = [Wanted(id_, None, Purpose.SEARCH) for id_ in ready.table.class_ids(chosen)]
-            claimed, snapshot = self._take(wanted, lease_seconds, room)
+            claimed, snapshot = self._take(_within(budget, wanted), lease_seconds, room)
         return claimed
 
-    def claim_these(self, wanted: Sequence[Wanted], lease_seconds: float | int, most: int = 1) -> list[Record]:
-        """Claim the first of these functions; none where another process was quicker."""
-        return self._take(wanted, lease_seconds, most)[0]
+    def lacks_results(self, snapshot: Snapshot, budget: int) -> bool:
+        """Return whether fewer suggestions than `budget` have ended, or a baseline has not."""
+        searched = [trial for trial in snapshot.trials if trial.purpose.is_searched]
+        ended = {trial.class_id for trial in searched if trial.status.is_finished}
+        suggestions = sum(trial.purpose is Purpose.SEARCH and trial.status.is_finished for trial in searched)
+        return suggestions < budget or not ended.issuperset(map(self.ledger.class_id, self.task.baselines))
+
+    def claim_these(
+        self, wanted: Sequence[Wanted], lease_seconds: float | int, most: int, settled: Settled
+    ) -> list[Record]:
+        """Claim the first of these functions that are not settled; none where another process was quicker."""
+        return self.ledger.claim(wanted, lease_seconds, settled, self.settings, most)[0]
 
     def _take(
         self,
@@ -268,6 +277,13 @@ class Queue:
 
             compute_spectra(self.ledger.db, self.task, names=names, progress=progress)
             self._table = self._read_candidates()
+
+
+def _within(budget: int | None, wanted: Sequence[Wanted]) -> Sequence[Wanted] | Callable[[Snapshot], Sequence[Wanted]]:
+    """As many suggestions as the budget leaves when they are claimed: another search may have been quicker."""
+    if budget is None:
+        return wanted
+    return lambda now: wanted[: max(0, budget - suggested(now.trials))]
 
 
 def suggested(trials: Sequence[Brief]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from aqx.store.trial_rows import Purpose, Status
 
 LEVEL = 0.95
 SCREENED = 3  # times as many winners are retrained as are reported, where validation can choose and test report
-Verdict = Literal["better", "no evidence", "worse", "failed", "reference"]
+Verdict = Literal["better", "no evidence", "worse", "failed", "reference", "incomplete"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Confirmed:
         difference_low: lower end of the difference's interval; all intervals hold together with 95 % confidence.
         difference_high: upper end.
         verdict: "better" or "worse" than the reference where that interval excludes 0, else "no evidence"; "failed"
-            where a training gave no result.
+            where a training gave no result; "incomplete" where the trainings of the confirmation have not all ended.
         seeds: trainings that gave a result.
-        failed: trainings that did not.
+        failed: trainings that ended without one.
         searched: the objective that the search saw: the best of many noisy results, so optimistic; None for a baseline
             that the search did not train.
     """
@@ -58,11 +58,20 @@ class Confirmation:
         metric: what is compared.
         reference: the baseline that the others are compared with.
         rows: one per function, the best first.
+        ended: how many trainings have ended.
+        wanted: how many it takes for a verdict.
     """
 
     metric: str
     reference: str
     rows: list[Confirmed]
+    ended: int
+    wanted: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all trainings have ended, so that there is a verdict."""
+        return self.ended == self.wanted
 
 
 def judge(
@@ -76,6 +85,8 @@ def judge(
     searched: dict[str, float],
 ) -> Confirmation:
     """Compare retrained winners and baselines with the first baseline.
+
+    Where trainings have not ended there is no verdict on any function: what would be left out may have been the best.
 
     Args:
         results: ended trials by class and seed.
@@ -100,9 +111,27 @@ def judge(
     fresh = sorted(
         winners.values(), key=lambda name: -np.nan_to_num(goal.sign * values[goal.metric][name].mean(), nan=-np.inf)
     )
-    kept = {name: values[metric][name] for name in [*fresh[:top], *baselines.values()]}
+    wanted = len(names) * len(seeds)
+    ended = sum((class_id, seed) in results for class_id in names for seed in seeds)
+    kept = {name: values[metric][name] for name in [*(fresh[:top] if ended == wanted else fresh), *baselines.values()]}
     reference = next(iter(baselines.values()))
-    return Confirmation(metric, reference, compare(kept, reference, goal.sign, searched))
+    rows = compare(kept, reference, goal.sign, searched)
+    if ended < wanted:
+        of = {name: sum((class_id, seed) in results for seed in seeds) for class_id, name in names.items()}
+        rows = [_without_verdict(row, of[row.name]) for row in rows]
+    return Confirmation(metric, reference, rows, ended, wanted)
+
+
+def _without_verdict(row: Confirmed, ended: int) -> Confirmed:
+    nan = float("nan")
+    return replace(
+        row,
+        difference=nan,
+        difference_low=nan,
+        difference_high=nan,
+        verdict="reference" if row.verdict == "reference" else "incomplete",
+        failed=ended - row.seeds,
+    )
 
 
 def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: dict[str, float]) -> list[Confirmed]:
@@ -190,12 +219,9 @@ def stored_verdict(ledger: Ledger) -> Confirmation | None:
 
     None where these are fewer than two, or no baseline is among the functions.
     """
-    confirmed = [
-        trial
-        for trial in ledger.trials
-        if trial.purpose is Purpose.CONFIRM and trial.status in (Status.DONE, Status.FAILED)
-    ]
-    names = {trial.class_id: trial.name for trial in confirmed}
+    # Also those that run, or were lost: without them the functions that are left might look like the whole choice.
+    names = {trial.class_id: trial.name for trial in ledger.trials if trial.purpose is Purpose.CONFIRM}
+    confirmed = [trial for trial in ledger.trials if trial.purpose is Purpose.CONFIRM and trial.status.is_finished]
     baselines = {class_id: name for class_id, name in ledger.baselines.items() if class_id in names}
     results = {(trial.class_id, trial.seed): trial for trial in confirmed}
     seeds = [
