@@ -24,6 +24,7 @@ from aqx.search.ledger import (
     rank_functions,
     seed_of_trial,
 )
+from aqx.search.others import rounds
 from aqx.search.pruning import rule_of
 from aqx.search.queue import Queue, RetryPolicy, Suggestion, suggested
 from aqx.search.trial import Trial, train_all
@@ -188,9 +189,10 @@ class Study:
         All classes in the database are candidates. Those without a Fisher spectrum are predicted from their outputs;
         before a choice, the most promising of them get their spectra, and are judged by both.
 
-        Results of earlier calls count, so the same call resumes what was interrupted. A training that raises or gives
-        nan is a failed trial, and the search goes on; one whose worker process dies is tried once more (see `retry`).
-        Only Ctrl-C and SIGTERM end the search, and the processes of its workers with it.
+        Results of earlier calls count, so the same call resumes what was interrupted. So do those of other processes
+        that search the same study: what they are at is waited for at the end, and taken over where they are dead. A training
+        that raises or gives nan is a failed trial, and the search goes on; one whose worker process dies is tried once
+        more (see `retry`). Only Ctrl-C and SIGTERM end the search, and the processes of its workers with it.
 
         Args:
             budget: suggestions trained in all, baselines not counted.
@@ -259,9 +261,19 @@ class Study:
             best = goal.best(done_in_search(snapshot.trials))
             show(snapshot, f"best {best.objective:.4f} {best.name}" if best else "")
 
-        snapshot = self.ledger.snapshot()
-        show(snapshot, "")
-        train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers, limit)
+        def is_ours(record: Record) -> bool:
+            return record.purpose in (Purpose.SEARCH, Purpose.BASELINE)
+
+        def tell(others: int) -> None:
+            show(self.ledger.snapshot(), f"waiting for {others} trainings of other processes")
+
+        # What another process is at counts towards the budget, but that process may be dead.
+        for _ in rounds(self.ledger, is_ours, tell):
+            snapshot = self.ledger.snapshot()
+            show(snapshot, "")
+            train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers, limit)
+            if not self.queue.lacks_results(self.ledger.snapshot(), budget):
+                break
         return finished
 
     def _stop_if_hopeless(self, snapshot: Snapshot) -> None:
