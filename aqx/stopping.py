@@ -154,7 +154,7 @@ def _is_delicate(frame: FrameType | None) -> bool:
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
         if file.startswith(_STORE):
-            if file.endswith("lock.py"):
+            if file.endswith("lock.py") and name == "end":
                 return False
             delicate = True
         delicate = delicate or name in ("__eq__", "__hash__", "__del__") or file == "<frozen importlib._bootstrap>"

@@ -208,7 +208,7 @@ class _Waiting:
             raise
 
     def end(self, deadline: float, unless: Callable[[], bool] | None, tell: Callable[[], None]) -> bool:
-        """Return True once the lock is held, or False once it is not wanted any more.
+        """Return True once the lock is held, or False once it is not wanted any more; signals may interrupt this.
 
         The file is closed, at once or later, unless the lock is held.
         """
@@ -223,10 +223,10 @@ class _Waiting:
                 if not told and time.monotonic() - began > _TELL_SECONDS:
                     tell()
                     told = True
+            return True
         except BaseException:
             self._give_up()
             raise
-        return True
 
     def _give_up(self) -> None:
         with self._guard:
