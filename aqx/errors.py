@@ -46,7 +46,7 @@ class TaskError(InputError):
 
 
 class StoreError(AqxError, OSError):
-    """The database cannot be opened, read or written; what is stored stays as it was."""
+    """The database, or another file, cannot be opened, read or written; what is stored stays as it was."""
 
 
 class Exhausted(AqxError, LookupError):

@@ -24,6 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "machine": (),
     "lazy": (),
     "duration": ("errors",),
+    "writing": ("errors",),
     "numerics": ("errors",),  # the precise forms behind the table of operators, and the integrals of a normalisation
     "metrics": ("errors",),
     "objective": ("errors",),
@@ -34,12 +35,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "activation": ("kernel", "numerics"),
     "space": ("tree",),
     "evaluation": ("activation", "space"),
-    "store": ("errors", "metrics"),
+    "store": ("errors", "metrics", "writing"),
     "enumeration": ("evaluation", "store"),
     "surrogate": ("errors",),
     "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
     "population": ("activation", "machine"),
-    "tasks": ("lazy", "population", "losses", "objective", "duration"),
+    "tasks": ("lazy", "population", "losses", "objective", "duration", "writing"),
     "candidates": ("evaluation", "store", "surrogate"),
     "spectra": ("fisher", "tasks", "store", "machine"),
     "training": ("tasks", "machine", "metrics"),
@@ -54,7 +55,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 # The room outside of which a library is not imported; `datasets` of scikit-learn only holds data, and tasks use it.
 HOMES: dict[str, tuple[str, ...]] = {
     "duckdb": ("store",),
-    "fcntl": ("store",),
+    "fcntl": ("store", "writing"),
     "pyarrow": ("store",),
     "umap": ("surrogate",),
     "pynndescent": ("surrogate",),

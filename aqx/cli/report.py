@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.screen import progress_shown, show_result
+from aqx.writing import replacing
 
 # Not from aqx.report and aqx.export, as `aqx --help` is quick. Tests hold them equal.
 FIGURES = ("progress", "verdict", "functions", "map", "calibration", "timeline")
@@ -76,7 +75,9 @@ def plot(db: str, figure: str, out: str, task: str | None, quiet: bool, as_json:
 @click.argument("function", metavar="FN")
 @click.option("--to", required=True, type=click.Choice(TARGETS), help="The framework, or latex for the formula.")
 @click.option("--name", metavar="NAME", help="Of the function or class; default activation or Activation.")
-@click.option("-o", "--out", metavar="FILE", help="Write to this file; default print.")
+@click.option(
+    "-o", "--out", metavar="FILE", help="Write to this file; default print.", shell_complete=options.complete_files
+)
 def export(function: str, to: str, name: str | None, out: str | None) -> None:
     """Write a function as source of a framework.
 
@@ -88,9 +89,6 @@ def export(function: str, to: str, name: str | None, out: str | None) -> None:
     if out is None:
         click.echo(text, nl=False)
         return
-    try:
-        Path(out).write_text(text, "utf-8")
-    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise click.UsageError(f"--out: cannot write {out!r}: {reason}", click.get_current_context()) from error
+    with replacing(out, "--out") as draft:
+        draft.write_text(text, "utf-8")
     click.echo(f"{function} written to {out}")

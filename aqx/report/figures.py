@@ -49,7 +49,8 @@ def write_figure(
         The file.
 
     Raises:
-        InputError: there is no such figure or task, what it shows is not there yet, or the file cannot be written.
+        InputError: there is no such figure or task, or what it shows is not there yet.
+        StoreError: the database cannot be read, or the file not written.
         UnsupportedError: matplotlib is not installed.
     """
     if figure not in FIGURES:

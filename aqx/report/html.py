@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-from aqx.errors import InputError, UnsupportedError
+from aqx.errors import UnsupportedError
 from aqx.export import javascript_operators
 from aqx.machine import version_of
 from aqx.report.overview import Overview, look_over
 from aqx.report.payload import as_json, describe_page, pack_candidates
 from aqx.search import load_results
 from aqx.store import Database
+from aqx.writing import replacing
 
 _SCRIPTS = ("base.js", "functions.js", "charts.js", "tables.js", "map.js", "start.js")
 
@@ -38,7 +38,8 @@ def write_report(
         The file.
 
     Raises:
-        InputError: the database holds no such task, or the file cannot be written.
+        InputError: the database holds no such task.
+        StoreError: the database cannot be read, or the file not written.
         UnsupportedError: plotly is not installed.
 
     Example:
@@ -50,12 +51,10 @@ def write_report(
         >>> write_report(folder + "/search.duckdb", folder + "/report.html").name
         'report.html'
     """
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"path={str(path)!r} cannot be written; give a file in a folder that exists")
     plotly = _plotly()
-    _replace(path, render(look_over(load_results(db, task), progress), plotly))
-    return path
+    with replacing(path) as draft:
+        draft.write_text(render(look_over(load_results(db, task), progress), plotly), "utf-8")
+    return Path(path)
 
 
 def render(overview: Overview, plotly: str) -> str:
@@ -92,19 +91,3 @@ def _part(name: str) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise InputError(f"path={str(path)!r} cannot be written: {error.strerror or error}") from error

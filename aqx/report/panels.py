@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aqx.errors import InputError, UnsupportedError
+from aqx.writing import check_place, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,13 +47,13 @@ def check_plot(path: str | os.PathLike[str]) -> None:
     """Say at once, before anything is computed, why no plot can be written to a path.
 
     Raises:
-        InputError: the path has another ending than .png, .svg or .pdf, or its folder does not exist.
+        InputError: the path has another ending than .png, .svg or .pdf.
+        StoreError: its folder does not exist, or may not be written.
         UnsupportedError: matplotlib is not installed.
     """
     if Path(path).suffix.lower() not in ENDINGS:
         raise InputError(f"plot={str(path)!r} must end in one of {', '.join(ENDINGS)}")
-    if not Path(path).parent.is_dir():
-        raise InputError(f"plot={str(path)!r} cannot be written: {Path(path).parent} is not a folder")
+    check_place(path, "plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise UnsupportedError("plots need matplotlib, which is not installed: pip install 'aqx[report]'")
 
@@ -66,7 +67,8 @@ def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], title: st
         title: of the whole figure.
 
     Raises:
-        InputError: the path cannot be written.
+        InputError: the path has another ending than .png, .svg or .pdf.
+        StoreError: the path cannot be written.
         UnsupportedError: matplotlib is not installed.
     """
     check_plot(path)
@@ -103,12 +105,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure to a path that `check_plot` has found fit.
 
     Raises:
-        InputError: the path cannot be written.
+        StoreError: the path cannot be written.
     """
-    try:
-        figure.savefig(path, dpi=200)
-    except OSError as error:
-        raise InputError(f"plot={str(path)!r} cannot be written: {error}") from error
+    with replacing(path, "plot") as draft:
+        figure.savefig(draft, dpi=200, format=Path(path).suffix[1:].lower())
 
 
 def _extent(panel: Panel) -> tuple[float, float]:

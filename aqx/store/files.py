@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from aqx.errors import InputError, StoreError
+from aqx.writing import replacing
 
 ENDINGS = (".parquet", ".csv")
 
@@ -66,21 +67,11 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray |
     if len({len(values) for values in columns.values()}) > 1:
         raise InputError(f"columns must agree in length, but got { {k: len(v) for k, v in columns.items()} }")
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    try:
-        # Not by tempfile, whose files nobody else may read.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                if path.suffix.lower() == ".csv":
-                    csv.write_csv(table, file)
-                else:
-                    parquet.write_table(table, file, compression="zstd")
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StoreError(f"table={str(path)!r} cannot be written: {error.strerror or error}") from error
+    with replacing(path, "table") as draft, open(draft, "wb") as file:
+        if path.suffix.lower() == ".csv":
+            csv.write_csv(table, file)
+        else:
+            parquet.write_table(table, file, compression="zstd")
 
 
 def _as_array(column: Any) -> np.ndarray:

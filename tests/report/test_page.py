@@ -19,7 +19,7 @@ from browser import PHONE, WIDE, Seen, browser_pages
 from toy import candidates, make_task, train
 
 import aqx
-from aqx.errors import InputError
+from aqx.errors import StoreError
 from aqx.evaluation import Family
 from aqx.operators import SETS
 from aqx.report import write_report
@@ -92,9 +92,11 @@ def test_it_is_one_file_that_holds_everything(report: Path, searched: Path):
     assert not list(report.parent.glob(".report*"))
 
 
-@pytest.mark.parametrize("target", ["missing/report.html", "."])
-def test_a_path_that_cannot_be_written_is_named(searched: Path, tmp_path: Path, target: str):
-    with pytest.raises(InputError, match="a folder that exists"):
+@pytest.mark.parametrize(
+    ("target", "said"), [("missing/report.html", "missing is not a folder; make it first"), (".", "it is a folder")]
+)
+def test_a_path_that_cannot_be_written_is_named(searched: Path, tmp_path: Path, target: str, said: str):
+    with pytest.raises(StoreError, match=f"^path=.* cannot be written: .*{said}"):
         write_report(searched, tmp_path / target)
 
 
@@ -106,7 +108,7 @@ def test_a_failure_leaves_the_old_report(searched: Path, tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(StoreError, match="No space left"):
         write_report(searched, out)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"] and out.read_text() == "old"
 

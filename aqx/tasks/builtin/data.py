@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from aqx.machine import cache_folder
+from aqx.writing import replacing
 
 
 class Split(NamedTuple):
@@ -45,14 +44,8 @@ def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[
         arrays = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path) as draft, open(draft, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError:
         pass
     return arrays
