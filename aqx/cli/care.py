@@ -8,7 +8,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.screen import plain, progress_shown, show_json
+from aqx.cli.screen import plain, progress_shown, show_json, show_result
 
 if TYPE_CHECKING:
     from aqx.doctor import Diagnosis
@@ -91,6 +91,29 @@ def _lines(label: str, values: list[str], in_a_row: int) -> list[str]:
     """Values under one label, so many in a line."""
     rows = [", ".join(values[i : i + in_a_row]) for i in range(0, len(values), in_a_row)]
     return [f"{label if not i else '':<10} {row}" for i, row in enumerate(rows)]
+
+
+@main.command(
+    needs="a database.",
+    examples=["aqx backup found.duckdb copy.duckdb", "aqx backup found.duckdb /mnt/copies/found.duckdb --force"],
+)
+@options.db
+@click.argument("file", shell_complete=options.complete_files)
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@options.quiet
+@options.as_json
+def backup(db: str, file: str, force: bool, quiet: bool, as_json: bool) -> None:
+    """Copy a database, also while workers write to it.
+
+    A plain copy of a file that somebody writes to is damaged. This one waits for its turn, and is read in whole before
+    it takes its place.
+    """
+    from aqx.store.backup import back_up
+
+    with progress_shown("backup", quiet) as progress:
+        path = back_up(db, file, force=force, progress=progress)
+    size = path.stat().st_size
+    show_result({"path": path, "bytes": size}, f"{path}: {size / 2**20:.1f} MiB", as_json)
 
 
 @main.command(

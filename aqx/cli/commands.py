@@ -22,7 +22,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Search": ("search", "confirm", "claim", "tell"),
     "Look": ("summary", "top", "suggest", "trials", "show", "plot"),
     "Take it with you": ("export", "report"),
-    "Take care": ("doctor", "retry", "reset", "completion"),
+    "Take care": ("doctor", "backup", "retry", "reset", "completion"),
     "Compare ways to search": ("bench",),
 }
 

@@ -126,7 +126,7 @@ def retry(db: str, task: str, trial_ids: tuple[int, ...], as_json: bool) -> None
 
 
 @main.command(
-    needs="a database; a copy of it first is wise.",
+    needs="a database; a copy of it first is wise: aqx backup.",
     examples=["aqx reset found.duckdb --task mnist1d --keep-done", "aqx reset found.duckdb --task mnist1d --yes"],
 )
 @options.db

@@ -1,0 +1,110 @@
+"""The commands that write a file: in whole or not at all, and what is wrong is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from test_writing import no_room
+
+import aqx
+from aqx.cli import main
+from aqx.enumeration import enumerate_space
+from aqx.space import Space
+from aqx.store import Database
+
+
+def command(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
+def check_error(result: Result, *words: str) -> None:
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "found.duckdb"
+    enumerate_space(Database(path, create=True), Space(["unary(x)"]), points=32)
+    study = aqx.Study(path, "mnist1d")
+    for number, name in enumerate(("relu(x)", "tanh(x)", "mul(x,tanh(x))")):
+        study.add(name, val_acc=0.5 + 0.1 * number)
+    return path
+
+
+def act_bench(folder: Path) -> Path:
+    path = folder / "bench.json"
+    path.write_text(json.dumps({f"relu(mul(x,x{' ' * n}))": {"Validation Accuracy": n / 3000} for n in range(3000)}))
+    return path
+
+
+WRITE: dict[str, list[str]] = {
+    "report": ["report", "DB", "-q", "-o", "OUT.html"],
+    "plot": ["plot", "DB", "progress", "-q", "-o", "OUT.png"],
+    "export": ["export", "max(relu(x),tanh(x))", "--to", "torch", "-o", "OUT.py"],
+    "bench import": ["bench", "import", "FOLDER/bench.json", "-q", "--out", "OUT.csv"],
+    "backup": ["backup", "DB", "OUT.duckdb", "--force", "-q"],
+}
+
+
+@pytest.fixture(params=WRITE)
+def words(request: pytest.FixtureRequest, filled: Path, tmp_path: Path) -> list[str]:
+    """A command whose last word with OUT in it is the file that it writes."""
+    (tmp_path / "in").mkdir()
+    act_bench(tmp_path / "in")
+    known = {"DB": shutil.copy(filled, tmp_path / "in"), "FOLDER": tmp_path / "in"}
+    words = WRITE[request.param]
+    for name, value in known.items():
+        words = [str(value) if word == name else word.replace(f"{name}/", f"{value}/") for word in words]
+    return words
+
+
+def with_out(words: list[str], out: Path) -> tuple[list[str], Path]:
+    """The command with the file in this place, and the file."""
+    (place,) = [out.with_name(word.replace("OUT", out.name)) for word in words if word.startswith("OUT")]
+    return [str(place) if word.startswith("OUT") else word for word in words], place
+
+
+@pytest.mark.usefixtures("quick_map")
+def test_a_full_disk_leaves_the_old_file(words: list[str], tmp_path: Path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    line, place = with_out(words, folder / "file")
+    assert command(*line).exit_code == 0
+    place.write_text("old")
+    with no_room(512):
+        result = command(*line)
+    assert result.exit_code == 2 and result.stderr.splitlines()[-1].startswith("error: "), result.output
+    assert "cannot be written: File too large" in result.stderr and "Traceback" not in result.output
+    assert place.read_text() == "old" and os.listdir(folder) == [place.name]
+
+
+def test_where_nothing_can_be_written_is_one_line(words: list[str], tmp_path: Path):
+    line, place = with_out(words, tmp_path / "out")
+    place.mkdir()
+    check_error(command(*line), place.name, "cannot be written: it is a folder")
+    line, place = with_out(words, tmp_path / "no" / "out")
+    check_error(command(*line), "no/out", "is not a folder")
+    line, place = with_out(words, Path("/proc/out"))
+    check_error(command(*line), "/proc/out", "cannot be written")
+    line, place = with_out(words, tmp_path / "null\0byte")
+    check_error(command(*line), "cannot be the name of a file")
+
+
+def test_backup(filled: Path, tmp_path: Path):
+    copy = tmp_path / "copy.duckdb"
+    result = command("backup", filled, copy, "--quiet")
+    assert result.exit_code == 0 and result.stdout.startswith(f"{copy}: ") and result.stdout.endswith(" MiB\n")
+    check_error(command("backup", filled, copy, "--quiet"), "is there already", "--force")
+    result = command("backup", filled, copy, "--force", "--json", "--quiet")
+    assert json.loads(result.stdout) == {"path": str(copy), "bytes": copy.stat().st_size}
+    assert command("doctor", copy, "--quick", "--quiet").exit_code == 0
+    assert command("top", copy, "--task", "mnist1d").stdout == command("top", filled, "--task", "mnist1d").stdout
