@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -12,9 +13,10 @@ import numpy as np
 
 from aqx.benchmark.act_bench import read_act_bench
 from aqx.benchmark.aquasurf import SIGNATURE, read_aquasurf
-from aqx.benchmark.table import ResultTable, load_table
+from aqx.benchmark.table import Refused, ResultTable, Rows, read_rows
 from aqx.candidates import class_ids
 from aqx.errors import InputError, StoreError
+from aqx.metrics import encode_metrics
 from aqx.search import Study
 from aqx.store import add_results
 from aqx.store.files import ENDINGS
@@ -30,16 +32,20 @@ class ImportReport:
     Attributes:
         added: trials added.
         failed: how many of them are failures: their objective is nan or infinite.
-        known: results that an earlier import, or another row of the file, has added already.
+        known: rows not added, as the database holds a result of the same name, seed and metrics.
+        repeated: rows not added, as an earlier row of the file has the same name, seed and metrics.
         untrained: functions in the file that have no result yet.
         unreadable: names in the file that are no function's.
+        refused: rows left out, with where they stand and why: those of such names, and those of unusable seeds.
     """
 
     added: int
     failed: int
     known: int
+    repeated: int
     untrained: int
     unreadable: tuple[str, ...]
+    refused: tuple[Refused, ...]
 
 
 def import_results(
@@ -47,8 +53,9 @@ def import_results(
 ) -> ImportReport:
     r"""Add the results in a file to a study, as `Study.add` would add each; the same file again adds nothing.
 
-    The file is read in whole before anything is added. Its names are parsed, never evaluated; those that do not parse
-    are left out and reported. A metric that is nan, the objective aside, is taken for one that was not measured.
+    The file is read in whole before anything is added. Its names are parsed, never evaluated; rows whose name does not
+    parse, or whose seed is no whole number of 64 bits, are left out and reported. A blank seed is 0. A metric that is
+    nan, the objective aside, is taken for one that was not measured.
 
     Args:
         study: whose task and database they are for; the task's objective must be among the file's metrics.
@@ -56,7 +63,7 @@ def import_results(
         progress: called as progress(done, total, note).
 
     Returns:
-        How many results are new, failed, known already, untrained, and the names that do not parse.
+        How many results are new, failed, merged with others, untrained, and the rows that were refused.
 
     Raises:
         InputError: the file does not exist or is none of these, or the objective is not in it.
@@ -67,45 +74,56 @@ def import_results(
         >>> from aqx.benchmark import import_results
         >>> folder = tempfile.TemporaryDirectory()
         >>> table = pathlib.Path(folder.name, "table.csv")
-        >>> _ = table.write_text("name,val_acc\nrelu(x),0.61\ntanh(x),nan\nwhat(x),0.3\n")
+        >>> _ = table.write_text("name,seed,val_acc\nrelu(x),,0.61\nrelu(x),0,0.61\ntanh(x),1.5,nan\nwhat(x),3,0.3\n")
         >>> study = aqx.Study(folder.name + "/search.duckdb", "mnist1d")
-        >>> import_results(study, table)
-        ImportReport(added=2, failed=1, known=0, untrained=0, unreadable=('what(x)',))
+        >>> report = import_results(study, table)
+        >>> report.added, report.repeated
+        (1, 1)
+        >>> for row in report.refused:
+        ...     print(row.place, row.reason)
+        line 4 seed '1.5' is no whole number of 64 bits
+        line 5 cannot parse function name 'what(x)': unknown operator 'what' (at position 0)
     """
-    table, untrained = _read(path, study.task.objective, progress)
-    if study.task.objective not in table.metrics:
-        raise InputError(
-            f"{study.task.objective} is missing from file={str(path)!r}; it has {', '.join(table.metrics)}"
-        )
-    trees, rows, unreadable = _parsed(table.names)
+    objective = study.task.objective
+    read, untrained = _read(path, objective, progress)
+    table = read.table
+    if objective not in table.metrics:
+        text = "has text in it, so it is no metric" if objective in read.texts else "is missing"
+        raise InputError(f"{objective} {text}: file={str(path)!r} has the metrics {', '.join(table.metrics)}")
+    trees, rows, unreadable = _parsed(read)
+    metrics = _measured(table, rows, objective)
+    new = _first(trees, table.seeds[rows].tolist(), metrics)
+    repeated = len(rows) - len(new)
     added = failed = 0
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        some = trees[start : start + CHUNK]
-        objectives = table.metrics[study.task.objective][chunk].tolist()
-        new, new_failed = add_results(
+    for start in range(0, len(new), CHUNK):
+        at = new[start : start + CHUNK]
+        chunk, some = rows[at], [trees[index] for index in at]
+        objectives = table.metrics[objective][chunk].tolist()
+        new_added, new_failed = add_results(
             study.db,
             study.task_id,
             class_ids=class_ids(study.db, some),
             names=list(map(str, some)),
             seeds=table.seeds[chunk].tolist(),
             objectives=objectives,
-            metrics=_measured(table, chunk, study.task.objective),
+            metrics=[metrics[index] for index in at],
             reasons=[table.reasons[row] for row in chunk],
             worker=f"import of {Path(path).name}",
         )
-        added, failed = added + new, failed + new_failed
+        added, failed = added + new_added, failed + new_failed
         if progress:
-            progress(start + len(chunk), len(rows), "results")
-    return ImportReport(added, failed, len(rows) - added, untrained, unreadable)
+            progress(start + len(chunk), len(new), "results")
+    names = tuple(refused.name for refused in unreadable)
+    known = len(new) - added
+    return ImportReport(added, failed, known, repeated, untrained, names, (*read.refused, *unreadable))
 
 
 def _read(
     path: str | os.PathLike[str], objective: str, progress: Callable[[int, int, str], None] | None
-) -> tuple[ResultTable, int]:
+) -> tuple[Rows, int]:
     """The results in a file of any known format, and how many functions in it have none."""
     if Path(path).suffix.lower() in ENDINGS:
-        return load_table(path), 0
+        return read_rows(path), 0
     if not os.path.isfile(path):
         raise InputError(f"file={str(path)!r} does not exist, or is no file")
     try:
@@ -115,9 +133,9 @@ def _read(
         raise StoreError(f"file={str(path)!r} cannot be read: {error.strerror or error}") from error
     if start.startswith(SIGNATURE):
         found = read_aquasurf(path, objective)
-        return found.table, found.untrained
+        return Rows(found.table), found.untrained
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
-        return read_act_bench(path, progress).table, 0
+        return Rows(read_act_bench(path, progress).table), 0
     raise InputError(
         f"file={str(path)!r} is no database of SQLite, no JSON object, and its name does not end in {ENDINGS}"
     )
@@ -132,13 +150,26 @@ def _measured(table: ResultTable, rows: np.ndarray, objective: str) -> list[dict
     ]
 
 
-def _parsed(names: tuple[str, ...]) -> tuple[list[Tree], np.ndarray, tuple[str, ...]]:
-    """The functions that these names are, in which rows they stand, and the names that are none."""
+def _parsed(read: Rows) -> tuple[list[Tree], np.ndarray, tuple[Refused, ...]]:
+    """The functions that the names are, in which rows they stand, and the rows whose name is none."""
     trees, rows, unreadable = [], [], []
-    for row, name in enumerate(names):
+    for row, name in enumerate(read.table.names):
         try:
             trees.append(parse(name))
             rows.append(row)
-        except InputError:
-            unreadable.append(name)
+        except InputError as error:
+            place = read.places[row] if read.places else ""
+            unreadable.append(Refused(place, name, str(error).splitlines()[0]))
     return trees, np.array(rows, np.int64), tuple(unreadable)
+
+
+def _first(trees: list[Tree], seeds: list[int], metrics: list[dict[str, float]]) -> list[int]:
+    """Which rows no earlier row equals in name, seed and metrics."""
+    seen: set[bytes] = set()
+    new = []
+    for index, (tree, seed, measured) in enumerate(zip(trees, seeds, metrics, strict=True)):
+        row = hashlib.blake2b(f"{tree}\n{seed}\n{encode_metrics(measured)}".encode(), digest_size=16).digest()
+        if row not in seen:
+            seen.add(row)
+            new.append(index)
+    return new

@@ -14,6 +14,8 @@ from aqx.cli.screen import prints_to_stderr, progress_shown, show_json, show_res
 if TYPE_CHECKING:
     from aqx.tasks import Task
 
+_SHOWN = 5  # refused rows
+
 
 @main.group()
 def task() -> None:
@@ -215,7 +217,8 @@ def _compare_with_reference(task: Task, names: tuple[str, ...], as_json: bool) -
 def import_(db: str, file: str, task: str, quiet: bool, as_json: bool) -> None:
     """Record the results in a file of another program.
 
-    It is an AQuaSurF database, a table (.parquet, .csv) or an Act-Bench file (JSON).
+    It is an AQuaSurF database, a table (.parquet, .csv) or an Act-Bench file (JSON). A row whose name, seed and metrics
+    are there already is merged with it; one whose name is no function's, or whose seed is no whole number, is refused.
     """
     from aqx.benchmark import import_results
 
@@ -226,9 +229,11 @@ def import_(db: str, file: str, task: str, quiet: bool, as_json: bool) -> None:
         show_json(report)
         return
     click.echo(
-        f"{report.added:,} results added, {report.failed:,} of them failed; {report.known:,} were there already, "
-        f"{report.untrained:,} functions are not trained yet"
+        f"{report.added:,} results added, {report.failed:,} of them failed; merged, as name, seed and metrics are the "
+        f"same: {report.known:,} with what was there already, {report.repeated:,} with earlier rows; "
+        f"{len(report.refused):,} refused, {report.untrained:,} functions are not trained yet"
     )
-    if report.unreadable:
-        names = ", ".join(repr(name[:60]) for name in report.unreadable[:3])
-        click.echo(f"{len(report.unreadable):,} names left out that do not parse: {names}", err=True)
+    for row in report.refused[:_SHOWN]:
+        click.echo(": ".join(filter(None, ["refused", row.place, row.reason])), err=True)
+    if (more := len(report.refused) - _SHOWN) > 0:
+        click.echo(f"and {more:,} more; --json lists all", err=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv as python_csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ def check_ending(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def read_table(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_table(path: str | os.PathLike[str], exact: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Return the columns of a Parquet or CSV file.
 
-    Integers without gaps are int64, other numbers float64 with nan for what is missing, and all else objects.
+    Integers without gaps are int64, other numbers float64 with nan for what is missing, and all else objects. The
+    columns of the names in `exact` are objects as they stand in the file: text in CSV, anything in Parquet.
 
     Raises:
         InputError: the name ends otherwise, or the file does not exist.
@@ -42,11 +45,18 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise InputError(f"table={str(path)!r} does not exist")
     try:
         if path.suffix.lower() == ".csv":
-            options = csv.ConvertOptions(null_values=["", "null", "NULL", "None", "NA"], strings_can_be_null=True)
-            table = csv.read_csv(path, convert_options=options)
+            options = csv.ConvertOptions(
+                null_values=["", "null", "NULL", "None", "NA"],
+                strings_can_be_null=True,
+                column_types=dict.fromkeys(exact, pa.string()),
+            )
+            table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
         else:
             table = parquet.read_table(path)
-        columns = [(name, _as_array(column)) for name, column in zip(table.column_names, table.columns, strict=True)]
+        columns = [
+            (name, _objects(column) if name in exact else _as_array(column))
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        ]
     # The last two: text that is not UTF-8, and dates beyond Python's.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -80,4 +90,24 @@ def _as_array(column: Any) -> np.ndarray:
         return column.to_numpy().astype(np.int64)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return column.cast(pa.float64()).fill_null(float("nan")).to_numpy()
-    return np.array(column.to_pylist(), dtype=object)
+    return _objects(column)
+
+
+def _objects(column: Any) -> np.ndarray:
+    objects = np.empty(len(column), dtype=object)  # np.array would make a matrix of lists of one length
+    objects[:] = column.to_pylist()
+    return objects
+
+
+def lines_of(path: str | os.PathLike[str], rows: int) -> np.ndarray:
+    """Return where each row of a table stands, for people to find it: its first line in a CSV file, else its number."""
+    if Path(path).suffix.lower() != ".csv":
+        return np.arange(1, rows + 1)
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader, starts, end = python_csv.reader(file), [], 0
+        with contextlib.suppress(python_csv.Error):
+            for record in reader:
+                if record:  # an empty line is no row
+                    starts.append(end + 1)
+                end = reader.line_num
+    return np.array(starts[1:]) if len(starts) == rows + 1 else np.arange(2, rows + 2)

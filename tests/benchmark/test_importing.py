@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 import aqx
 from aqx import losses
@@ -267,10 +269,100 @@ def test_results_of_another_task_purpose_or_seed_are_others(tmp_path: Path, db_p
         f"{trial.name},1,0.5,\nelu(x),0,0.5,out of memory\n"
     )
     report = import_results(study, table)
-    assert (report.added, report.failed, report.known) == (3, 1, 1)
+    assert (report.added, report.failed, report.known, report.repeated) == (3, 1, 0, 1)
     assert study.records()[-1].reason == "out of memory" and study.records()[-1].objective is None
     other = aqx.Study(db_path, "mnist1d")
     assert import_results(other, table).added == 3
+
+
+SEEDS = """name,seed,val_acc
+relu(x),0,0.5
+relu(x),1,0.5
+relu(x),2,0.5
+tanh(x),,0.25
+"""
+
+
+def test_one_odd_seed_changes_no_other(tmp_path: Path, db_path: Path):
+    """As numbers such a column is one of floats, in which the others' seeds were lost."""
+    table = tmp_path / "table.csv"
+    table.write_text(
+        f"{SEEDS}elu(x),3.0,0.5\nelu(x),1.5,0.5\nelu(x),{2**64},0.5\n\n"
+        f'"what(\nx)",4,0.5\nelu(x),{2**63 - 1},0.5\nelu(x),{-(2**63)},0.5\nelu(x),{2**63},0.5\n'
+        "elu(x),1e3,0.5\nelu(x),1e999999999,0.5\nelu(x),inf,0.5\nelu(x),five,0.5\nelu(x), 7 ,0.5\nrelu(x),2.0,0.5\n"
+    )
+    study = study_of(db_path)
+    report = import_results(study, table)
+    assert (report.added, report.failed, report.known, report.repeated) == (9, 0, 0, 1)
+    expected = [("relu(x)", 0), ("relu(x)", 1), ("relu(x)", 2), ("tanh(x)", 0), ("elu(x)", 3), ("elu(x)", 2**63 - 1)]
+    expected += [("elu(x)", -(2**63)), ("elu(x)", 1000), ("elu(x)", 7)]
+    assert [(record.name, record.seed) for record in study.records()] == expected
+    assert [(row.place, row.name) for row in report.refused] == [
+        ("line 7", "elu(x)"), ("line 8", "elu(x)"), ("line 14", "elu(x)"), ("line 16", "elu(x)"), ("line 17", "elu(x)"),
+        ("line 18", "elu(x)"), ("line 10", "what(\nx)"),
+    ]  # fmt: skip
+    assert report.refused[0].reason == "seed '1.5' is no whole number of 64 bits"
+    assert "cannot parse" in report.refused[-1].reason and report.unreadable == ("what(\nx)",)
+    again = import_results(study, table)
+    assert (again.added, again.known, again.repeated, again.refused) == (0, 9, 1, report.refused)
+    with pytest.raises(InputError, match="line 7: seed '1.5' is no whole number of 64 bits, and 5 more rows"):
+        load_table(table)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "kept", "refused"),
+    [
+        (pa.array([0, 1, None], pa.int64()), [0, 1, 0], []),
+        (pa.array([0, 2**63 + 1, 7], pa.uint64()), [0, 7], ["row 2"]),
+        (pa.array([0.0, 3.5, float("nan")]), [0, 0], ["row 2"]),
+        (pa.array(["4", "x", ""]), [4, 0], ["row 2"]),
+        (pa.array([True, None, None]), [0, 0], ["row 1"]),
+        (pa.array([[1, 2], [3, 4], None]), [0], ["row 1", "row 2"]),
+    ],
+    ids=["blank", "uint64", "floats", "text", "booleans", "lists"],
+)
+def test_seeds_of_any_type(tmp_path: Path, db_path: Path, seeds: pa.Array, kept: list[int], refused: list[str]):
+    path = tmp_path / "table.parquet"
+    parquet.write_table(pa.table({"name": ["relu(x)", "tanh(x)", "elu(x)"], "seed": seeds, "val_acc": [0.5] * 3}), path)
+    study = study_of(db_path)
+    report = import_results(study, path)
+    assert [record.seed for record in study.records()] == kept
+    assert [row.place for row in report.refused] == refused
+
+
+def test_rows_are_counted_across_transactions(tmp_path: Path, db_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("aqx.benchmark.importing.CHUNK", 2)
+    table = tmp_path / "table.csv"
+    table.write_text("name,seed,val_acc\n" + "relu(x),1,0.5\ntanh(x),1,0.5\nrelu(x),1,0.25\n" * 3)
+    study = study_of(db_path)
+    report = import_results(study, table)
+    assert (report.added, report.known, report.repeated) == (3, 0, 6) and len(study.records()) == 3
+    report = import_results(study, table)
+    assert (report.added, report.known, report.repeated) == (0, 3, 6)
+
+
+def test_the_command_counts_what_was_added_merged_and_refused(tmp_path: Path, db_path: Path):
+    study_of(db_path)
+    table = tmp_path / "table.csv"
+    table.write_text(SEEDS + "elu(x),1.5,0.5\n" * 7 + "tanh(x),0,0.25\n")
+    result = cli("import", db_path, table, "--task", "mnist1d", "--quiet")
+    assert result.exit_code == 0 and result.stdout == (
+        "4 results added, 0 of them failed; merged, as name, seed and metrics are the same: 0 with what was there "
+        "already, 1 with earlier rows; 7 refused, 0 functions are not trained yet\n"
+    )
+    lines = result.stderr.splitlines()
+    assert lines[0] == "refused: line 6: seed '1.5' is no whole number of 64 bits"
+    assert len(lines) == 6 and lines[-1] == "and 2 more; --json lists all"
+    known = json.loads(cli("import", db_path, table, "--task", "mnist1d", "--quiet", "--json").stdout)
+    assert (known["added"], known["known"], known["repeated"], len(known["refused"])) == (0, 4, 1, 7)
+    assert known["refused"][6] == {"place": "line 12", "name": "elu(x)", "reason": lines[0].partition("6: ")[2]}
+
+
+def test_text_among_the_objectives_numbers_is_named(tmp_path: Path, db_path: Path):
+    table = tmp_path / "table.csv"
+    table.write_text("name,val_acc,val_loss\nrelu(x),n/a,1\ntanh(x),0.5,2\n")
+    with pytest.raises(InputError, match="val_acc has text in it, so it is no metric: .*has the metrics val_loss"):
+        import_results(study_of(db_path), table)
 
 
 def test_results_are_imported_after_a_reset(tmp_path: Path, db_path: Path):
@@ -327,10 +419,15 @@ def test_an_import_of_each_format(tmp_path: Path, db_path: Path):
         again = cli("import", db_path, path, *task, "--quiet")
         assert again.stdout.startswith("0 results added"), again.output
     assert result.stdout == (
-        "6 results added, 2 of them failed; 0 were there already, 2 functions are not trained yet\n"
+        "6 results added, 2 of them failed; merged, as name, seed and metrics are the same: 0 with what was there "
+        "already, 0 with earlier rows; 5 refused, 2 functions are not trained yet\n"
     )
-    expected = "5 names left out that do not parse: 'what(x)', \"__import__('os').abort()\", 'relu(x'\n"
-    assert again.stderr == expected
+    assert "merged, as name, seed and metrics are the same: 6 with what was there already, 0 with" in again.stdout
+    lines = again.stderr.splitlines()
+    assert lines[0] == "refused: cannot parse function name 'what(x)': unknown operator 'what' (at position 0)"
+    assert len(lines) == 5 and all(line.startswith("refused: cannot parse function name ") for line in lines)
+    for line, name in zip(lines[1:3], ("__import__('os').abort()", "relu(x"), strict=True):
+        assert repr(name) in line
 
 
 def _wrong_table(path: Path) -> None:
@@ -363,7 +460,7 @@ def _view(path: Path) -> None:
         (lambda path: make_aquasurf(path, [], ("fn_name", "test_acc")), "val_acc is missing from table"),
         (lambda path: make_aquasurf(path, [], ("val_acc",)), "fn_name is missing from table"),
         (lambda path: make_aquasurf(path, ROWS[6:7] + [{"val_loss": 0.5}]), "val_acc has no number"),
-        (lambda path: path.write_text(f"{{{GOOD}}}"), "val_acc is missing from file="),
+        (lambda path: path.write_text(f"{{{GOOD}}}"), "val_acc is missing: file="),
         (lambda path: path.write_text(f"{{{GOOD}"), "the file ends too early"),
     ],
 )

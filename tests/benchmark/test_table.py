@@ -45,6 +45,16 @@ def test_a_foreign_csv(tmp_path: Path):
     assert table.seeds.tolist() == [0, 0]
 
 
+def test_lines_within_cells_at_any_place_of_a_large_file(tmp_path: Path):
+    """Files are read in blocks of a megabyte, one of which ends within a cell."""
+    rows = 30_000
+    reasons = tuple(f"{row}\n" + "why\n" * 12 for row in range(rows))
+    table = ResultTable(("relu(x)",) * rows, np.arange(rows), {"val_acc": np.zeros(rows)}, reasons)
+    save_table(tmp_path / "table.csv", table)
+    read = load_table(tmp_path / "table.csv")
+    assert read.reasons == reasons and read.seeds.tolist() == list(range(rows))
+
+
 def test_a_foreign_parquet_of_float32_and_integers(tmp_path: Path):
     path = tmp_path / "foreign.parquet"
     columns = {"name": ["x"], "acc": pa.array([0.5], pa.float32()), "n": pa.array([None], pa.int8()), "when": ["now"]}
