@@ -68,7 +68,8 @@ def run_python(
     code: str, *arguments: str, user: int | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run `code` to its end, as another user where one is given; what is imported before needs no permissions."""
-    drop = f"import os, aqx.store; os.setgroups([]); os.setgid({user}); os.setuid({user})\n" if user is not None else ""
+    load = "import os, aqx.store.schema; aqx.store.schema._schema_sql()\n"
+    drop = f"{load}os.setgroups([]); os.setgid({user}); os.setuid({user})\n" if user is not None else ""
     done = subprocess.run([sys.executable, "-c", BARE + drop + code, *arguments], capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
     return done

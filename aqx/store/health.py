@@ -170,7 +170,7 @@ def check_file(
 
 def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress) -> None:
     health.schema_version, _ = schema.read_signature(con, health.path)
-    columns = _columns(con, "aqx")
+    columns = _columns(con)
     current = health.schema_version == schema.current_version()
     steps = len(columns) + (len(_RELATIONS) if current else 0)
     for done, (table, names) in enumerate(columns.items()):
@@ -185,7 +185,7 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
         )
         progress(steps, steps, "")
         return
-    if lacking := _lacking(columns):
+    if lacking := schema.lacking(con, health.schema_version):
         health.problems.append(f"{', '.join(lacking)} missing from its tables; {_RESTORE}")
         return
     now = clock.now()
@@ -201,25 +201,15 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
     progress(steps, steps, "")
 
 
-def _columns(con: duckdb.DuckDBPyConnection, database: str) -> dict[str, list[str]]:
+def _columns(con: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
     """The columns of every table."""
     columns: dict[str, list[str]] = {}
     for table, column in con.execute(
-        "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = $name "
-        "AND table_name IN (SELECT table_name FROM duckdb_tables() WHERE database_name = $name)",
-        {"name": database},
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'aqx' "
+        "AND table_name IN (SELECT table_name FROM duckdb_tables() WHERE database_name = 'aqx')"
     ).fetchall():
         columns.setdefault(table, []).append(column)
     return columns
-
-
-def _lacking(columns: dict[str, list[str]]) -> list[str]:
-    """What a database of the current schema has and this one has not: tables, and columns as "table.column"."""
-    with contextlib.closing(duckdb.connect(":memory:")) as con:
-        schema.create_schema(con)
-        wanted = _columns(con, "memory")
-    tables = [table for table in wanted if table not in columns]
-    return tables + [f"{t}.{c}" for t in wanted if t in columns for c in wanted[t] if c not in columns[t]]
 
 
 def _number(con: duckdb.DuckDBPyConnection, query: str, now: Any = None) -> int:
