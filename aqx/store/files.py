@@ -7,7 +7,7 @@ import csv as python_csv
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -44,15 +44,9 @@ def read_table(path: str | os.PathLike[str], exact: Collection[str] = ()) -> dic
     if not os.path.isfile(path):
         raise InputError(f"table={str(path)!r} does not exist")
     try:
-        if path.suffix.lower() == ".csv":
-            options = csv.ConvertOptions(
-                null_values=["", "null", "NULL", "None", "NA"],
-                strings_can_be_null=True,
-                column_types=dict.fromkeys(exact, pa.string()),
-            )
-            table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
-        else:
-            table = parquet.read_table(path)
+        # Opened here, as Arrow takes no path that is not UTF-8.
+        with open(path, "rb") as file:
+            table = _read_csv(file, exact) if path.suffix.lower() == ".csv" else parquet.read_table(file)
         columns = [
             (name, _objects(column) if name in exact else _as_array(column))
             for name, column in zip(table.column_names, table.columns, strict=True)
@@ -82,6 +76,15 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray |
             csv.write_csv(table, file)
         else:
             parquet.write_table(table, file, compression="zstd")
+
+
+def _read_csv(file: BinaryIO, exact: Collection[str]) -> pa.Table:
+    options = csv.ConvertOptions(
+        null_values=["", "null", "NULL", "None", "NA"],
+        strings_can_be_null=True,
+        column_types=dict.fromkeys(exact, pa.string()),
+    )
+    return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
 
 
 def _as_array(column: Any) -> np.ndarray:

@@ -39,6 +39,8 @@ _MEANINGS = (
     ("serialized with a newer", "{path} was written by a newer DuckDB; upgrade duckdb, e.g. `pip install -U duckdb`"),
 )
 
+# DuckDB reads what follows the one as options, and writes the other as a slash.
+_UNUSABLE = {"?": "a question mark", "\\": "a backslash"}
 # Network file systems, by the names that Linux gives them in its table of mounts.
 _NETWORK = {
     "9p",
@@ -87,6 +89,10 @@ def check_name(path: str | os.PathLike[str]) -> None:
 def check_path(path: str, create: bool) -> None:
     """Refuse what can be seen to fail before any file is touched."""
     folder = os.path.dirname(path)
+    if found := [what for sign, what in _UNUSABLE.items() if sign in path]:
+        raise StoreError(f"{path!r} has {found[0]} in it, which DuckDB does not take in a path; name it otherwise")
+    if path.encode("utf-8", "replace").decode() != path:
+        raise StoreError(f"{path!r} is not UTF-8, and DuckDB takes no other path; name it otherwise")
     if os.path.isdir(path):
         raise StoreError(f"{path} is a folder; give the path of a database file")
     if not os.path.isdir(folder):

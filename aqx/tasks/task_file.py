@@ -54,7 +54,7 @@ def load_file(path: str, digest: str | None = None) -> TaskFile:
 
 def _import_file(path: str, source: bytes) -> ModuleType:
     # The name is a function of the path, so that whatever the file defines is found again in a worker process.
-    name = f"_aqx_task_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    name = f"_aqx_task_{Path(path).stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     module = ModuleType(name)
     module.__file__ = path
     before = sys.modules.get(name)

@@ -108,3 +108,55 @@ def test_backup(filled: Path, tmp_path: Path):
     assert json.loads(result.stdout) == {"path": str(copy), "bytes": copy.stat().st_size}
     assert command("doctor", copy, "--quick", "--quiet").exit_code == 0
     assert command("top", copy, "--task", "mnist1d").stdout == command("top", filled, "--task", "mnist1d").stdout
+
+
+# --- paths that are odd
+
+ODD = {"question": "a?b", "backslash": "a\\b", "not UTF-8": "a\udcffb", "long": "-" + "a" * 200}
+ODD |= {"others": ' it\'s "b" *[a]* %41#&\n\x1b[31mü💡'}
+
+
+@pytest.mark.usefixtures("quick_map")
+@pytest.mark.parametrize("name", ODD.values(), ids=ODD)
+def test_every_command_takes_an_odd_path_or_says_why_not(filled: Path, tmp_path: Path, name: str):
+    folder = tmp_path / "x" / name
+    folder.mkdir(parents=True)
+    (folder / f"{name}.py").write_text("from aqx.tasks import load_task\ntask = load_task('mnist1d')\n")
+    (folder / f"{name}.json").write_text('{"relu(x)": {"Validation Accuracy": 0.25}}')
+    table = folder / f"{name}.csv"
+    table.write_text("name,seed,val_acc\nrelu(x),1,0.5\n")
+    inside = folder / f"{name}.duckdb"
+    taken = not ({"?", "\\", "\udcff"} & set(name))
+    shutil.copy(filled, inside)
+    db = inside if taken else Path(shutil.copy(filled, tmp_path / "db.duckdb"))
+    # What aqx itself reads and writes works under any name; DuckDB refuses some for a database.
+    lines = [
+        ["bench", "import", folder / f"{name}.json", "-q", "--out", folder / f"{name}.parquet"],
+        ["import", db, table, "--task", "mnist1d", "-q"],
+        ["import", db, folder / f"{name}.parquet", "--task", "mnist1d", "-q"],
+        ["import", db, folder / f"{name}.json", "--task", "mnist1d", "-q"],
+        ["export", "relu(x)", "--to", "torch", "-o", folder / f"out{name}.py"],
+        ["plot", db, "progress", "-q", "-o", folder / f"{name}.svg"],
+        ["report", db, "-q", "-o", folder / f"{name}.html"],
+        ["tell", db, "--task", f"{folder / name}.py:task", "tanh(x)", "val_acc=0.5"],
+    ]
+    for line in lines:
+        result = command(*line)
+        assert result.exit_code == 0, (line, result.output, result.exception)
+    databases = [
+        ["summary", inside],
+        ["top", inside, "--task", "mnist1d"],
+        ["enumerate", inside, "--fn", "cosh(x)", "-q"],
+    ]
+    databases += [["enumerate", folder / f"new{name}.duckdb", "--fn", "relu(x)", "-q"], ["show", "relu(x)", inside]]
+    databases += [["backup", db, folder / f"copy{name}.duckdb", "-q"], ["claim", inside, "--task", "mnist1d"]]
+    for line in databases:
+        before = inside.read_bytes()
+        result = command(*line)
+        if taken:
+            assert result.exit_code == 0, (line, result.output, result.exception)
+        else:
+            check_error(result)
+            assert inside.read_bytes() == before
+    files = [name for _, _, names in os.walk(tmp_path) for name in names]
+    assert not [name for name in files if name.endswith(".tmp")]
