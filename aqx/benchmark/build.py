@@ -34,6 +34,7 @@ Result = dict[str, Any]  # metrics, or {"reason": …}
 
 # By one call of `train_many`: two chunks of a population, seconds of work, and what a kill may cost.
 TOGETHER = 4096
+MOST = 10**7  # trainings of a table: their names and results are in memory
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def build_table(
         raise InputError(f"seeds={seeds} is too few; give 1 or more")
     together = _together(task, workers, together)
     names = _class_names(space, sample)
+    if seeds * len(names) > MOST:
+        raise InputError(f"seeds={seeds} for {len(names):,} classes are more than {MOST:,} trainings; give fewer")
     wanted = [(name, seed) for seed in range(seeds) for name in names]
     diary = _Diary(out, task)
     missing = [row for row in wanted if row not in diary.results]

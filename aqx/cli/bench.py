@@ -9,7 +9,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import open_task, space_of
+from aqx.cli.options import MOST_SEEDS, MOST_WORKERS, Count, open_task, space_of
 from aqx.cli.screen import progress_shown, show_result, show_rows
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ def bench() -> None:
     shell_complete=options.complete_files,
 )
 @options.functions
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, metavar="S", help="Trainings of each.")
-@click.option("--workers", type=click.IntRange(1), help="Trainings at a time; default one per core.")
+@click.option(
+    "--seeds", type=Count(most=MOST_SEEDS), default=1, show_default=True, metavar="S", help="Trainings of each."
+)
+@click.option("--workers", type=Count(most=MOST_WORKERS), help="Trainings at a time; default one per core.")
 @click.option(
     "--together",
-    type=click.IntRange(1),
+    type=Count(),
     metavar="K",
     help="Functions that one program trains; default 4,096 on a GPU and 1, none together, on a CPU.",
 )
@@ -147,11 +149,11 @@ def import_(file: str, out: str, quiet: bool, as_json: bool) -> None:
     help="What to replay; repeatable; default all.",
     shell_complete=options.complete_presets,
 )
-@click.option("--seeds", type=click.IntRange(1), default=20, show_default=True, help="Searches of each policy.")
-@click.option("--evaluations", type=click.IntRange(1), default=100, show_default=True, help="Of each search.")
-@click.option("--start", type=click.IntRange(1), default=8, show_default=True, help="Random ones among them.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Evaluations chosen together.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Searches at a time.")
+@click.option("--seeds", type=Count(most=MOST_SEEDS), default=20, show_default=True, help="Searches of each policy.")
+@click.option("--evaluations", type=Count(), default=100, show_default=True, help="Of each search.")
+@click.option("--start", type=Count(), default=8, show_default=True, help="Random ones among them.")
+@click.option("--batch", type=Count(), default=1, show_default=True, help="Evaluations chosen together.")
+@click.option("--workers", type=Count(most=MOST_WORKERS), default=1, show_default=True, help="Searches at a time.")
 @click.option(
     "--features",
     metavar="DB",

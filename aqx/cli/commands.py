@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -26,6 +27,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Compare ways to search": ("bench",),
 }
 
+# What a machine may run out of: open files, processes, memory.
+_USED_UP = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _OTHERS = {
     "JAX_COMPILATION_CACHE_MAX_SIZE": 2**30,  # bytes; the oldest go first
@@ -99,6 +102,10 @@ class Aqx(Group):
             _fail(" ".join(error.format_message().split()) + help_line, 2)
         except AqxError as error:
             _fail(str(error), 2)
+        except OSError as error:
+            if error.errno not in _USED_UP:
+                raise
+            _fail(f"this machine gives no more ({error.strerror}); run fewer workers, or raise its limits (ulimit)", 2)
         except click.Abort:
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)

@@ -26,6 +26,46 @@ AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 _PACKAGE = Path(__file__).parent.parent
 
 
+class Count(click.IntRange):
+    """A whole number from `least` on; what is beyond `most` is a slip, or more than there can be.
+
+    The help shows the lower end alone: nobody comes near the other.
+    """
+
+    def __init__(self, least: int = 1, most: int = 10**9):
+        super().__init__(least)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the number."""
+        if len(str(value)) > 40:  # nor does a message have room for it
+            self.fail(f"{str(value)[:20]}… is not a number of fewer than 40 characters", param, ctx)
+        number = super().convert(value, param, ctx)
+        if number > self.most:
+            self.fail(f"{number} is more than {self.most:,}", param, ctx)
+        return number
+
+
+class Hours(click.FloatRange):
+    """A time in hours, up to ten years."""
+
+    def __init__(self):
+        super().__init__(0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the number."""
+        hours = super().convert(value, param, ctx)
+        if not hours <= _MOST_HOURS:  # nor nan
+            self.fail(f"{hours} is not a number up to {_MOST_HOURS:,} hours, ten years", param, ctx)
+        return hours
+
+
+_MOST_HOURS = 87_600
+LARGEST = 2**63 - 1  # that the database holds
+MOST_WORKERS = 512  # each is a process, which takes some hundred megabytes
+MOST_SEEDS = 10_000
+
+
 # What the Tab key offers must be there at once, so nothing that imports JAX is imported for it.
 def complete_files(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Have the shell complete the name of a file."""
@@ -68,10 +108,12 @@ task = click.option(
 )
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
-workers = click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Trainings at a time.")
+workers = click.option(
+    "--workers", type=Count(most=MOST_WORKERS), default=1, show_default=True, help="Trainings at a time."
+)
 together = click.option(
     "--together",
-    type=click.IntRange(1),
+    type=Count(),
     metavar="K",
     help="Functions of one shape that one program trains; default 8 on a GPU and 1, none together, on a CPU.",
 )
@@ -96,7 +138,7 @@ time_limit = click.option(
 surrogate = click.option(
     "--surrogate", metavar="PRESET", help="What predicts, e.g. ensemble or paper.", shell_complete=complete_presets
 )
-seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the study.")
+seed = click.option("--seed", type=Count(0, LARGEST), default=0, show_default=True, help="Seed of the study.")
 
 
 def functions(command: AnyCommand) -> AnyCommand:
@@ -111,7 +153,7 @@ _FUNCTIONS = (
     click.option("--schema", "schemas", multiple=True, metavar="S", help="E.g. 'unary(unary(x))'; repeatable."),
     click.option("--fn", "functions", multiple=True, metavar="NAME", help="A single function; repeatable."),
     click.option("--operators", type=click.Choice(["paper", "aquasurf", "extended"]), help="Operators of --schema."),
-    click.option("--sample", type=click.IntRange(1), metavar="N", help="Only N functions, drawn at random."),
+    click.option("--sample", type=Count(), metavar="N", help="Only N functions, drawn at random."),
 )
 
 

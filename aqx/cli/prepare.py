@@ -8,13 +8,14 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import check_filled, open_study, open_task, space_of
+from aqx.cli.options import LARGEST, Count, check_filled, open_study, open_task, space_of
 from aqx.cli.screen import prints_to_stderr, progress_shown, show_json, show_result
 
 if TYPE_CHECKING:
     from aqx.tasks import Task
 
 _SHOWN = 5  # refused rows
+MOST_POINTS = 100_000  # the longest array of DuckDB
 
 
 @main.group()
@@ -53,8 +54,8 @@ def check(reference: str, train: bool, quiet: bool, as_json: bool) -> None:
 )
 @options.db
 @options.functions
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sample.")
-@click.option("--points", type=click.IntRange(2), metavar="N", help="Points of N(0,1) at which outputs are stored.")
+@click.option("--seed", type=Count(0, LARGEST), default=0, show_default=True, help="Seed of the sample.")
+@click.option("--points", type=Count(2, MOST_POINTS), metavar="N", help="Points of N(0,1) at which outputs are stored.")
 @click.option("--sampling", type=click.Choice(["stratified", "normal"]), help="How those points are drawn.")
 @options.quiet
 @options.as_json
@@ -106,8 +107,8 @@ def enumerate_(
 )
 @options.db
 @options.task
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N classes now.")
-@click.option("--batch", type=click.IntRange(1), metavar="K", help="Candidates per transaction; default some seconds'.")
+@click.option("--limit", type=Count(), metavar="N", help="At most N classes now.")
+@click.option("--batch", type=Count(), metavar="K", help="Candidates per transaction; default some seconds'.")
 @click.option("--names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
 @click.option(
     "--priority",
@@ -133,8 +134,8 @@ def enumerate_(
 @click.option("--check", is_flag=True, help="Compare with the plain reference on this model instead; stores nothing.")
 @click.option("--distributed", is_flag=True, help="Be one of several processes, as SLURM or Open MPI started them.")
 @click.option("--coordinator", metavar="HOST:PORT", help="The same without a cluster: where process 0 is.")
-@click.option("--processes", type=click.IntRange(1), metavar="N", help="With --coordinator: how many there are.")
-@click.option("--process", type=click.IntRange(0), metavar="I", help="With --coordinator: which one this is, from 0.")
+@click.option("--processes", type=Count(), metavar="N", help="With --coordinator: how many there are.")
+@click.option("--process", type=Count(0), metavar="I", help="With --coordinator: which one this is, from 0.")
 @options.quiet
 @options.as_json
 def eigs(

@@ -8,7 +8,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import check_filled, open_study
+from aqx.cli.options import MOST_SEEDS, Count, check_filled, open_study
 from aqx.cli.screen import cell, interval, progress_shown, show_json, show_rows
 
 OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a verdict"
@@ -23,7 +23,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
 )
 @options.db
 @options.task
-@click.option("--budget", type=click.IntRange(0), default=100, show_default=True, help="Candidates to train.")
+@click.option("--budget", type=Count(0), default=100, show_default=True, help="Candidates to train.")
 @options.workers
 @options.together
 @options.time_limit
@@ -31,7 +31,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
 @options.seed
 @click.option(
     "--spectra",
-    type=click.IntRange(0),
+    type=Count(0),
     default=200,
     show_default=True,
     metavar="N",
@@ -83,8 +83,10 @@ def search(
 )
 @options.db
 @options.task
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="K", help="The best K.")
-@click.option("--seeds", type=click.IntRange(2), default=10, show_default=True, metavar="S", help="Fresh seeds each.")
+@click.option("--top", type=Count(), default=5, show_default=True, metavar="K", help="The best K.")
+@click.option(
+    "--seeds", type=Count(2, MOST_SEEDS), default=10, show_default=True, metavar="S", help="Fresh seeds each."
+)
 @options.workers
 @options.together
 @options.time_limit

@@ -11,7 +11,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import check_filled, open_results, open_study
+from aqx.cli.options import Count, check_filled, open_results, open_study
 from aqx.cli.screen import cell, columns_of, plain, show_json, show_rows
 from aqx.cli.searching import OPTIMISTIC
 from aqx.duration import written
@@ -54,7 +54,7 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
 )
 @options.db
 @options.task
-@click.option("-n", "count", type=click.IntRange(1), default=5, show_default=True, help="How many.")
+@click.option("-n", "count", type=Count(), default=5, show_default=True, help="How many.")
 @options.surrogate
 @options.seed
 @options.as_json
@@ -71,7 +71,7 @@ def suggest(db: str, task: str, count: int, surrogate: str | None, seed: int, as
 )
 @options.db
 @options.task
-@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="How many.")
+@click.option("-n", "count", type=Count(), default=10, show_default=True, help="How many.")
 @options.as_json
 def top(db: str, task: str, count: int, as_json: bool) -> None:
     """List the best results.

@@ -9,7 +9,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import open_results, open_study
+from aqx.cli.options import LARGEST, Count, Hours, open_results, open_study
 from aqx.cli.screen import columns_of, show_result, show_rows
 
 
@@ -22,7 +22,7 @@ from aqx.cli.screen import columns_of, show_result, show_rows
 )
 @options.db
 @options.task
-@click.option("--hours", type=click.FloatRange(0, min_open=True), default=24.0, show_default=True, help="Its lease.")
+@click.option("--hours", type=Hours(), default=24.0, show_default=True, help="Its lease.")
 @options.surrogate
 @options.seed
 @options.as_json
@@ -48,9 +48,9 @@ def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as
 @options.db
 @options.task
 @click.argument("words", nargs=-1, metavar="[NAME] METRIC=NUMBER…")
-@click.option("--trial", "trial_id", type=click.IntRange(1), metavar="ID", help="Answer to aqx claim; no NAME then.")
+@click.option("--trial", "trial_id", type=Count(most=LARGEST), metavar="ID", help="Answer to aqx claim; no NAME then.")
 @click.option("--failed", "reason", metavar="REASON", help="With --trial: it failed, and why.")
-@click.option("--seed", type=int, help="Seed of a training that was not claimed; default 0.")
+@click.option("--seed", type=Count(-LARGEST - 1, LARGEST), help="Seed of a training that was not claimed; default 0.")
 @options.as_json
 def tell(
     db: str,
@@ -83,8 +83,11 @@ def tell(
 
 def _metric(text: str) -> tuple[str, float]:
     key, _, value = text.partition("=")
+    if key in ("name", "seed"):  # as a metric it would most often be a mistake
+        what = "function as NAME" if key == "name" else "seed as --seed"
+        raise click.UsageError(f"{text!r} is no metric; give the {what}", click.get_current_context())
     with contextlib.suppress(ValueError):
-        if key not in ("", "name", "seed"):  # the other arguments of Study.add
+        if key:
             return key, float(value)
     raise click.UsageError(f"{text!r} is not METRIC=NUMBER", click.get_current_context())
 
@@ -112,7 +115,9 @@ def trials_(db: str, task: str, status: str | None, as_json: bool) -> None:
 )
 @options.db
 @options.task
-@click.option("--trial", "trial_ids", type=click.IntRange(1), multiple=True, metavar="ID", help="This one; repeatable.")
+@click.option(
+    "--trial", "trial_ids", type=Count(most=LARGEST), multiple=True, metavar="ID", help="This one; repeatable."
+)
 @options.as_json
 def retry(db: str, task: str, trial_ids: tuple[int, ...], as_json: bool) -> None:
     """Queue functions to be trained once more.
