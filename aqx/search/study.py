@@ -190,9 +190,9 @@ class Study:
         before a choice, the most promising of them get their spectra, and are judged by both.
 
         Results of earlier calls count, so the same call resumes what was interrupted. So do those of other processes
-        that search the same study: what they are at is waited for at the end, and taken over where they are dead. A training
-        that raises or gives nan is a failed trial, and the search goes on; one whose worker process dies is tried once
-        more (see `retry`). Only Ctrl-C and SIGTERM end the search, and the processes of its workers with it.
+        that search the same study: what they are at is waited for at the end, and taken over where they are dead. A
+        training that raises or gives nan is a failed trial, and the search goes on; one whose worker process dies is
+        tried once more (see `retry`). Only Ctrl-C and SIGTERM end the search, and the processes of its workers with it.
 
         Args:
             budget: suggestions trained in all, baselines not counted.

@@ -16,23 +16,11 @@ import duckdb
 
 from aqx.errors import StoreError
 from aqx.store import pending, schema
+from aqx.store.engine import Engine
 from aqx.store.lock import Hold, Lock
-from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, check_name, check_path, explain, warn_of_network
+from aqx.store.trouble import LEFT_AS_IT_WAS, check_name, check_path, explain, warn_of_network
 
-# Measured on 400,000 rows of FLOAT[256]: row groups of 16k take 2.7 s of CPU and 366 MB, the default of 120k 3.0 s and
-# 419 MB. The storage version is pinned so that a later DuckDB writes what this one reads.
-_ATTACH = "ROW_GROUP_SIZE 16384, STORAGE_VERSION 'v2.0.0'"
-# Measured on the same rows, in 8 transactions: with ALP compression, which saves nothing on outputs, 2.9 s, without it
-# 2.2 s. In 16 transactions, tidying up (joining row groups that are not full) takes 1.1 of 3.3 s, and 5 of 11.6 s where
-# the rows are FLOAT[1000].
-_COMPRESSION = "alp,alprd,chimp,patas,rle"
-_BULK = {"max_vacuum_tasks": 0, "write_buffer_row_group_count": 1}
-# Folding what was committed into the file is half of a short transaction. While others wait for the lock, it stays in
-# the write-ahead log, as safe as there, until nobody waits or the log has so many bytes (read back in 1.4 ms).
-_LOG_BYTES = 8192
 _RESULTS_WAIT = 10  # times as long as others; then they are left for later
-_FOREIGN_SECONDS = 0.05
-_IN_USE = "Conflicting lock"
 
 T = TypeVar("T")
 _log = logging.getLogger("aqx")
@@ -42,8 +30,7 @@ class Database:
     """A database file; nothing is held open between two transactions.
 
     DuckDB lets one process at a time have a file open, so every transaction takes the lock file `<path>.lock`, attaches
-    the file, and detaches it before the lock is released. A lock left by a dead process is no lock. What this
-    object keeps is an empty DuckDB instance: starting one takes ten times as long as attaching a file to it.
+    the file, and detaches it before the lock is released. A lock left by a dead process is no lock.
 
     All that aqx knows of how to reach a database is in this class: `transaction` and `read` yield a connection in which
     `aqx`'s tables are there to use. A database behind a server of DuckDB's would be another class of these two methods.
@@ -83,17 +70,17 @@ class Database:
         self._lock = Lock(self._file + ".lock", self._file)
         self._bring_forward = bring_forward
         self.identity: str = ""
-        self._instance: duckdb.DuckDBPyConnection | None = None
-        self._folding = True
+        self._engine = Engine(self._file)
         self._process = os.getpid()
         self._open = threading.local()
         check_path(self._file, create)
         warn_of_network(self._file)
         if self.path.exists() and not os.path.exists(self._lock.path):
-            self._look()
+            self._engine.look()
         if create and not self.path.exists():
             with self._locked(write=True):
-                self._create()
+                if not self.path.exists():
+                    self._engine.create()
         with self._locked(write=False) as write, self._attached(write) as con:
             version, self.identity = schema.read_signature(con, self._file)
             if schema.is_truncated(con, self.path.stat().st_size):
@@ -171,7 +158,7 @@ class Database:
         self, bulk: bool = False, leave: pending.Note | None = None, patience: float | int | None = None
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         """A transaction under the lock, which takes in what waits beside the database, but for one note."""
-        with self._bulk(bulk), self._attached(True, patience) as con:
+        with self._engine.bulk(bulk), self._attached(True, patience) as con:
             self._check_signature(con)
             with self._begun(con):
                 taken = pending.take_in(con, self.path, self.identity, leave)
@@ -263,92 +250,19 @@ class Database:
 
     def _folds(self) -> bool:
         """Whether there is something in the log that this user may bring into the file."""
-        if not (self._bring_forward and self._log_bytes()):
+        if not (self._bring_forward and self._engine.log_bytes()):
             return False
         return self._may_write()
 
     def _may_write(self) -> bool:
         return os.access(self._file, os.W_OK) and os.access(self.path.parent, os.W_OK)
 
-    def _log_bytes(self) -> int:
-        """How much the write-ahead log holds."""
-        try:
-            return os.stat(self._file + ".wal").st_size
-        except OSError:
-            return 0
-
-    @contextlib.contextmanager
-    def _attached(self, write: bool, patience: float | int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-        # ATTACH would make a new file in the place of one that has gone.
-        if not self.path.exists():
-            raise StoreError(f"{self._file} has gone: it was moved or deleted while in use")
-        con = self._empty_instance().cursor()
-        try:
-            self._attach(con, write, time.monotonic() + (patience or self.timeout))
-            yield con
-        except OUR_MISTAKES:
-            raise
-        except duckdb.Error as error:
-            raise explain(self._file, error) from error
-        finally:
-            self._detach(con, write)
-
-    def _attach(self, con: duckdb.DuckDBPyConnection, write: bool, deadline: float) -> None:
-        """Attach the file, once no program that sees no lock file of ours has it open."""
-        mode = _ATTACH if write else "READ_ONLY"
-        while True:
-            try:
-                con.execute(f"ATTACH {_quoted(self._file)} AS aqx (TYPE duckdb, {mode}); USE aqx")
-                return
-            except duckdb.IOException as error:
-                if _IN_USE not in str(error) or time.monotonic() >= deadline:
-                    raise
-            time.sleep(_FOREIGN_SECONDS)
-
-    @contextlib.contextmanager
-    def _bulk(self, on: bool) -> Iterator[None]:
-        settings = _BULK if on else {}
-        for name, value in settings.items():
-            self._empty_instance().execute(f"SET {name} = {value}")
-        try:
-            yield
-        finally:
-            if self._instance:  # a new one starts with the defaults
-                for name in settings:
-                    self._instance.execute(f"RESET {name}")
-
-    def _detach(self, con: duckdb.DuckDBPyConnection, write: bool) -> None:
-        try:
-            con.close()
-            if self._instance:
-                if write:
-                    self._checkpoint(not (self._log_bytes() < _LOG_BYTES and self._others_wait()))
-                self._instance.execute("DETACH DATABASE IF EXISTS aqx")
-        except duckdb.Error:
-            # What was committed is safe in the write-ahead log even where folding it into the file has failed (a full
-            # disk), so this is no failure of the transaction; but the instance may no longer be trusted.
-            self._drop_instance(con)
-
-    def _checkpoint(self, on: bool) -> None:
-        """Set whether DETACH brings the log into the file."""
-        if on is not self._folding and self._instance:
-            self._instance.execute(f"PRAGMA {'enable' if on else 'disable'}_checkpoint_on_shutdown")
-            self._folding = on
-
-    def _others_wait(self) -> bool:
-        return self._hold is not None and self._hold.others_wait()
-
-    def _empty_instance(self) -> duckdb.DuckDBPyConnection:
-        if not self._instance:
-            self._instance, self._folding = _start(self._file), True
-        return self._instance
-
-    def _drop_instance(self, con: duckdb.DuckDBPyConnection) -> None:
-        instance, self._instance = self._instance, None
-        for each in (con, instance):
-            with contextlib.suppress(duckdb.Error):
-                if each is not None:
-                    each.close()
+    def _attached(
+        self, write: bool, patience: float | int | None = None
+    ) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return self._engine.attached(
+            write, patience or self.timeout, lambda: bool(self._hold and self._hold.others_wait())
+        )
 
     def _check_signature(self, con: duckdb.DuckDBPyConnection) -> None:
         _, identity = schema.read_signature(con, self._file)
@@ -366,73 +280,7 @@ class Database:
             raise
         con.execute("COMMIT")
 
-    def _look(self) -> None:
-        """Refuse a file that is not ours before a lock is made beside it."""
-        try:
-            with open(self._file, "rb") as file:
-                if file.read(12)[8:] != b"DUCK":
-                    raise StoreError(f"{self._file} is not a database of aqx; {LEFT_AS_IT_WAS}")
-        except OSError as error:
-            raise explain(self._file, error) from error
-        con = self._empty_instance().cursor()
-        try:
-            con.execute(f"ATTACH {_quoted(self._file)} AS aqx (TYPE duckdb, READ_ONLY); USE aqx")
-            schema.read_signature(con, self._file)
-        except duckdb.Error as error:
-            if _IN_USE not in str(error):
-                raise explain(self._file, error) from error
-        finally:
-            self._detach(con, write=False)
-
-    def _create(self) -> None:
-        """Build the tables under another name and move the finished file into place: no half of it is ever seen."""
-        if self.path.exists():
-            return
-        draft = self._file + ".new"
-        leavings = (draft, draft + ".wal", draft + ".wal.checkpoint")
-        _remove(*leavings)  # of a process that was killed here
-        try:
-            with contextlib.closing(_start(draft)) as con:
-                con.execute(f"ATTACH {_quoted(draft)} AS aqx ({_ATTACH}); USE aqx; BEGIN")
-                schema.create_schema(con)
-                con.execute("COMMIT; USE memory; DETACH aqx")
-            os.replace(draft, self._file)
-        except (duckdb.Error, OSError) as error:
-            _remove(*leavings, self._file + ".lock")
-            raise explain(self._file, error) from error
-
     def _migrate(self) -> None:
         with self._locked(write=True), self._attached(write=True) as con, self._begun(con):
             version, _ = schema.read_signature(con, self._file)
             schema.migrate(con, version)
-
-
-def _start(file: str) -> duckdb.DuckDBPyConnection:
-    """An empty instance that can reach `file` and nothing else: what a foreign file holds must not read other files."""
-    con = duckdb.connect(
-        ":memory:",
-        config={
-            # The caller's thread alone: a second makes inserting a million rows no faster, would idle beside JAX's own
-            # between transactions, and lets a forked child crash when it ends.
-            "threads": 1,
-            "async_threads": 0,
-            "temp_directory": file + ".tmp",
-            "disabled_compression_methods": _COMPRESSION,
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "python_enable_replacements": False,
-        },
-    )
-    paths = ", ".join(_quoted(file + suffix) for suffix in ("", ".wal", ".wal.checkpoint", ".wal.recovery"))
-    con.execute(f"SET allowed_paths = [{paths}]; SET enable_external_access = false")
-    return con
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _remove(*paths: str) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            os.remove(path)

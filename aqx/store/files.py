@@ -78,7 +78,7 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray |
             parquet.write_table(table, file, compression="zstd")
 
 
-def _read_csv(file: BinaryIO, exact: Collection[str]) -> pa.Table:
+def _read_csv(file: BinaryIO, exact: Collection[str]) -> Any:
     options = csv.ConvertOptions(
         null_values=["", "null", "NULL", "None", "NA"],
         strings_can_be_null=True,
@@ -88,7 +88,7 @@ def _read_csv(file: BinaryIO, exact: Collection[str]) -> pa.Table:
 
 
 def _as_array(column: Any) -> np.ndarray:
-    kind = column.type
+    kind: Any = column.type
     if pa.types.is_integer(kind) and not column.null_count and not pa.types.is_uint64(kind):
         return column.to_numpy().astype(np.int64)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
