@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import toy
 
+from aqx.search import Study
 from aqx.search.summary import summarize
+from aqx.stopping import asked, stoppable
 
 ROOT = Path(__file__).parent.parent.parent
 OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "softsign", "erf", "add", "mul", "sub", "max"]
@@ -124,6 +127,62 @@ def check_interruptions(folder: Path, kind: str, moments: list[float], workers: 
 @pytest.mark.parametrize("kind", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
 def test_some_moments(tmp_path: Path, kind: str):
     check_interruptions(tmp_path, kind, [0.2, 4.0])
+
+
+ENDLESS = """
+import jax
+import toy
+from aqx.tasks import Task, losses
+
+
+def train(act, seed):
+    with open({folder!r} + "/begun", "w"):
+        pass
+    return {{"val_acc": float(jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, y: act(y) + 1, x))(0.5))}}
+
+
+task = Task("endless", toy.Net, toy.batch, losses.softmax_cross_entropy, train=train, baselines=("sin(x)",))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_in_the_middle_of_a_program_that_python_cannot_interrupt(tmp_path: Path, monkeypatch, number: int):
+    """XLA runs a whole training; the claim is given back all the same."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(toy.__file__).parent), str(ROOT)]))
+    (tmp_path / "endless.py").write_text(ENDLESS.format(folder=str(tmp_path)))
+    path = toy.candidates(tmp_path / "found.duckdb", ["unary(x)"], OPERATORS)
+    task = f"{tmp_path}/endless.py:task"
+    impatient = "import aqx.cli.interruption as patience\npatience.GRACE_SECONDS = 0.5\n"
+    words = ["search", str(path), "--task", task, "--quiet"]
+    with subprocess.Popen(
+        [sys.executable, "-c", impatient + READY, *words], stderr=subprocess.PIPE, text=True
+    ) as search:
+        while not (tmp_path / "begun").exists() and search.poll() is None:
+            time.sleep(0.05)
+        time.sleep(1.0)  # to compile
+        search.send_signal(number)
+        _, said = search.communicate(timeout=60)
+    how = "interrupted" if number == signal.SIGINT else "terminated"
+    assert (search.returncode, said) == (128 + number, f"{how}; {LINE}")
+    assert [record.status for record in Study(path, task).records()] == ["queued"]
+
+
+def test_a_moment_that_must_not_be_torn_is_waited_for():
+    """In a comparison the handler raises nothing; whoever sends the signal again is heard."""
+    whole: list[bool] = []
+
+    class Compared:
+        def __eq__(self, other):
+            signal.raise_signal(signal.SIGINT)
+            whole.append(True)
+            return True
+
+    with pytest.raises(KeyboardInterrupt), stoppable(once=True):
+        assert Compared() == Compared() and asked() is None and whole.pop()
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        assert Compared() == Compared()
+    assert not whole
 
 
 @pytest.mark.slow
