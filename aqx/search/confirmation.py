@@ -9,7 +9,7 @@ import numpy as np
 
 from aqx.errors import InputError
 from aqx.search.ledger import LEASE_SECONDS, Ledger, Record, done_in_search, rank_functions
-from aqx.search.others import rounds
+from aqx.search.others import until_others_are_done
 from aqx.search.queue import Queue
 from aqx.search.trial import train_all
 from aqx.search.verdict import SCREENED, Confirmation, judge, reported_metric
@@ -79,16 +79,16 @@ def confirm(
     def ended(records: list[Record], now: Snapshot) -> None:
         show(now, records[-1].name if records else "")
 
-    def is_ours(record: Record) -> bool:
-        return record.purpose is Purpose.CONFIRM and (record.class_id, record.seed) in places
-
-    def tell(others: int) -> None:
-        show(ledger.snapshot(), f"waiting for {others} trainings of other processes")
-
-    for _ in rounds(ledger, is_ours, tell):
-        snapshot = ledger.snapshot()
+    def work(snapshot: Snapshot) -> bool:
         show(snapshot, "")
-        train_all(ledger, task, snapshot, claim, ended, executor, workers, time_limit)
+        last = _confirming(train_all(ledger, task, snapshot, claim, ended, executor, workers, time_limit))
+        groups = [last.get((job.class_id, job.seed), []) for job in jobs]
+        return any(not settles(group) or any(trial.status is Status.RUNNING for trial in group) for group in groups)
+
+    def is_ours(trial: Record | Brief) -> bool:
+        return trial.purpose is Purpose.CONFIRM and (trial.class_id, trial.seed) in places
+
+    until_others_are_done(ledger, work, is_ours, show)
     return judge(
         _results(ledger, places),
         {ranking.class_id: ranking.name for ranking in winners},

@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 from aqx.search.ledger import LEASE_SECONDS, Ledger, Record
-from aqx.store.trial_rows import Status
+from aqx.store.claims import Snapshot
+from aqx.store.trial_rows import Brief, Status
 
 _SHORTEST, _LONGEST = 0.5, 10.0  # seconds from one look to the next
 
 
-def rounds(ledger: Ledger, concerned: Callable[[Record], bool], tell: Callable[[int], object]) -> Iterator[None]:
-    """Yield for each round of work: again after a training of another process has ended, and left more to do.
+def until_others_are_done(
+    ledger: Ledger,
+    work: Callable[[Snapshot], bool],
+    concerned: Callable[[Record | Brief], bool],
+    tell: Callable[[Snapshot, str], object],
+) -> None:
+    """Do what there is to do, again after trainings of other processes have ended, until nothing lacks or nobody works.
 
-    A round is followed by another where somebody was at work before it or is after it. A training that another process
-    is at ends with a result, by being given back, or past its lease, if that process is dead. A claim without a
-    heartbeat, by which some script trains elsewhere for up to a day, is not waited for.
+    A training that another process is at ends with a result, by being given back, or past its lease, if that process is
+    dead. A claim without a heartbeat, by which some script trains elsewhere for up to a day, is not waited for.
 
     Args:
         ledger: of the task.
+        work: does what there is to do by a snapshot, and returns whether something lacks still.
         concerned: whether a running trial is one to wait for.
-        tell: called with the number of such trials, before a wait.
+        tell: called with a snapshot and a note, before a wait.
     """
+    snapshot = ledger.snapshot()
     while True:
-        before = _at_work(ledger, concerned)
-        yield
-        at_work = _at_work(ledger, concerned)
+        before = _at_work(ledger, snapshot, concerned)
+        if not work(snapshot):
+            return
+        snapshot = ledger.snapshot()
+        at_work = _at_work(ledger, snapshot, concerned)
         if not before and not at_work:
             return
-        if at_work:
-            tell(len(at_work))
         pause = _SHORTEST
-        while at_work and at_work <= _at_work(ledger, concerned):
+        while at_work:
+            tell(snapshot, f"waiting for {len(at_work)} trainings of other processes")
             time.sleep(pause)
             pause = min(1.5 * pause, _LONGEST)
+            snapshot = ledger.snapshot()
+            if not at_work <= _at_work(ledger, snapshot, concerned):
+                break
 
 
-def _at_work(ledger: Ledger, concerned: Callable[[Record], bool]) -> set[int]:
+def _at_work(ledger: Ledger, snapshot: Snapshot, concerned: Callable[[Record | Brief], bool]) -> set[int]:
+    if not any(trial.status is Status.RUNNING and concerned(trial) for trial in snapshot.trials):
+        return set()
     running = ledger.records(status=Status.RUNNING)
     return {trial.trial_id for trial in running if _has_heartbeat(trial) and concerned(trial)}
 

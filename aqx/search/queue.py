@@ -167,10 +167,10 @@ class Queue:
         return suggestions < budget or not ended.issuperset(map(self.ledger.class_id, self.task.baselines))
 
     def claim_these(
-        self, wanted: Sequence[Wanted], lease_seconds: float | int, most: int, settled: Settled
+        self, wanted: Sequence[Wanted], lease_seconds: float | int, most: int = 1, settled: Settled | None = None
     ) -> list[Record]:
         """Claim the first of these functions that are not settled; none where another process was quicker."""
-        return self.ledger.claim(wanted, lease_seconds, settled, self.settings, most)[0]
+        return self.ledger.claim(wanted, lease_seconds, settled or self.retry.settles, self.settings, most)[0]
 
     def _take(
         self,

@@ -24,7 +24,7 @@ from aqx.search.ledger import (
     rank_functions,
     seed_of_trial,
 )
-from aqx.search.others import rounds
+from aqx.search.others import until_others_are_done
 from aqx.search.pruning import rule_of
 from aqx.search.queue import Queue, RetryPolicy, Suggestion, suggested
 from aqx.search.trial import Trial, train_all
@@ -34,7 +34,7 @@ from aqx.store import Database, StudySettings, claims, functions, outcomes
 from aqx.store.claims import Snapshot
 from aqx.store.spectra import invalid_spectra
 from aqx.store.tasks import get_task, register_task
-from aqx.store.trial_rows import Purpose, Status, by_training
+from aqx.store.trial_rows import Brief, Purpose, Status, by_training
 from aqx.store.trials import get_trial
 from aqx.tasks import Task, load_task
 
@@ -261,19 +261,16 @@ class Study:
             best = goal.best(done_in_search(snapshot.trials))
             show(snapshot, f"best {best.objective:.4f} {best.name}" if best else "")
 
-        def is_ours(record: Record) -> bool:
-            return record.purpose in (Purpose.SEARCH, Purpose.BASELINE)
+        def work(snapshot: Snapshot) -> bool:
+            show(snapshot, "")
+            last = train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers, limit)
+            return self.queue.lacks_results(last, budget)
 
-        def tell(others: int) -> None:
-            show(self.ledger.snapshot(), f"waiting for {others} trainings of other processes")
+        def is_ours(trial: Record | Brief) -> bool:
+            return trial.purpose in (Purpose.SEARCH, Purpose.BASELINE)
 
         # What another process is at counts towards the budget, but that process may be dead.
-        for _ in rounds(self.ledger, is_ours, tell):
-            snapshot = self.ledger.snapshot()
-            show(snapshot, "")
-            train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers, limit)
-            if not self.queue.lacks_results(self.ledger.snapshot(), budget):
-                break
+        until_others_are_done(self.ledger, work, is_ours, show)
         return finished
 
     def _stop_if_hopeless(self, snapshot: Snapshot) -> None:

@@ -201,7 +201,7 @@ def train_all(
     executor: Executor | None,
     workers: int | None,
     time_limit: float | int | None,
-) -> None:
+) -> Snapshot:
     """Run the task's training for every trial, here or in an executor, storing each result as it comes.
 
     A training that is lost with its process is stale at once, and `claim` may take its function up again.
@@ -215,6 +215,9 @@ def train_all(
         executor: as in `training.run`.
         workers: as in `training.run`.
         time_limit: as in `training.run`.
+
+    Returns:
+        The trials as they were seen last.
     """
     claimed: dict[int, Record] = {}  # what this process answers for, until it is closed
     waiting: deque[Job] = deque()
@@ -248,6 +251,7 @@ def train_all(
                 give_back()
             raise
         give_back()
+    return snapshot
 
 
 def _store_batch(
