@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from aqx.errors import InputError
+from aqx.text import clipped
 
+REASON_LENGTH = 10_000  # characters that are kept of why a training failed
 # JSON has no such numbers, and other readers refuse the NaN that some writers emit. DuckDB casts these strings:
 # `(metrics->>'loss')::DOUBLE` is nan, inf or -inf.
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -88,6 +90,11 @@ def _decode(value: Any) -> Any:
             return [_decode(item) for item in value]
         case _:
             return value
+
+
+def clean_reason(text: str) -> str:
+    """A reason as it can be stored: the first 10,000 characters of one that holds, say, a whole array."""
+    return clean_text(clipped(text, REASON_LENGTH))
 
 
 def clean_text(text: str) -> str:

@@ -19,6 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A room imports what stands beside it, and whatever those may.
 ROOMS: dict[str, tuple[str, ...]] = {
+    "text": (),
     "stopping": (),
     "errors": ("stopping",),
     "machine": (),
@@ -26,7 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "duration": ("errors",),
     "writing": ("errors",),
     "numerics": ("errors",),  # the precise forms behind the table of operators, and the integrals of a normalisation
-    "metrics": ("errors",),
+    "metrics": ("errors", "text"),
     "objective": ("errors",),
     "losses": ("errors",),
     "operators": ("errors", "numerics"),

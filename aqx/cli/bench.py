@@ -10,7 +10,7 @@ import click
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.options import MOST_SEEDS, MOST_WORKERS, Count, open_task, space_of
-from aqx.cli.screen import progress_shown, show_result, show_rows
+from aqx.cli.screen import progress_shown, say, show_result, show_rows
 
 if TYPE_CHECKING:
     from aqx.benchmark import Curves, Estimate, Landscape
@@ -208,7 +208,7 @@ def replay(
             features=features,
             progress=progress,
         )
-    click.echo(str(landscape), err=True)
+    say(str(landscape), error=True)
     with progress_shown("searches", quiet) as progress:
         curves = replay_policies(
             landscape,

@@ -8,7 +8,8 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.screen import plain, progress_shown, show_json, show_result
+from aqx.cli.screen import plain, progress_shown, say, show_json, show_result
+from aqx.text import clipped, printable
 
 if TYPE_CHECKING:
     from aqx.doctor import Diagnosis
@@ -49,7 +50,8 @@ def doctor(ctx: click.Context, db: str | None, task: str | None, quick: bool, qu
     if as_json:
         show_json({"healthy": seen.healthy, **plain(seen)})
     else:
-        click.echo("\n".join([*_machine(seen), *(_file(seen.file) if seen.file else []), *_verdict(seen)]))
+        for line in [*_machine(seen), *(_file(seen.file) if seen.file else []), *_verdict(seen)]:
+            say(printable(clipped(line, 2000)))
     ctx.exit(0 if seen.healthy else 1)
 
 

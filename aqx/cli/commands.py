@@ -14,8 +14,10 @@ from typing import Any
 import click
 
 from aqx.cli.interruption import INTERRUPTED, interruptible
-from aqx.errors import AqxError
+from aqx.cli.screen import say
+from aqx.errors import AqxError, ParseError
 from aqx.machine import cache_folder
+from aqx.text import clipped, printable
 
 # Every command has its place here; a test holds it.
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -27,6 +29,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Compare ways to search": ("bench",),
 }
 
+_MESSAGE = 3000  # characters of an error
 # What a machine may run out of: open files, processes, memory.
 _USED_UP = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
@@ -101,7 +104,8 @@ class Aqx(Group):
             help_line = f" (see {command} --help)" if command else ""
             _fail(" ".join(error.format_message().split()) + help_line, 2)
         except AqxError as error:
-            _fail(str(error), 2)
+            # A caret stands under the place in what does not parse; else whatever is quoted makes no lines.
+            _fail(str(error) if isinstance(error, ParseError) else printable(str(error)), 2)
         except OSError as error:
             if error.errno not in _USED_UP:
                 raise
@@ -141,7 +145,7 @@ def _write_whatever_the_encoding() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    say(clipped(f"error: {message}", _MESSAGE), error=True)
     sys.exit(code)
 
 

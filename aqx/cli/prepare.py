@@ -9,7 +9,8 @@ import click
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.options import LARGEST, Count, check_filled, open_study, open_task, space_of
-from aqx.cli.screen import prints_to_stderr, progress_shown, show_json, show_result
+from aqx.cli.screen import prints_to_stderr, progress_shown, say, show_json, show_result
+from aqx.text import clipped
 
 if TYPE_CHECKING:
     from aqx.tasks import Task
@@ -229,12 +230,12 @@ def import_(db: str, file: str, task: str, quiet: bool, as_json: bool) -> None:
     if as_json:
         show_json(report)
         return
-    click.echo(
+    say(
         f"{report.added:,} results added, {report.failed:,} of them failed; merged, as name, seed and metrics are the "
         f"same: {report.known:,} with what was there already, {report.repeated:,} with earlier rows; "
         f"{len(report.refused):,} refused, {report.untrained:,} functions are not trained yet"
     )
     for row in report.refused[:_SHOWN]:
-        click.echo(": ".join(filter(None, ["refused", row.place, row.reason])), err=True)
+        say(clipped(": ".join(filter(None, ["refused", row.place, row.reason])), 500), error=True)
     if (more := len(report.refused) - _SHOWN) > 0:
-        click.echo(f"and {more:,} more; --json lists all", err=True)
+        say(f"and {more:,} more; --json lists all", error=True)

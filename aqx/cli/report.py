@@ -6,7 +6,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.screen import progress_shown, show_result
+from aqx.cli.screen import progress_shown, say, show_result
 from aqx.writing import replacing
 
 # Not from aqx.report and aqx.export, as `aqx --help` is quick. Tests hold them equal.
@@ -91,4 +91,4 @@ def export(function: str, to: str, name: str | None, out: str | None) -> None:
         return
     with replacing(out, "--out") as draft:
         draft.write_text(text, "utf-8")
-    click.echo(f"{function} written to {out}")
+    say(f"{function} written to {out}")

@@ -15,7 +15,10 @@ from typing import Any
 
 import click
 
+from aqx.text import clipped, printable
+
 PLAIN_SECONDS = 5.0
+_CELL = 500  # characters of a table's cell; --json has them all
 Progress = Callable[[int, int, str], None]
 
 
@@ -69,7 +72,7 @@ def _bar(label: str) -> Iterator[Progress]:
         bar = progress.add_task(label, total=None, note="")
 
         def callback(done: int, total: int, note: str = "") -> None:
-            progress.update(bar, completed=done, total=total, note=note)
+            progress.update(bar, completed=done, total=total, note=printable(note))
 
         yield callback
 
@@ -93,7 +96,7 @@ def plain_lines(label: str) -> Progress:
             parts.append(_rate(rate))
             if done < total:
                 parts.append(f"{duration((total - done) / rate)} left")
-        click.echo(", ".join([*parts, note] if note else parts), err=True)
+        say(", ".join([*parts, note] if note else parts), error=True)
 
     return callback
 
@@ -108,6 +111,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def say(text: str, error: bool = False) -> None:
+    """Print lines, on stderr if they are no result; what came from a database or a path does not drive the terminal."""
+    click.echo("\n".join(map(printable, text.split("\n"))), err=error)
+
+
 def show_rows(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], as_json: bool) -> None:
     """Print records as a table, each column a heading and what it shows of a record; or the whole records as JSON."""
     if as_json:
@@ -119,7 +127,7 @@ def show_rows(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], 
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in columns:
-        table.add_column(heading, overflow="fold")
+        table.add_column(printable(heading), overflow="fold")
     for row in rows:
         table.add_row(*(cell(shown(row)) for shown in columns.values()))
     # A pipe or a file has no width to wrap at.
@@ -137,7 +145,7 @@ def show_result(value: Any, text: str, as_json: bool) -> None:
     if as_json:
         show_json(value)
     else:
-        click.echo(text)
+        say(text)
 
 
 def columns_of(*names: str) -> dict[str, Callable[[Any], Any]]:
@@ -151,10 +159,10 @@ def interval(mean: float, low: float, high: float, sign: str = "") -> str:
 
 
 def cell(value: Any) -> str:
-    """Write a value as a table shows it: four digits after the point, nothing for None."""
+    """Write a value as a table shows it: four digits after the point, nothing for None, the start of a long text."""
     if value is None:
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else printable(clipped(str(value), _CELL))
 
 
 def plain(value: Any) -> Any:

@@ -12,9 +12,10 @@ import click
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.options import Count, check_filled, open_results, open_study
-from aqx.cli.screen import cell, columns_of, plain, show_json, show_rows
+from aqx.cli.screen import cell, columns_of, plain, say, show_json, show_rows
 from aqx.cli.searching import OPTIMISTIC
 from aqx.duration import written
+from aqx.text import clipped, printable
 
 if TYPE_CHECKING:
     from aqx.search import FunctionReport
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 RANGE, POINTS = 4.0, 481  # 0 is one of them
 _LISTED = 20
+_LONGEST = 20_000  # characters of a line: a formula of the longest name has some thousands
 
 
 @main.command(
@@ -81,7 +83,7 @@ def top(db: str, task: str, count: int, as_json: bool) -> None:
     best = open_results(db, task).ranking[:count]
     show_rows(best, columns_of("name", "objective", "trials"), as_json)
     missing = f"nothing has been trained yet; do so: aqx search {db} --task {task}"
-    click.echo(f"these are {OPTIMISTIC}" if best else missing, err=True)
+    say(f"these are {OPTIMISTIC}" if best else missing, error=True)
 
 
 @main.command(
@@ -118,7 +120,8 @@ def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
     width = min(max(shutil.get_terminal_size().columns - 12, 24), 60)
     drawn = draw_curve(x, y, slope if derivative else None, width=width, braille=unicode)
     legend = ["", ("⠤⠒⠉ f   · its derivative" if unicode else "*** f   . its derivative")] if derivative else [""]
-    click.echo("\n".join([*lines, *_scores(known), *legend, drawn]))
+    said = [printable(clipped(line, _LONGEST)) for line in [*lines, *_scores(known)]]
+    say("\n".join([*said, *legend, drawn]))
 
 
 def _scores(known: FunctionReport) -> list[str]:

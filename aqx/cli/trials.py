@@ -10,7 +10,8 @@ import click
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.options import LARGEST, Count, Hours, open_results, open_study
-from aqx.cli.screen import columns_of, show_result, show_rows
+from aqx.cli.screen import columns_of, say, show_result, show_rows
+from aqx.text import printable
 
 
 @main.command(
@@ -34,7 +35,7 @@ def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as
     """
     trial = open_study(db, task, surrogate, seed).ask(hours * 3600)
     known = {"name": trial.name, "trial": trial.id, "seed": trial.seed}
-    click.echo(json.dumps(known) if as_json else " ".join(map(str, known.values())))
+    say(json.dumps(known) if as_json else printable(" ".join(map(str, known.values()))))
 
 
 @main.command(
@@ -78,7 +79,7 @@ def tell(
     else:
         ending = result(ledger.goal.of(metrics), metrics) if reason is None else failure(reason)
         record = ledger.close(trial_id, ending)
-    show_result(record, f"recorded {record.name} as trial {record.id}: {record.status}", as_json)
+    show_result(record, f"recorded {printable(record.name)} as trial {record.id}: {record.status}", as_json)
 
 
 def _metric(text: str) -> tuple[str, float]:
@@ -125,7 +126,7 @@ def retry(db: str, task: str, trial_ids: tuple[int, ...], as_json: bool) -> None
     Default those that failed or were lost. What is stored of them stays.
     """
     queued = open_study(db, task).retry(*trial_ids)
-    names = ", ".join(record.name for record in queued[:5]) + (", …" if len(queued) > 5 else "")
+    names = ", ".join(printable(record.name) for record in queued[:5]) + (", …" if len(queued) > 5 else "")
     text = f"{len(queued)} queued; the next search or claim takes them first" + (f": {names}" if names else "")
     show_result({"queued": queued}, text, as_json)
 

@@ -12,7 +12,7 @@ import numpy as np
 from aqx.errors import InputError
 from aqx.report.curves import POINTS, curves_of_best
 from aqx.report.overview import best_so_far, random_search
-from aqx.report.panels import COLOURS, check_plot, save
+from aqx.report.panels import COLOURS, as_label, check_plot, save
 from aqx.report.payload import spread_out, timeline
 from aqx.report.survey import survey
 from aqx.search import Ledger, load_results
@@ -79,7 +79,7 @@ def _progress(results: Ledger, progress: Progress) -> Figure:
     margin = 0.08 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel("evaluations")
-    axes.set_ylabel(results.objective)
+    axes.set_ylabel(as_label(results.objective))
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -96,7 +96,7 @@ def _verdict(results: Ledger, progress: Progress) -> Figure:
         axes.errorbar(row.difference, height, xerr=ends[:, None], fmt="o", color=colour, markersize=4, capsize=2.5)
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
-    axes.set_xlabel(f"{confirmation.metric}, difference to {confirmation.reference}, 95 % intervals")
+    axes.set_xlabel(as_label(f"{confirmation.metric}, difference to {confirmation.reference}, 95 % intervals"))
     return figure
 
 
@@ -145,7 +145,7 @@ def _map(results: Ledger, progress: Progress) -> Figure:
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.grid(False)
-    figure.colorbar(shown, ax=axes, label=results.objective, shrink=0.8)
+    figure.colorbar(shown, ax=axes, label=as_label(results.objective), shrink=0.8)
     return figure
 
 
@@ -157,8 +157,8 @@ def _calibration(results: Ledger, progress: Progress) -> Figure:
     ends = np.nanquantile(np.concatenate([found.observed, found.predicted]), (0.02, 1.0))
     axes.plot(ends, ends, ":", color="0.4", linewidth=1)
     axes.plot(found.predicted, found.observed, "o", markersize=3.5, color=COLOURS[0], alpha=0.7)
-    axes.set_xlabel(f"predicted {results.objective}")
-    axes.set_ylabel(f"observed {results.objective}")
+    axes.set_xlabel(as_label(f"predicted {results.objective}"))
+    axes.set_ylabel(as_label(f"observed {results.objective}"))
     axes.set_title(f"rank correlation {found.correlation:.2f}", fontsize=9)
     return figure
 
@@ -176,7 +176,7 @@ def _timeline(results: Ledger, progress: Progress) -> Figure:
             [bar["lane"] for bar in bars], minutes[1], left=minutes[0], height=0.7, label=status,
             color=_STATUS.get(status, "0.6"), edgecolor="white", linewidth=0.3,
         )  # fmt: skip
-    axes.set_yticks(range(len(shown["lanes"])), shown["lanes"], fontsize=7.5)
+    axes.set_yticks(range(len(shown["lanes"])), map(as_label, shown["lanes"]), fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xlabel("minutes")
     axes.legend(frameon=False, fontsize=8)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aqx.errors import InputError, UnsupportedError
+from aqx.text import clipped, printable
 from aqx.writing import check_place, replacing
 
 if TYPE_CHECKING:
@@ -79,12 +80,14 @@ def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], title: st
         for number, (name, (middle, low, high)) in enumerate(panel.curves.items()):
             evaluations = np.arange(1, len(middle) + 1)
             colour, line = COLOURS[number % len(COLOURS)], _LINES[number % len(_LINES)]
-            axes.plot(evaluations, middle, line, color=colour, label=name)
+            axes.plot(evaluations, middle, line, color=colour, label=as_label(name))
             axes.fill_between(evaluations, low, high, color=colour, alpha=0.18, linewidth=0)
         low, high = _extent(panel)
         log = panel.log if panel.log is not None else 0 < 100 * low <= high
         if panel.reference:
-            axes.axhline(panel.reference[0], color="0.35", linewidth=0.8, linestyle=":", label=panel.reference[1])
+            axes.axhline(
+                panel.reference[0], color="0.35", linewidth=0.8, linestyle=":", label=as_label(panel.reference[1])
+            )
         if log and low > 0:
             axes.set_yscale("log")
             axes.set_ylim(low / 1.15, high * 1.15)
@@ -92,13 +95,22 @@ def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], title: st
             margin = 0.05 * (high - low) or 0.5
             axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("evaluations")
-        axes.set_ylabel(panel.label)
+        axes.set_ylabel(as_label(panel.label))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(as_label(title))
     save(figure, path)
+
+
+def as_label(text: str) -> str:
+    """Return text that matplotlib writes as it is, or its start.
+
+    What stands between two dollars would be a formula, and a legend leaves out what begins with an underscore.
+    """
+    shown = clipped(printable(text), 60).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:

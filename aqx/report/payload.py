@@ -19,8 +19,10 @@ from aqx.report.curves import POINTS
 from aqx.report.overview import Overview
 from aqx.search import Record
 from aqx.store.trial_rows import Purpose, Status
+from aqx.text import clipped
 
 _METRICS = 6  # columns of the table of trials beside the objective, at most
+_REASON = 2000  # characters that are shown of one
 _PLACES = 65535  # the map's extent in each direction
 
 
@@ -99,7 +101,7 @@ def failures(trials: Iterable[Record]) -> list[dict[str, Any]]:
             groups.setdefault(reason, []).append(trial)
     return [
         {
-            "reason": reason,
+            "reason": clipped(reason, _REASON),
             "count": len(group),
             "names": list(dict.fromkeys(trial.name for trial in group))[:8],
             "traceback": next((t.metrics["traceback"] for t in group if "traceback" in t.metrics), None),
@@ -235,7 +237,7 @@ def _trial(trial: Record, row: int, metrics: list[str]) -> dict[str, Any]:
         "seconds": trial.seconds,
         "worker": trial.worker,
         "started": f"{trial.started_at:%Y-%m-%d %H:%M:%S}",
-        "reason": trial.reason,
+        "reason": trial.reason and clipped(trial.reason, _REASON),
         "row": row,
     }
 

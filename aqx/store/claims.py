@@ -10,7 +10,7 @@ from typing import NamedTuple
 import duckdb
 
 from aqx.errors import InputError
-from aqx.metrics import clean_text
+from aqx.metrics import clean_reason, clean_text
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.features import FeatureCounts, count_features
@@ -251,7 +251,7 @@ def lose(db: Database, trial_id: int, reason: str) -> TrialRow:
         if select_one(con, trial_id, now).status is Status.RUNNING:
             con.execute(
                 "UPDATE trials SET expires_at = ?, reason = ? WHERE trial_id = ?",
-                [now - timedelta(microseconds=1), clean_text(reason), trial_id],
+                [now - timedelta(microseconds=1), clean_reason(reason), trial_id],
             )
         return select_one(con, trial_id, now)
 

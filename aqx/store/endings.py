@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from aqx.errors import InputError
-from aqx.metrics import clean_text, decode_metrics, encode_metrics
+from aqx.metrics import clean_reason, clean_text, decode_metrics, encode_metrics
 from aqx.store.trial_rows import Status, TrialRow, change_one, check_unfinished, select_one
 
 
@@ -83,7 +83,7 @@ def encoded(ending: Ending) -> Encoded:
         "status": str(ending.status),
         # A failed trial keeps no objective: in SQL, nan is greater than every number and would be the maximum.
         "objective": None if ending.status is Status.FAILED else ending.objective,
-        "reason": ending.reason and clean_text(ending.reason),
+        "reason": ending.reason and clean_reason(ending.reason),
         "metrics": encode_metrics(ending.metrics),
         "seconds": ending.seconds,
         "environment": None if ending.environment is None else clean_text(json.dumps(dict(ending.environment))),

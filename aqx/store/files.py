@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv as python_csv
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import compute, csv, parquet
 
 from aqx.errors import InputError, StoreError
 from aqx.writing import replacing
@@ -71,6 +72,8 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray |
     if len({len(values) for values in columns.values()}) > 1:
         raise InputError(f"columns must agree in length, but got { {k: len(v) for k, v in columns.items()} }")
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    if path.suffix.lower() == ".csv":
+        table = _without_formulas(table)
     with replacing(path, "table") as draft, open(draft, "wb") as file:
         if path.suffix.lower() == ".csv":
             csv.write_csv(table, file)
@@ -84,7 +87,23 @@ def _read_csv(file: BinaryIO, exact: Collection[str]) -> Any:
         strings_can_be_null=True,
         column_types=dict.fromkeys(exact, pa.string()),
     )
-    return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
+    table = csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
+    return _in_cells(table, r"^'('*[=+\-@\t\r])", r"\1")
+
+
+def _without_formulas(table: Any) -> Any:
+    """A table whose text a spreadsheet shows and does not compute; `_read_csv` takes the apostrophes away again."""
+    return _in_cells(table, r"^('*[=+\-@\t\r])", r"'\1")
+
+
+def _in_cells(table: Any, pattern: str, replacement: str) -> Any:
+    """Replace in every text of a table, its headings among them."""
+    how = compute.ReplaceSubstringOptions(pattern, replacement)
+    columns = [
+        compute.call_function("replace_substring_regex", [column], how) if pa.types.is_string(column.type) else column
+        for column in table.columns
+    ]
+    return pa.table(columns, names=[re.sub(pattern, replacement, name) for name in table.column_names])
 
 
 def _as_array(column: Any) -> np.ndarray:

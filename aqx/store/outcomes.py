@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from aqx.errors import InputError
-from aqx.metrics import clean_text, decode_metrics, encode_metrics
+from aqx.metrics import clean_reason, clean_text, decode_metrics, encode_metrics
 from aqx.store import clock
 from aqx.store.claims import Snapshot, read_snapshot, take_snapshot
 from aqx.store.connection import Database
@@ -216,7 +216,7 @@ def add_results(
         # A failed trial keeps no objective, see `_store`.
         "objective": number_column([None if reason else objective for objective, reason in ends]),
         "metrics": text_column(map(encode_metrics, metrics)),
-        "reason": text_column([reason and clean_text(reason) for _, reason in ends]),
+        "reason": text_column([reason and clean_reason(reason) for _, reason in ends]),
     }
     with db.transaction() as con:
         first = next_id(con)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from aqx.errors import InputError, StoreError
-from aqx.metrics import clean_text
+from aqx.metrics import clean_reason
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.encoding import arrow_table, insert_rows, matrix_column, read_matrix, text_column
@@ -53,7 +53,7 @@ def add_spectra(
     columns = {
         "position": np.arange(len(why)),
         "class_id": text_column(class_ids),
-        "reason": text_column([reason and clean_text(reason) for reason in why]),
+        "reason": text_column([reason and clean_reason(reason) for reason in why]),
         "features": matrix_column(rows),
     }
     with db.transaction() as con:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,25 @@ def test_a_foreign_csv(tmp_path: Path):
     np.testing.assert_array_equal(table.metrics["loss"], [np.inf, np.nan])
     assert table.reasons == (None, None)
     assert table.seeds.tolist() == [0, 0]
+
+
+FORMULAS = ("=1+2", "+x", "-x", "@SUM(A1)", "'=1", "''@x", "\tx", "'plain", "plain", "-0.5", '=HYPERLINK("a")')
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_no_text_is_a_formula_and_all_is_read_again(tmp_path: Path, ending: str):
+    """A spreadsheet computes what begins with =, +, - or @, also a link that sends what is in other cells."""
+    rows = len(FORMULAS)
+    metrics = {"=metric": np.full(rows, -0.5), "@loss": np.zeros(rows), "'-x": np.ones(rows)}
+    table = ResultTable(("relu(x)",) * rows, np.arange(-3, rows - 3), metrics, FORMULAS, "=task")
+    save_table(tmp_path / f"table.{ending}", table)
+    read = load_table(tmp_path / f"table.{ending}")
+    assert (read.reasons, list(read.metrics), read.task) == (FORMULAS, list(metrics), "=task")
+    assert read.seeds.tolist() == table.seeds.tolist() and read.metrics["=metric"].tolist() == [-0.5] * rows
+    if ending == "csv":
+        with open(tmp_path / "table.csv", newline="") as file:
+            cells = [cell for line in csv.reader(file) for cell in line]
+        assert {cell for cell in cells if cell[:1] in tuple("=+-@\t\r")} == {"-3", "-2", "-1", "-0.5"}, "numbers alone"
 
 
 def test_lines_within_cells_at_any_place_of_a_large_file(tmp_path: Path):

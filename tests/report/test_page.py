@@ -185,6 +185,16 @@ def test_hostile_strings_stay_text(wide: Seen):
     assert not seen.messages and not seen.requests
 
 
+def test_markup_in_the_objective_is_shown_as_it_is(pages: Open, tmp_path: Path):
+    objective = "<b>acc</b> &lt; $x^{$ _1"
+    study = aqx.Study(tmp_path / "found.duckdb", make_task(objective=objective, direction="maximize", baselines=()))
+    for number, name in enumerate(("relu(x)", "tanh(x)", "sin(x)")):
+        study.add(name, **{objective: 0.5 + 0.1 * number})
+    seen = pages(write_report(study.db, tmp_path / "report.html"))
+    seen.page.wait_for_selector("#progress .ytitle")
+    assert seen.page.locator("#progress .ytitle").text_content() == objective
+
+
 def test_hovering_shows_a_candidate_and_a_click_pins_it(opened: Open):
     seen = opened()
     page, row = seen.page, trained_row(seen)

@@ -20,9 +20,10 @@ import aqx
 from aqx.cli import main
 from aqx.cli.report import FIGURES as OFFERED
 from aqx.errors import InputError
-from aqx.report import FIGURES, reproduce, write_figure
+from aqx.report import FIGURES, Panel, draw_panels, reproduce, write_figure, write_report
 from aqx.report.curves import POINTS, curve, curves_of_best
 from aqx.report.overview import best_so_far, expected_best
+from aqx.report.panels import as_label
 from aqx.report.payload import failures, timeline
 from aqx.report.survey import cross_validate, survey
 from aqx.search import Record, load_results
@@ -268,6 +269,34 @@ def test_what_an_earlier_aqx_did_not_store_is_not_guessed(drawn: Path):
 
 
 # ---- the data
+
+
+@pytest.mark.usefixtures("quick_map")
+@pytest.mark.parametrize("objective", ["$a^{b$", "a$b", r"\frac $x$ \$", "_hidden", "n" * 5000])
+def test_figures_write_names_as_they_are(tmp_path: Path, objective: str):
+    """Between two dollars matplotlib reads a formula, and raises where it is none."""
+    study = aqx.Study(tmp_path / "found.duckdb", make_task(objective=objective, direction="maximize", baselines=()))
+    for number in range(3):
+        study.add("relu(x)", seed=number, **{objective: 0.5 + 0.1 * number})
+    for ending in (".svg", ".png"):
+        assert write_figure(study.db, "progress", tmp_path / f"progress{ending}").stat().st_size > 1000
+    assert write_report(study.db, tmp_path / "report.html").stat().st_size > 1000
+    label = as_label(objective)
+    assert not label.replace(r"\$", "").count("$") and label.isprintable() and len(label) < 400
+    curves = {objective: np.array([[1.0, 2.0], [0.5, 1.5], [1.5, 2.5]])}
+    draw_panels(tmp_path / "panels.svg", [Panel(objective, curves, reference=(1.0, objective))], objective)
+
+
+@pytest.mark.usefixtures("quick_map")
+def test_a_long_reason_is_cut_in_the_report(tmp_path: Path):
+    study = aqx.Study(tmp_path / "found.duckdb", make_task(baselines=()))
+    study.add("relu(x)", val_acc=0.5)
+    study.add("tanh(x)", val_acc=float("nan"))
+    write_report(study.db, tmp_path / "report.html")
+    with study.db.transaction() as con:
+        con.execute("UPDATE trials SET reason = repeat('why ', 1000000) WHERE name = 'tanh(x)'")
+    write_report(study.db, tmp_path / "long.html")
+    assert (tmp_path / "long.html").stat().st_size < (tmp_path / "report.html").stat().st_size + 10_000
 
 
 def test_several_tasks_ask_for_a_name(searched: Path, tmp_path: Path):

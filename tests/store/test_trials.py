@@ -15,6 +15,7 @@ import pytest
 from store_helpers import start_python
 
 from aqx.errors import InputError
+from aqx.metrics import REASON_LENGTH
 from aqx.search import RetryPolicy
 from aqx.store import (
     Database,
@@ -38,6 +39,7 @@ from aqx.store import (
     report,
     retry,
 )
+from aqx.text import clipped
 
 RELU, TANH = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 NASTY_TEXTS = ["it's", "'; DROP TABLE trials; --", 'a "b" {c}', "ünï→💡", "nul\0byte", "", "y" * 1_000_000]
@@ -239,7 +241,7 @@ def test_any_text_is_data(db: Database, text: str):
     report(db, trial.trial_id, {text: text})
     failed = fail(db, trial.trial_id, text, {"also " + text: [text]})
     assert (failed.name, failed.worker) == (text, text)
-    assert failed.reason == (text or "no reason given")
+    assert failed.reason == (clipped(text, REASON_LENGTH) or "no reason given")
     assert failed.metrics == {text: text, "also " + text: [text]}
     assert take(db, None, name=text) is None
 

@@ -39,7 +39,7 @@ part("progress-section", report.progress.values.length, () => {
     hovertemplate: "best of %{x}: %{y:.4f}<extra></extra>"});
   byId("progress-note").textContent = p.note;
   return Plotly.react("progress", traces, layout({
-    xaxis: {title: {text: "evaluations"}, range: [1 - 0.01 * last, 1.01 * last]}, yaxis: {title: {text: report.objective}, range: [low, high]},
+    xaxis: {title: {text: "evaluations"}, range: [1 - 0.01 * last, 1.01 * last]}, yaxis: {title: {text: plainText(report.objective)}, range: [low, high]},
   }), CONFIG);
 });
 
@@ -71,7 +71,7 @@ part("verdict-section", report.confirmation, () => {
     text: compared.map(r => `${chunked(r.name)}: ${number(r.difference, true)}, ${r.verdict}`), hovertemplate: "%{text}<extra></extra>",
   }], layout({
     showlegend: false,
-    xaxis: {title: {text: `${c.metric}, difference to ${plainText(c.reference)}`}, zerolinecolor: colour("quiet"), zerolinewidth: 1.5},
+    xaxis: {title: {text: `${plainText(c.metric)}, difference to ${plainText(c.reference)}`}, zerolinecolor: colour("quiet"), zerolinewidth: 1.5},
     yaxis: {tickvals: compared.map((_, i) => i), ticktext: compared.map(r => chunked(r.name, isNarrow() ? 18 : 42)),
       range: [-0.6, compared.length - 0.4]},
   }), CONFIG);
@@ -108,8 +108,8 @@ part("calibration-section", report.calibration, () => {
     {x: c.predicted, y: c.observed, mode: "markers", marker: {color: colour("found"), opacity: 0.7, size: 6.5},
       text: c.names.map(n => chunked(n)), hovertemplate: "%{text}<br>predicted %{x:.4f}, observed %{y:.4f}<extra></extra>"},
   ], layout({
-    showlegend: false, xaxis: {title: {text: "predicted " + report.objective}},
-    yaxis: {title: {text: "observed " + report.objective}, range: widened(ends)},
+    showlegend: false, xaxis: {title: {text: "predicted " + plainText(report.objective)}},
+    yaxis: {title: {text: "observed " + plainText(report.objective)}, range: widened(ends)},
   }), CONFIG);
 });
 function widened([low, high]) {
