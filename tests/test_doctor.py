@@ -276,6 +276,37 @@ def test_what_is_no_fault_is_a_note(copied: Path):
         assert words in notes
 
 
+def test_only_what_waits_to_be_done_again_is_stale(copied: Path):
+    """A trial that was lost stays in the table as it is, whatever comes of its function later."""
+    study = Study(copied, toy.make_task(name="stale", baselines=()), surrogate="random")
+    trials = [study.ask() for _ in range(5)]
+    change(copied, "UPDATE trials SET expires_at = '2020-01-01' WHERE status = 'running'")
+    assert _stale_of(copied) == 5
+    again = {trial.name: trial for trial in (study.ask() for _ in range(4))}  # lost ones first
+    assert set(again) < {trial.name for trial in trials} and _stale_of(copied) == 1
+    first, second, third, fourth = again.values()
+    study.tell(first, val_acc=0.5)
+    study.fail(second, "boom")
+    assert _stale_of(copied) == 1
+    change(copied, f"UPDATE trials SET expires_at = '2020-01-01' WHERE trial_id = {third.id}")
+    assert _stale_of(copied) == 2
+    study.retry(third.id)
+    assert _stale_of(copied) == 1
+    study.tell(trials[[trial.name for trial in trials].index(fourth.name)], val_acc=0.5)  # late, but there
+    study.tell(next(trial for trial in trials if trial.name not in again), val_acc=0.5)
+    assert _stale_of(copied) == 0
+
+
+def _stale_of(path: Path) -> int:
+    notes = [note for note in check_file(path).notes if " trials are stale" in note]
+    return int(notes[0].split()[0]) if notes else 0
+
+
+def test_a_lapsed_claim_of_a_spectrum_that_came_since_is_no_note(copied: Path):
+    change(copied, "INSERT INTO spectra_claims SELECT task_id, class_id, 'somebody', '2020-01-01' FROM spectra LIMIT 1")
+    assert not [note for note in check_file(copied).notes if "claims of spectra" in note]
+
+
 def test_an_older_file_stays_old(copied: Path):
     change(copied, "UPDATE meta SET value = '3' WHERE key = 'schema_version'")
     before = state(copied)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import duckdb
 from aqx.errors import StoreError
 from aqx.store import clock, pending, schema
 from aqx.store.connection import Database
-from aqx.store.trial_rows import Purpose, Status
+from aqx.store.trial_rows import Purpose, Status, by_training, select_brief, since_retry
 from aqx.store.trouble import explain, network_file_system
 
 Progress = Callable[[int, int, str], None]
@@ -74,11 +75,8 @@ _RELATIONS: dict[str, str] = {
 }
 # What is no fault of the file, but worth knowing.
 _NOTES: dict[str, str] = {
-    "trials are stale: their process fell silent, and the next search or claim takes them up": (
-        "SELECT count(*) FROM trials WHERE status = 'running' AND expires_at < $now"
-    ),
     "claims of spectra have lapsed: the next aqx eigs takes them up": (
-        "SELECT count(*) FROM spectra_claims WHERE expires_at < $now"
+        "SELECT count(*) FROM spectra_claims ANTI JOIN spectra USING (task_id, class_id) WHERE expires_at < $now"
     ),
     "trials are of functions that were never enumerated": (
         "SELECT count(*) FROM trials ANTI JOIN class_info USING (class_id)"
@@ -195,10 +193,24 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
         progress(done, steps, "comparing tables")
         if broken := _number(con, query):
             health.problems.append(f"{broken:,} {what}; {_RESTORE}")
+    if stale := _stale(con, now):
+        health.notes.append(
+            f"{stale:,} trials are stale: their process fell silent, and nothing came of their functions since; "
+            "a search or claim takes up what was not lost too often"
+        )
     health.notes += [f"{n:,} {what}" for what, query in _NOTES.items() if (n := _number(con, query, now))]
     if health.counts["classes"] and not con.execute("SELECT 1 FROM meta WHERE key = 'points'").fetchall():
         health.problems.append(f"the points of its outputs are missing; {_RESTORE}")
     progress(steps, steps, "")
+
+
+def _stale(con: duckdb.DuckDBPyConnection, now: datetime) -> int:
+    """How many trainings were lost, and have neither ended nor been taken up or queued again since."""
+    lost = 0
+    for (task,) in con.execute("SELECT task_id FROM tasks").fetchall():
+        groups = by_training(select_brief(con, "task_id = $task", now, task=task))
+        lost += sum({trial.status for trial in since_retry(group)} == {Status.STALE} for group in groups)
+    return lost
 
 
 def _columns(con: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
