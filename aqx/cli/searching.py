@@ -9,7 +9,8 @@ import click
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.options import MOST_SEEDS, Count, check_filled, open_study
-from aqx.cli.screen import cell, interval, progress_shown, show_json, show_rows
+from aqx.cli.screen import cell, interval, progress_shown, say, show_json, show_rows
+from aqx.text import printable
 
 OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a verdict"
 
@@ -70,11 +71,11 @@ def search(
         result = {"finished": len(finished), "failed": failed, "metric": study.task.objective, "best": found}
         show_json({**result, "left_out": left_out})
         return
-    found = f"; best so far {best.name}: {cell(best.objective)}, {OPTIMISTIC}" if best else ""
+    found = f"; best so far {printable(best.name)}: {cell(best.objective)}, {OPTIMISTIC}" if best else ""
     reasons = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
     if reasons:
-        click.echo(f"classes left out of the search: {', '.join(reasons)}")
-    click.echo(f"{len(finished)} trainings finished now, {failed} of them failed{found}")
+        say(f"classes left out of the search: {', '.join(reasons)}")
+    say(f"{len(finished)} trainings finished now, {failed} of them failed{found}")
 
 
 @main.command(
@@ -130,5 +131,5 @@ def confirm(
     show_rows(result.rows, columns, as_json)
     if not result.is_complete:
         missing = f"{result.ended} of {result.wanted} trainings"
-        click.echo(f"incomplete: {missing}; run the same again for a verdict", err=True)
+        say(f"incomplete: {missing}; run the same again for a verdict", error=True)
         ctx.exit(3)

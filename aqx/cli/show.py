@@ -44,9 +44,10 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
     rows = summarize(db, task)
     show_rows(rows, columns_of("task", *counts, "best", "objective"), as_json)
     for long in (long for row in rows for long in row.long if not as_json):
-        click.echo(
-            f"trial {long.trial_id}, {long.name}, has been running for {written(long.seconds)} at {long.worker}, where "
-            f"trainings take {written(long.usual)}; --time-limit has aqx search end such"
+        what = printable(f"trial {long.trial_id}, {long.name}, has been running for {written(long.seconds)}")
+        say(
+            f"{what} at {printable(long.worker or 'nowhere')}, where trainings take {written(long.usual)}; "
+            "--time-limit has aqx search end such"
         )
 
 
