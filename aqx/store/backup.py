@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from aqx.errors import InputError, StoreError
+from aqx.store import pending, schema
 from aqx.store.connection import Database
 from aqx.store.health import Progress, check_file
 from aqx.writing import replacing
@@ -26,8 +27,8 @@ def back_up(
 ) -> Path:
     """Copy a database while others may work on it; they wait while its bytes are copied, not while the copy is tried.
 
-    The copy is one file, with all that was committed before. It is opened and read in whole, as `check_file` does,
-    before it takes its place: a damaged database replaces no good copy. The database itself stays as it is.
+    The copy is one file, with all that was committed before, and the results that waited for the lock. It is opened and
+    read in whole, as `check_file` does, before it takes its place: a damaged database replaces no good copy.
 
     Args:
         db: the database.
@@ -54,6 +55,10 @@ def back_up(
     """
     # An older schema is copied as it is: people copy before they upgrade.
     source = Database(db, timeout=timeout, bring_forward=False)
+    with source.read() as con:
+        version, _ = schema.read_signature(con, str(source.path))
+    if version == schema.current_version() and pending.waiting(source.path):
+        Database(db, timeout=timeout)  # takes in the results that wait beside it
     with replacing(copy, "copy") as draft:
         _check_target(source.path, Path(os.path.realpath(copy)), force)
         try:

@@ -13,9 +13,11 @@ import pytest
 from store_helpers import put, run_python, start_python, value_of
 
 from aqx.errors import InputError, StoreError
-from aqx.store import Database, schema
+from aqx.store import Database, claim, list_trials, register_task, schema
 from aqx.store.backup import back_up
+from aqx.store.endings import result
 from aqx.store.health import check_file
+from aqx.store.pending import Note, waiting
 
 # Each transaction says the same thing in two tables, the second over many blocks.
 WRITE = """
@@ -81,6 +83,18 @@ def test_what_lies_in_the_log_alone_is_in_the_copy(db_path: Path, tmp_path: Path
     assert names(tmp_path) == {*before, "test.duckdb.lock", "copy.duckdb"}
     with contextlib.closing(duckdb.connect(str(copy), read_only=True)) as con:
         assert con.execute("SELECT value FROM meta WHERE key = 'committed'").fetchall() == [("1",)]
+
+
+def test_results_that_wait_beside_the_database_are_in_the_copy(db_path: Path, tmp_path: Path):
+    db = Database(db_path, create=True)
+    task = register_task(db, "t", {"objective": "acc", "direction": "maximize"})
+    trial = claim(db, task, class_id=None, name="relu(x)", seed=0, lease_seconds=60)
+    assert trial is not None
+    note = Note(db.path, db.identity, None, {trial.trial_id: result(0.5, {"acc": 0.5})})
+    note.write()
+    copy = back_up(db_path, tmp_path / "copy.duckdb")
+    assert [row.objective for row in list_trials(Database(copy), task)] == [0.5]
+    assert not waiting(db.path)
 
 
 def test_an_older_schema_is_copied_as_it_is(db_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
