@@ -113,8 +113,12 @@ class Aqx(Group):
         except click.Abort:
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
-        except SystemExit as error:  # no command of aqx's own does that
-            _fail(f"the task's code called sys.exit({error.code!r}); let it raise an error, or return", 2)
+        except SystemExit as error:
+            if "_AQX_COMPLETE" in os.environ:  # so click ends what the Tab key asks
+                raise
+            _fail(  # no command of aqx's own does that
+                f"the task's code called sys.exit({error.code!r}); let it raise an error, or return", 2
+            )
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
