@@ -17,6 +17,7 @@ from aqx.cli.interruption import INTERRUPTED, interruptible
 from aqx.cli.screen import say
 from aqx.errors import AqxError, ParseError
 from aqx.machine import cache_folder
+from aqx.stopping import is_stop
 from aqx.text import clipped, printable
 
 # Every command has its place here; a test holds it.
@@ -113,20 +114,20 @@ class Aqx(Group):
         except click.Abort:
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
-        except SystemExit as error:
-            if "_AQX_COMPLETE" in os.environ:  # so click ends what the Tab key asks
-                raise
-            _fail(  # no command of aqx's own does that
-                f"the task's code called sys.exit({error.code!r}); let it raise an error, or return", 2
-            )
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; of Ctrl-C click would make an empty line first."""
+        """Run the command; of Ctrl-C click would make an empty line first, and of `sys.exit(0)` a success."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.Abort from None
+        except SystemExit as error:
+            if is_stop(error):
+                raise
+            # No command of aqx's own does that.
+            message = f"the task's code called sys.exit({error.code!r}); let it raise an error, or return"
+            raise click.ClickException(message) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands section by section."""

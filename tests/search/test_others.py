@@ -157,7 +157,8 @@ def test_without_all_results_there_is_no_verdict(path: Path, monkeypatch: pytest
     assert done.stderr == "incomplete: 29 of 30 trainings; run the same again for a verdict\n"
 
 
-@pytest.mark.parametrize("beside", [pytest.param(False), pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", [False, True])
 def test_a_confirmation_after_one_that_was_killed_or_beside_one(path: Path, tmp_path: Path, beside: bool):
     task = f"{tmp_path}/slow.py:task"
     study = Study(path, task)
@@ -192,6 +193,7 @@ def test_a_confirmation_after_one_that_was_killed_or_beside_one(path: Path, tmp_
 # --- searches
 
 
+@pytest.mark.slow
 def test_a_search_after_one_that_was_killed_meets_its_budget(path: Path, tmp_path: Path):
     task = f"{tmp_path}/slow.py:task"
     study = Study(path, task)
@@ -229,6 +231,15 @@ def test_what_a_script_has_claimed_for_a_day_is_not_waited_for(path: Path):
         study.ask()
     assert len(study.search(budget=3, spectra=0)) == 2
     assert Counter(record.status for record in study.records()) == {"running": 3, "done": 2}
+
+
+def test_what_a_dead_process_was_at_is_trained_within_the_budget(path: Path):
+    study = Study(path, toy.make_task(name="dead"))
+    claimed = study.queue.claim(1.0, most=2) + study.queue.claim(1.0, most=1)
+    assert [(record.status, record.purpose) for record in claimed][-1] == ("running", "search")
+    assert len(study.search(budget=1, spectra=0)) == 3
+    assert Counter(record.status for record in study.records()) == {"stale": 3, "done": 3}
+    assert claimed[-1].name in {record.name for record in study.records(status="done")}
 
 
 def test_what_ended_badly_elsewhere_is_made_up_for(path: Path):
