@@ -38,6 +38,7 @@ from aqx.store.trial_rows import Brief, Purpose, Status, by_training
 from aqx.store.trials import get_trial
 from aqx.tasks import Task, load_task
 
+_TEN_YEARS = 10 * 365.25 * 24 * 3600
 _log = logging.getLogger("aqx")
 
 # Trainings of one program on a GPU. Replayed on mnist1d, 6 searches, regret after 50 and 100 trainings: 8 at once .011
@@ -113,7 +114,7 @@ class Study:
     def __repr__(self) -> str:
         return f"Study({str(self.db.path)!r}, {self.task.name!r}, surrogate={self.preset.name!r}, seed={self.seed})"
 
-    def ask(self, lease_seconds: float = ASKED_LEASE_SECONDS) -> Trial:
+    def ask(self, lease_seconds: float | int = ASKED_LEASE_SECONDS) -> Trial:
         """Claim the next function to train: a baseline that has not run, else what the surrogate prefers.
 
         The claim lasts a day; `trial()` holds it just as long as the training runs.
@@ -123,10 +124,15 @@ class Study:
 
         Raises:
             Exhausted: no candidate is left.
+            InputError: the lease is no time, or one of more than ten years.
         """
+        if not 0 < lease_seconds <= _TEN_YEARS:  # nan is not either
+            raise InputError(
+                f"lease_seconds={lease_seconds!r} is no time to hold a claim; give seconds, up to ten years"
+            )
         return self._trial(lease_seconds)
 
-    def tell(self, trial: Trial | int, **metrics: Any) -> Record:
+    def tell(self, trial: Trial | int, /, **metrics: Any) -> Record:
         """Store the result of a trial; an objective of nan makes it a failed one.
 
         Args:

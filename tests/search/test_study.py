@@ -82,6 +82,18 @@ def test_a_result_that_is_not_finite_is_a_failure(path, value):
     assert study.best() is None
 
 
+def test_a_metric_may_have_any_name(path):
+    study = Study(path, toy.task)
+    record = study.tell(study.ask(), val_acc=0.5, **{"self": 1, "trial": 2})
+    assert record.metrics == {"val_acc": 0.5, "self": 1, "trial": 2}
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0, -1.0, 1e12])
+def test_a_lease_is_a_time(path, seconds):
+    with pytest.raises(InputError, match="lease_seconds=.* is no time to hold a claim"):
+        Study(path, toy.task).ask(seconds)
+
+
 def test_tell_names_what_is_wrong(path):
     study = Study(path, toy.task)
     trial = study.ask()
