@@ -152,7 +152,7 @@ def work(path: str, folder: str, number: int) -> None:
                 trial = study.ask(LEASE_SECONDS)
             except Exhausted:
                 counts = count_trials(study.db, study.task_id)
-                if not counts["running"] + counts["stale"]:
+                if not counts["running"]:  # what a killed worker left is stale by then, and was claimed
                     return
                 time.sleep(0.2)
                 continue
