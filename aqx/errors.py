@@ -49,6 +49,10 @@ class StoreError(AqxError, OSError):
     """The database, or another file, cannot be opened, read or written; what is stored stays as it was."""
 
 
+class OutputError(StoreError, InputError):
+    """A file for the user cannot be written: by its path, or because the disk is full."""
+
+
 class Exhausted(AqxError, LookupError):
     """No candidate is left to suggest."""
 

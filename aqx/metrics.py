@@ -10,7 +10,7 @@ from typing import Any
 from aqx.errors import InputError
 from aqx.text import clipped
 
-REASON_LENGTH = 10_000  # characters that are kept of why a training failed
+REASON_LENGTH = 1_000_000
 # JSON has no such numbers, and other readers refuse the NaN that some writers emit. DuckDB casts these strings:
 # `(metrics->>'loss')::DOUBLE` is nan, inf or -inf.
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -93,7 +93,7 @@ def _decode(value: Any) -> Any:
 
 
 def clean_reason(text: str) -> str:
-    """A reason as it can be stored: the first 10,000 characters of one that holds, say, a whole array."""
+    """A reason as it can be stored: the first million characters of one that holds, say, a whole array."""
     return clean_text(clipped(text, REASON_LENGTH))
 
 

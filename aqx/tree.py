@@ -13,7 +13,6 @@ from aqx.operators import KINDS, Kind, operator_table
 
 MAX_DEPTH = 64
 MAX_LENGTH = 10_000
-MAX_ARGUMENTS = 32  # functions of a shape are numbered by an axis for each argument, and arrays have at most 64 axes
 _TOKEN = re.compile(r"\s*(n-ary|[^\W\d]\w*|[(),])")
 
 
@@ -29,8 +28,7 @@ class Tree:
         args: the arguments; none for x.
 
     Raises:
-        InputError: the name is unknown, the arguments do not fit it or are more than 32, or the tree is too deep or too
-            large.
+        InputError: the name is unknown, the arguments do not fit it, or the tree is too deep or too large.
 
     Example:
         >>> import aqx
@@ -99,8 +97,7 @@ def parse(text: str | Tree) -> Tree:
     Grammar: function = "x" | operator "(" function {"," function} ")"; white space is free.
 
     Args:
-        text: the name; a `Tree` is returned as it is. At most 10,000 characters, 64 levels and 32 arguments of one
-            operator.
+        text: the name; a `Tree` is returned as it is. At most 10,000 characters and 64 levels.
 
     Returns:
         The tree; `str(tree)` is the name without spaces, and `parse(str(tree)) == tree`.
@@ -157,8 +154,6 @@ def _misfit(name: str, n_args: int) -> str | None:
         return _unknown(name, operator_table().by_name)
     arity = {"unary": "1 argument", "binary": "2 arguments", "n-ary": "1 argument or more"}[kind]
     fits = n_args >= 1 if kind == "n-ary" else str(n_args) == arity[0]
-    if n_args > MAX_ARGUMENTS and fits:
-        return f"{name} takes at most {MAX_ARGUMENTS} arguments, found {n_args:,}"
     return None if fits else f"{name} takes {arity}, found {n_args}"
 
 

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from aqx.errors import AqxError, StoreError
+from aqx.errors import AqxError, OutputError
 
 # A draft, and what a database keeps beside it.
 _DRAFT = re.compile(r"(\.aqx-[0-9a-f]{16}\.tmp)(\..*)?")
@@ -30,7 +30,7 @@ def replacing(path: str | os.PathLike[str], argument: str = "path") -> Iterator[
         argument: what the error calls it.
 
     Raises:
-        StoreError: the file cannot be written; what was there before still is.
+        OutputError: the file cannot be written; what was there before still is.
 
     Example:
         >>> import pathlib, tempfile
@@ -58,17 +58,20 @@ def replacing(path: str | os.PathLike[str], argument: str = "path") -> Iterator[
     except AqxError:
         raise
     except OSError as error:
-        raise StoreError(f"{argument}={str(path)!r} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{argument}={str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
 def check_place(path: str | os.PathLike[str], argument: str = "path") -> None:
     """Say at once, before anything is computed, why no file can be written to a path.
 
     Raises:
-        StoreError: it is a folder, or in a folder that does not exist or may not be written, or no name of a file.
+        OutputError: it is a folder, or in a folder that does not exist or may not be written, or no name of a file.
     """
     with contextlib.suppress(_OnlyLooked), replacing(path, argument):
         raise _OnlyLooked
+
+
+_GIVE = "give a file in a folder that exists"
 
 
 class _OnlyLooked(Exception):
@@ -82,11 +85,11 @@ def _look_at(path: str | os.PathLike[str], argument: str) -> os.stat_result | No
     except FileNotFoundError:
         found = None
     except ValueError as error:  # a null character, half of a surrogate pair
-        raise StoreError(f"{argument}={str(path)[:60]!r} cannot be the name of a file; give another") from error
+        raise OutputError(f"{argument}={str(path)[:60]!r} cannot be the name of a file; give another") from error
     if found is not None and stat.S_ISDIR(found.st_mode):
-        raise StoreError(f"{argument}={str(path)!r} cannot be written: it is a folder; give a file in it")
+        raise OutputError(f"{argument}={str(path)!r} cannot be written: it is a folder; {_GIVE}")
     if found is None and not os.path.isdir(folder := os.path.dirname(os.path.realpath(path))):
-        raise StoreError(f"{argument}={str(path)!r} cannot be written: {folder} is not a folder; make it first")
+        raise OutputError(f"{argument}={str(path)!r} cannot be written: {folder} is not a folder; {_GIVE}")
     return found
 
 

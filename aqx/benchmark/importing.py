@@ -32,8 +32,8 @@ class ImportReport:
     Attributes:
         added: trials added.
         failed: how many of them are failures: their objective is nan or infinite.
-        known: rows not added, as the database holds a result of the same name, seed and metrics.
-        repeated: rows not added, as an earlier row of the file has the same name, seed and metrics.
+        known: rows not added, as the database or an earlier row has a result of the same name, seed and metrics.
+        repeated: those of them that repeat an earlier row of the file.
         untrained: functions in the file that have no result yet.
         unreadable: names in the file that are no function's.
         refused: rows left out, with where they stand and why: those of such names, and those of unusable seeds.
@@ -114,7 +114,7 @@ def import_results(
         if progress:
             progress(start + len(chunk), len(new), "results")
     names = tuple(refused.name for refused in unreadable)
-    known = len(new) - added
+    known = len(rows) - added
     return ImportReport(added, failed, known, repeated, untrained, names, (*read.refused, *unreadable))
 
 

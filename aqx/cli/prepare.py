@@ -232,7 +232,7 @@ def import_(db: str, file: str, task: str, quiet: bool, as_json: bool) -> None:
         return
     say(
         f"{report.added:,} results added, {report.failed:,} of them failed; merged, as name, seed and metrics are the "
-        f"same: {report.known:,} with what was there already, {report.repeated:,} with earlier rows; "
+        f"same: {report.known - report.repeated:,} with what was there already, {report.repeated:,} with earlier rows; "
         f"{len(report.refused):,} refused, {report.untrained:,} functions are not trained yet"
     )
     for row in report.refused[:_SHOWN]:

@@ -13,9 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Int
 
+from aqx.errors import InputError
 from aqx.operators import KINDS, operator_table
 from aqx.tree import Tree
 
+# Functions of a shape are numbered by an axis for each argument, and NumPy's arrays have at most 64 axes.
+MAX_ARGUMENTS = 32
 _KEPT = 1 << 15  # functions of a family whose values are kept while others take them as arguments
 
 T = TypeVar("T")
@@ -50,7 +53,11 @@ class Batch:
             >>> batch = Batch.of_trees([aqx.parse("add(exp(x),x)"), aqx.parse("mul(exp(x),x)")])
             >>> batch.operators, batch.opcodes.tolist(), len(batch.args[0][0])
             (('add', 'mul'), [0, 1], 1)
+
+        Raises:
+            InputError: an operator has more than 32 arguments.
         """
+        _check_arguments(trees[0])
         operators = tuple(sorted({tree.name for tree in trees if tree.args}))
         opcode_of = {name: opcode for opcode, name in enumerate(operators)}
         args = []
@@ -127,6 +134,7 @@ class Family:
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """The radices of the index: the number of root operators, then the size of each argument's family."""
+        _check_arguments(self.schema)
         return (len(self.choices), *(arg.size for arg in self.args)) if self.schema.args else ()
 
     @functools.cached_property
@@ -201,3 +209,10 @@ class Family:
     def first_at_least(self, name: str, low: int, high: int) -> int:
         """Return the first index in [low, high] whose name is not before `name` in the alphabet; `high` if none is."""
         return bisect.bisect_left(range(high), name, lo=low, key=self.name)
+
+
+def _check_arguments(tree: Tree) -> None:
+    if len(tree.args) > MAX_ARGUMENTS:
+        raise InputError(
+            f"{tree.name} is evaluated with at most {MAX_ARGUMENTS} arguments, found {len(tree.args):,}; nest several"
+        )

@@ -269,7 +269,7 @@ def test_results_of_another_task_purpose_or_seed_are_others(tmp_path: Path, db_p
         f"{trial.name},1,0.5,\nelu(x),0,0.5,out of memory\n"
     )
     report = import_results(study, table)
-    assert (report.added, report.failed, report.known, report.repeated) == (3, 1, 0, 1)
+    assert (report.added, report.failed, report.known, report.repeated) == (3, 1, 1, 1)
     assert study.records()[-1].reason == "out of memory" and study.records()[-1].objective is None
     other = aqx.Study(db_path, "mnist1d")
     assert import_results(other, table).added == 3
@@ -293,7 +293,7 @@ def test_one_odd_seed_changes_no_other(tmp_path: Path, db_path: Path):
     )
     study = study_of(db_path)
     report = import_results(study, table)
-    assert (report.added, report.failed, report.known, report.repeated) == (9, 0, 0, 1)
+    assert (report.added, report.failed, report.known, report.repeated) == (9, 0, 1, 1)
     expected = [("relu(x)", 0), ("relu(x)", 1), ("relu(x)", 2), ("tanh(x)", 0), ("elu(x)", 3), ("elu(x)", 2**63 - 1)]
     expected += [("elu(x)", -(2**63)), ("elu(x)", 1000), ("elu(x)", 7)]
     assert [(record.name, record.seed) for record in study.records()] == expected
@@ -304,7 +304,7 @@ def test_one_odd_seed_changes_no_other(tmp_path: Path, db_path: Path):
     assert report.refused[0].reason == "seed '1.5' is no whole number of 64 bits"
     assert "cannot parse" in report.refused[-1].reason and report.unreadable == ("what(\nx)",)
     again = import_results(study, table)
-    assert (again.added, again.known, again.repeated, again.refused) == (0, 9, 1, report.refused)
+    assert (again.added, again.known, again.repeated, again.refused) == (0, 10, 1, report.refused)
     with pytest.raises(InputError, match="line 7: seed '1.5' is no whole number of 64 bits, and 5 more rows"):
         load_table(table)
 
@@ -336,9 +336,9 @@ def test_rows_are_counted_across_transactions(tmp_path: Path, db_path: Path, mon
     table.write_text("name,seed,val_acc\n" + "relu(x),1,0.5\ntanh(x),1,0.5\nrelu(x),1,0.25\n" * 3)
     study = study_of(db_path)
     report = import_results(study, table)
-    assert (report.added, report.known, report.repeated) == (3, 0, 6) and len(study.records()) == 3
+    assert (report.added, report.known, report.repeated) == (3, 6, 6) and len(study.records()) == 3
     report = import_results(study, table)
-    assert (report.added, report.known, report.repeated) == (0, 3, 6)
+    assert (report.added, report.known, report.repeated) == (0, 9, 6)
 
 
 def test_the_command_counts_what_was_added_merged_and_refused(tmp_path: Path, db_path: Path):
@@ -354,7 +354,7 @@ def test_the_command_counts_what_was_added_merged_and_refused(tmp_path: Path, db
     assert lines[0] == "refused: line 6: seed '1.5' is no whole number of 64 bits"
     assert len(lines) == 6 and lines[-1] == "and 2 more; --json lists all"
     known = json.loads(cli("import", db_path, table, "--task", "mnist1d", "--quiet", "--json").stdout)
-    assert (known["added"], known["known"], known["repeated"], len(known["refused"])) == (0, 4, 1, 7)
+    assert (known["added"], known["known"], known["repeated"], len(known["refused"])) == (0, 5, 1, 7)
     assert known["refused"][6] == {"place": "line 12", "name": "elu(x)", "reason": lines[0].partition("6: ")[2]}
 
 

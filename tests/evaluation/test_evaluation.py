@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aqx.errors import InputError
 from aqx.evaluation import (
     Batch,
     Family,
@@ -160,3 +161,20 @@ def test_behaviour_tells_operators_of_one_name_apart():
     register("own_operator", lambda x: x + 2, "unary")
     second = operator_behaviours(["own_operator", "tanh"])
     assert first["tanh"] == second["tanh"] and first["own_operator"] != second["own_operator"]
+
+
+@pytest.mark.parametrize("number", [32, 33, 3_000])
+def test_arguments_are_bounded(number: int):
+    """NumPy's arrays, by whose axes functions of a shape are numbered, have at most 64."""
+    tree = parse(f"sum_n({','.join(['x'] * number)})")
+    nested = parse(f"abs({tree})")
+    if number == 32:
+        assert class_id_of(tree) != class_id_of(nested)
+        return
+    for refused in (
+        lambda: class_id_of(tree),
+        lambda: class_id_of(nested),
+        lambda: Family(parse_schema(str(tree)), ("sum_n",)).size,
+    ):
+        with pytest.raises(InputError, match=f"sum_n is evaluated with at most 32 arguments, found {number:,}"):
+            refused()
