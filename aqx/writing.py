@@ -117,20 +117,25 @@ def _remove_strays(folder: str) -> None:
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if found := _DRAFT.fullmatch(name):
-                with contextlib.suppress(OSError):
-                    if _is_stray(os.path.join(folder, found[1])):
+                with contextlib.suppress(OSError), _is_stray(os.path.join(folder, found[1])) as stray:
+                    if stray:
                         os.unlink(os.path.join(folder, name))
 
 
-def _is_stray(draft: str) -> bool:
+@contextlib.contextmanager
+def _is_stray(draft: str) -> Iterator[bool]:
+    """Whether nobody holds a draft locked; nobody can until the block ends."""
     try:
         fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return True
+        yield True
+        return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
+        stray = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stray = False
+        yield stray
     finally:
         os.close(fd)

@@ -207,8 +207,9 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
 def _stale(con: duckdb.DuckDBPyConnection, now: datetime) -> int:
     """How many trainings were lost, and have neither ended nor been taken up or queued again since."""
     lost = 0
+    known = f"task_id = $task AND status IN {tuple(Status)} AND purpose IN {tuple(Purpose)}"
     for (task,) in con.execute("SELECT task_id FROM tasks").fetchall():
-        groups = by_training(select_brief(con, "task_id = $task", now, task=task))
+        groups = by_training(select_brief(con, known, now, task=task))
         lost += sum({trial.status for trial in since_retry(group)} == {Status.STALE} for group in groups)
     return lost
 
