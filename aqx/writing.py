@@ -85,11 +85,15 @@ def _look_at(path: str | os.PathLike[str], argument: str) -> os.stat_result | No
     except FileNotFoundError:
         found = None
     except ValueError as error:  # a null character, half of a surrogate pair
-        raise OutputError(f"{argument}={str(path)[:60]!r} cannot be the name of a file; give another") from error
+        raise OutputError(
+            f"{argument}={str(path)[:60]!r} cannot be the name of a file; give another ({error})"
+        ) from error
     if found is not None and stat.S_ISDIR(found.st_mode):
-        raise OutputError(f"{argument}={str(path)!r} cannot be written: it is a folder; {_GIVE}")
+        raise OutputError(f"{argument}={str(path)!r} cannot be written: it is a folder (Is a directory); {_GIVE}")
     if found is None and not os.path.isdir(folder := os.path.dirname(os.path.realpath(path))):
-        raise OutputError(f"{argument}={str(path)!r} cannot be written: {folder} is not a folder; {_GIVE}")
+        raise OutputError(
+            f"{argument}={str(path)!r} cannot be written: {folder} is not a folder (No such file); {_GIVE}"
+        )
     return found
 
 
