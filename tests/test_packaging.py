@@ -78,6 +78,12 @@ def test_wheel_holds_the_whole_package(wheel: Path):
     assert {"aqx/py.typed", "aqx/store/schema.sql"} <= held
 
 
+def test_what_jax_needs_to_bound_its_cache_comes_along():
+    """aqx sets a largest size, of which JAX keeps account by filelock; without it nothing compiled is found again."""
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" in (PACKAGE / "cli" / "commands.py").read_text()
+    assert any(name.startswith("filelock") for name in PROJECT["dependencies"])
+
+
 def test_wheel_says_what_it_is(wheel: Path):
     assert wheel.name == f"aqx-{PROJECT['version']}-py3-none-any.whl"
     archive, info = zipfile.ZipFile(wheel), f"aqx-{PROJECT['version']}.dist-info"
