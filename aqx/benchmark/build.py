@@ -110,7 +110,7 @@ def build_table(
     done, counts = len(wanted) - len(missing), _Counts()
     if progress:
         progress(done, len(wanted), "")
-    with diary, _workplace(workers, together) as (executor, width):
+    with diary, _workplace(workers, together, task.time_limit) as (executor, width):
         jobs = _jobs(missing, together)
         for ended in run(lambda: next(jobs, None), task, executor, width):
             results = [pair for job, outcomes in ended for pair in _results(job, outcomes)]
@@ -155,10 +155,10 @@ def _together(task: Task, workers: int | None, together: int | None) -> int:
 
 
 @contextlib.contextmanager
-def _workplace(workers: int | None, together: int) -> Iterator[tuple[Executor, int]]:
+def _workplace(workers: int | None, together: int, time_limit: float | int | None) -> Iterator[tuple[Executor, int]]:
     """Where trainings run, and how many jobs are under way."""
     if together == 1:
-        with workplace(None, cores() if workers is None else workers) as place:
+        with workplace(None, cores() if workers is None else workers, time_limit) as place:
             yield place
         return
     # A thread, so that what was trained is written while the next is being trained.

@@ -143,9 +143,8 @@ class Queue:
                 lambda now: self._at_hand(now) or self._drawn(now, most), lease_seconds, most
             )
         else:
-            snapshot = (
-                snapshot or self.ledger.snapshot()
-            )  # to read takes half as long as to claim, beside other readers
+            # To read takes half as long as to claim, and shuts no other reader out.
+            snapshot = snapshot or self.ledger.snapshot()
             at_hand = self._at_hand(snapshot)
             claimed, now = self._take(at_hand, lease_seconds, most) if at_hand else ([], None)
             snapshot = now or snapshot
@@ -173,15 +172,16 @@ class Queue:
         self, wanted: Sequence[Wanted], lease_seconds: float | int, most: int = 1, settled: Settled | None = None
     ) -> list[Record]:
         """Claim the first of these functions that are not settled; none where another process was quicker."""
-        return self.ledger.claim(wanted, lease_seconds, settled or self.retry.settles, self.settings, most)[0]
+        return self._take(wanted, lease_seconds, most, settled)[0]
 
     def _take(
         self,
         wanted: Sequence[Wanted] | Callable[[Snapshot], Sequence[Wanted]],
         lease_seconds: float | int,
         most: int,
+        settled: Settled | None = None,
     ) -> tuple[list[Record], Snapshot | None]:
-        return self.ledger.claim(wanted, lease_seconds, self.retry.settles, self.settings, most)
+        return self.ledger.claim(wanted, lease_seconds, settled or self.retry.settles, self.settings, most)
 
     def _at_hand(self, snapshot: Snapshot) -> list[Wanted]:
         """Return what is to be claimed before any suggestion: baselines, and what was given back, lost or asked for."""

@@ -11,8 +11,7 @@ from datetime import datetime
 
 from aqx.search.ledger import Ledger, Record, class_of, load_results
 from aqx.search.verdict import reported_metric
-from aqx.store import Database, clock, functions
-from aqx.store import trials as stored_trials
+from aqx.store import Database, clock, count_trials, functions
 from aqx.store.spectra import count_spectra, invalid_spectra
 from aqx.store.tasks import get_task, list_tasks
 from aqx.store.trial_rows import Purpose, Status
@@ -96,7 +95,7 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
     held = (counts["functions"], counts["classes"], counts["usable"])
     rows = []
     for stored in list_tasks(db) if task is None else [get_task(db, task)]:
-        spectra, trials = count_spectra(db, stored.task_id), stored_trials.count_trials(db, stored.task_id)
+        spectra, trials = count_spectra(db, stored.task_id), count_trials(db, stored.task_id)
         results = load_results(db, stored.name)
         best = max(
             (trial for trial in results.searched if trial.status is Status.DONE),

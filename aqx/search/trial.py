@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from aqx.errors import AqxError, InputError, StoreError, one_line, traceback_of
+from aqx.errors import InputError, StoreError, one_line, traceback_of
 from aqx.metrics import plain_metrics
 from aqx.search.ledger import Ledger, Record
 from aqx.search.pruning import Rule, curve, curve_of
@@ -131,9 +131,7 @@ class Trial:
             else:
                 try:
                     record = self._store(self._ending())
-                except StoreError:
-                    raise
-                except AqxError as error:
+                except InputError as error:
                     self.metrics.clear()
                     self.close(error)
                     raise

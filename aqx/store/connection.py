@@ -85,13 +85,14 @@ class Database:
             version, self.identity = schema.read_signature(con, self._file)
             if schema.is_truncated(con, self.path.stat().st_size):
                 raise StoreError(f"{self._file} is truncated; {LEFT_AS_IT_WAS}")
-        if bring_forward and version < schema.current_version():
-            self._migrate()
-        if bring_forward and pending.waiting(self.path) and self._may_write():
-            with self.transaction():
-                pass
-        for note in pending.notes(self.path, older_than=timeout):
-            _log.warning("aqx: %s", note)
+        if bring_forward:
+            if version < schema.current_version():
+                self._migrate()
+            if pending.waiting(self.path) and self._may_write():
+                with self.transaction():
+                    pass
+            for note in pending.notes(self.path, older_than=timeout):
+                _log.warning("aqx: %s", note)
 
     def __repr__(self) -> str:
         return f"Database({self._file!r})"
@@ -127,9 +128,14 @@ class Database:
         Raises:
             StoreError: they could not be stored for ten times as long as others wait, and are kept for later.
         """
+
+        def write_down() -> None:
+            with contextlib.suppress(OSError):  # the lock may still come in time
+                note.write()
+
         try:
             patience = _RESULTS_WAIT * self.timeout
-            with self._held(True, patience, prepare=note.write, unless=lambda: note.is_answered):
+            with self._held(True, patience, prepare=write_down, unless=lambda: note.is_answered):
                 if note.is_answered:
                     return note.take_answer(), None
                 with self._writing(leave=note, patience=patience) as con:

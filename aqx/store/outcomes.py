@@ -88,7 +88,7 @@ def close(db: Database, task_id: int | None, trial_id: int, ending: Ending) -> T
             metric cannot be stored.
         StoreError: the database cannot be had; the ending is kept beside it, and stored when it is next opened.
     """
-    answers, _ = db.hand_in(Note(db.path, db.identity, task_id, {trial_id: ending}))
+    answers, _ = db.hand_in(Note.of(db.path, db.identity, task_id, {trial_id: ending}))
     answer = answers[trial_id]
     if isinstance(answer, InputError):
         raise answer
@@ -105,7 +105,7 @@ def close_all(
         was stored before (that stays); and the task's trials with them.
     """
     answers, snapshot = db.hand_in(
-        Note(db.path, db.identity, task_id, endings), lambda con: read_snapshot(con, task_id)
+        Note.of(db.path, db.identity, task_id, endings), lambda con: read_snapshot(con, task_id)
     )
     return answers, snapshot or take_snapshot(db, task_id)
 

@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,41 +27,47 @@ from aqx.store import clock
 from aqx.store.endings import Encoded, Ending, encoded, store_ending
 from aqx.store.lock import is_running
 from aqx.store.trial_rows import Purpose, Status, TrialRow
+from aqx.writing import replacing
 
 Answers = dict[int, TrialRow | InputError]
 
+_ATTEMPTS = 10
 _ANSWER_SECONDS = 3600.0  # how long an answer is kept for a process that has died meanwhile
 _log = logging.getLogger("aqx")
 
 
+@dataclass
 class Note:
     """How some trials ended, to be stored together.
 
-    Args:
-        database: the file.
+    Attributes:
+        path: of the file that it is written to.
         identity: of the database.
         task_id: the task that the trials must belong to; None for any.
-        endings: by trial.
-
-    Raises:
-        InputError: a metric cannot be stored.
+        finished_at: when they ended.
+        endings: by trial, from `encoded`.
+        waits: host and process that want to hear of it; None where nobody waits any more.
+        is_written: whether the file was written.
     """
 
-    def __init__(self, database: Path, identity: str, task_id: int | None, endings: Mapping[int, Ending]):
+    path: Path
+    identity: str
+    task_id: int | None
+    finished_at: datetime
+    endings: dict[int, Encoded]
+    waits: tuple[str, int] | None
+    is_written: bool = False
+
+    @classmethod
+    def of(cls, database: Path, identity: str, task_id: int | None, endings: Mapping[int, Ending]) -> Note:
+        """Make a note that is not written yet; its process waits for what becomes of it.
+
+        Raises:
+            InputError: a metric cannot be stored.
+        """
         texts = {trial_id: encoded(ending) for trial_id, ending in endings.items()}
         path = folder_of(database) / f"{time.time_ns()}-{uuid.uuid4().hex}.json"
-        self._set(path, identity, task_id, texts, clock.now())
-
-    def _set(
-        self, path: Path, identity: str, task_id: int | None, endings: dict[int, Encoded], finished_at: datetime
-    ) -> None:
-        self.path: Path = path
-        self.identity: str = identity
-        self.task_id: int | None = task_id
-        self.endings: dict[int, Encoded] = endings
-        self.finished_at: datetime = finished_at
-        self.is_written: bool = False
-        self.waits: tuple[str, int] | None = (socket.gethostname(), os.getpid())  # who wants to hear of it
+        return cls(path, identity, task_id, clock.now(), texts, (socket.gethostname(), os.getpid()))
 
     @classmethod
     def read(cls, path: Path) -> Note:
@@ -73,13 +79,11 @@ class Note:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             endings = {int(trial_id): ending for trial_id, ending in kept["endings"].items()}
-            note = cls.__new__(cls)
-            note._set(path, kept["identity"], kept["task_id"], endings, datetime.fromisoformat(kept["finished_at"]))
+            waits = kept["waits"] and tuple(kept["waits"])
+            finished_at = datetime.fromisoformat(kept["finished_at"])
+            return cls(path, kept["identity"], kept["task_id"], finished_at, endings, waits, is_written=True)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no results of aqx") from error
-        note.is_written = True
-        note.waits = kept["waits"] and tuple(kept["waits"])
-        return note
 
     def write(self) -> None:
         """Write it down, for good: all of it or nothing.
@@ -96,7 +100,18 @@ class Note:
                 "waits": self.waits,
             }
         )
-        _write(self.path, text, sync=True)
+        folder = self.path.parent
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                folder.mkdir(exist_ok=True)
+                with replacing(self.path) as draft:
+                    draft.write_text(text, encoding="utf-8")
+                break
+            except OSError:  # whoever empties the folder removes it
+                if attempt == _ATTEMPTS or folder.is_dir():
+                    raise
+        for each in (folder, folder.parent):
+            _sync_folder(each)
         self.is_written = True
 
     def leave(self) -> None:
@@ -128,7 +143,8 @@ class Note:
         refused = {trial_id: str(answer) for trial_id, answer in answers.items() if isinstance(answer, InputError)}
         if self._is_awaited:
             texts = {trial_id: _as_text(answer) for trial_id, answer in answers.items()}
-            _write(self.path.with_suffix(".answer"), json.dumps(texts), sync=False)
+            # Nobody reads it before the note is gone, so it need not come into its place at one go.
+            self.path.with_suffix(".answer").write_text(json.dumps(texts), encoding="utf-8")
         if refused:
             _log.warning("aqx: %s", next(iter(refused.values())))
             os.replace(self.path, self.path.with_suffix(".refused"))
@@ -145,7 +161,9 @@ class Note:
     def take_answer(self) -> Answers:
         """Read what became of it, once it `is_answered`."""
         path = self.path.with_suffix(".answer")
-        answers = {int(trial_id): _of_text(text) for trial_id, text in json.loads(path.read_text()).items()}
+        answers = {
+            int(trial_id): _of_text(text) for trial_id, text in json.loads(path.read_text(encoding="utf-8")).items()
+        }
         self.discard()
         return answers
 
@@ -245,25 +263,6 @@ def _of_text(text: dict[str, Any]) -> TrialRow | InputError:
     times = {key: value and datetime.fromisoformat(value) for key, value in text.items() if key.endswith("_at")}
     words = {"status": Status(text["status"]), "purpose": Purpose(text["purpose"])}
     return TrialRow(**{**text, **times, **words, "metrics": decode_metrics(text["metrics"])})
-
-
-def _write(path: Path, text: str, sync: bool) -> None:
-    draft = path.with_suffix(path.suffix + ".new")
-    while True:
-        try:
-            path.parent.mkdir(exist_ok=True)
-            with open(draft, "w", encoding="utf-8") as file:
-                file.write(text)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-        except (FileNotFoundError, FileExistsError):  # somebody has just removed the folder, which was empty
-            continue
-        break
-    os.replace(draft, path)
-    if sync:
-        for folder in (path.parent, path.parent.parent):
-            _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

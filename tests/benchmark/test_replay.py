@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
-from click.testing import CliRunner, Result
+from cli_helpers import aqx_command, check_error
+from click.testing import Result
 from sklearn.neighbors import KNeighborsRegressor
 
 from aqx.benchmark import (
@@ -27,7 +28,6 @@ from aqx.benchmark import (
     replay_policies,
     score,
 )
-from aqx.cli import main
 from aqx.errors import InputError, UnsupportedError
 from aqx.report import Panel, check_plot, draw_panels
 from aqx.surrogate import PRESETS, Features, Preset, as_preset
@@ -374,15 +374,7 @@ def test_an_objective_that_the_table_lacks(foreign: ResultTable):
 
 
 def command(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["bench", "replay", *map(str, arguments)])
-
-
-def check_error(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
-    for word in words:
-        assert word in result.stderr
+    return aqx_command("bench", "replay", *arguments)
 
 
 @pytest.fixture(scope="module")

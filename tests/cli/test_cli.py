@@ -17,7 +17,8 @@ import click
 import duckdb
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from cli_helpers import aqx_command, check_error
+from click.testing import CliRunner
 
 import aqx
 from aqx.cli import main, options
@@ -50,20 +51,6 @@ def train(act, seed):
 task = aqx.Task("toy", build_model, batch=batch, loss=losses.softmax_cross_entropy, train=train,
                 baselines=("relu(x)", "tanh(x)"))
 '''
-
-
-def aqx_command(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def check_error(result: Result, *words: str, lines: int = 1) -> None:
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
-    assert result.stderr.count("\n") == lines, result.stderr
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture

@@ -8,26 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from cli_helpers import aqx_command, check_error
 from test_writing import no_room
 
 import aqx
-from aqx.cli import main
 from aqx.enumeration import enumerate_space
 from aqx.space import Space
 from aqx.store import Database
-
-
-def command(*words: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, words)))
-
-
-def check_error(result: Result, *words: str) -> None:
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +65,10 @@ def test_a_full_disk_leaves_the_old_file(words: list[str], tmp_path: Path):
     folder = tmp_path / "out"
     folder.mkdir()
     line, place = with_out(words, folder / "file")
-    assert command(*line).exit_code == 0
+    assert aqx_command(*line).exit_code == 0
     place.write_text("old")
     with no_room(512):
-        result = command(*line)
+        result = aqx_command(*line)
     assert result.exit_code == 2 and result.stderr.splitlines()[-1].startswith("error: "), result.output
     assert "cannot be written: File too large" in result.stderr and "Traceback" not in result.output
     assert place.read_text() == "old" and os.listdir(folder) == [place.name]
@@ -90,24 +77,26 @@ def test_a_full_disk_leaves_the_old_file(words: list[str], tmp_path: Path):
 def test_where_nothing_can_be_written_is_one_line(words: list[str], tmp_path: Path):
     line, place = with_out(words, tmp_path / "out")
     place.mkdir()
-    check_error(command(*line), place.name, "cannot be written: it is a folder")
+    check_error(aqx_command(*line), place.name, "cannot be written: it is a folder")
     line, place = with_out(words, tmp_path / "no" / "out")
-    check_error(command(*line), "no/out", "is not a folder")
+    check_error(aqx_command(*line), "no/out", "is not a folder")
     line, place = with_out(words, Path("/proc/out"))
-    check_error(command(*line), "/proc/out", "cannot be written")
+    check_error(aqx_command(*line), "/proc/out", "cannot be written")
     line, place = with_out(words, tmp_path / "null\0byte")
-    check_error(command(*line), "cannot be the name of a file")
+    check_error(aqx_command(*line), "cannot be the name of a file")
 
 
 def test_backup(filled: Path, tmp_path: Path):
     copy = tmp_path / "copy.duckdb"
-    result = command("backup", filled, copy, "--quiet")
+    result = aqx_command("backup", filled, copy, "--quiet")
     assert result.exit_code == 0 and result.stdout.startswith(f"{copy}: ") and result.stdout.endswith(" MiB\n")
-    check_error(command("backup", filled, copy, "--quiet"), "is there already", "--force")
-    result = command("backup", filled, copy, "--force", "--json", "--quiet")
+    check_error(aqx_command("backup", filled, copy, "--quiet"), "is there already", "--force")
+    result = aqx_command("backup", filled, copy, "--force", "--json", "--quiet")
     assert json.loads(result.stdout) == {"path": str(copy), "bytes": copy.stat().st_size}
-    assert command("doctor", copy, "--quick", "--quiet").exit_code == 0
-    assert command("top", copy, "--task", "mnist1d").stdout == command("top", filled, "--task", "mnist1d").stdout
+    assert aqx_command("doctor", copy, "--quick", "--quiet").exit_code == 0
+    assert (
+        aqx_command("top", copy, "--task", "mnist1d").stdout == aqx_command("top", filled, "--task", "mnist1d").stdout
+    )
 
 
 # --- paths that are odd
@@ -141,7 +130,7 @@ def test_every_command_takes_an_odd_path_or_says_why_not(filled: Path, tmp_path:
         ["tell", db, "--task", f"{folder / name}.py:task", "tanh(x)", "val_acc=0.5"],
     ]
     for line in lines:
-        result = command(*line)
+        result = aqx_command(*line)
         assert result.exit_code == 0, (line, result.output, result.exception)
     databases = [
         ["summary", inside],
@@ -152,7 +141,7 @@ def test_every_command_takes_an_odd_path_or_says_why_not(filled: Path, tmp_path:
     databases += [["backup", db, folder / f"copy{name}.duckdb", "-q"], ["claim", inside, "--task", "mnist1d"]]
     for line in databases:
         before = inside.read_bytes()
-        result = command(*line)
+        result = aqx_command(*line)
         if taken:
             assert result.exit_code == 0, (line, result.output, result.exception)
         else:

@@ -46,7 +46,7 @@ def beside(db: Database) -> list[str]:
 
 
 def note_of(db: Database, trial_id: int, value: float, name: str | None = None) -> Note:
-    return Note(db.path, db.identity, None, {trial_id: result(value, {"acc": value}, name=name)})
+    return Note.of(db.path, db.identity, None, {trial_id: result(value, {"acc": value}, name=name)})
 
 
 def test_a_holder_that_is_stopped_is_named_and_no_result_is_lost(db: Database):
@@ -168,7 +168,7 @@ def test_a_transaction_that_raises_takes_nothing_in(db: Database):
 def test_notes_of_another_database_and_damaged_ones_stay_where_they_are(db: Database, tmp_path: Path):
     (trial,) = claimed(db, "relu(x)")
     other = Database(tmp_path / "other.duckdb", create=True)
-    foreign = Note(db.path, other.identity, None, {trial: result(0.5, {"acc": 0.5})})
+    foreign = Note.of(db.path, other.identity, None, {trial: result(0.5, {"acc": 0.5})})
     foreign.write()
     (folder_of(db.path) / "0-damaged.json").write_text("{")
     (folder_of(db.path) / "1-damaged.json").write_text('{"identity": 1}')
@@ -333,3 +333,28 @@ def test_a_folder_that_somebody_has_just_emptied_and_removed_is_made_again(
     monkeypatch.setattr(Path, "mkdir", removed_at_first)
     note_of(db, trial, 0.5).write()
     assert get_trial(Database(db.path), trial).objective == 0.5
+
+
+def test_where_nothing_can_be_written_beside_it_the_lock_is_waited_for(db: Database, monkeypatch: pytest.MonkeyPatch):
+    (trial,) = claimed(db, "relu(x)")
+    tried = threading.Event()
+
+    def full(self: Note) -> None:
+        tried.set()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Note, "write", full)
+    stored: list[float | None] = []
+    own = Database(db.path)
+    thread = threading.Thread(target=lambda: stored.append(finish(own, trial, 0.5, {"acc": 0.5}).objective))
+    with db.transaction():
+        thread.start()
+        tried.wait()
+    thread.join()
+    assert stored == [0.5] and get_trial(db, trial).objective == 0.5
+    own.timeout = 0.02
+    with start_python(HOLD, str(db.path)) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        with pytest.raises(StoreError, match="could not be kept either"):
+            finish(own, trial, 0.25, {"acc": 0.25})
+        holder.kill()
