@@ -50,10 +50,11 @@ def until_others_are_done(
 
 
 def _at_work(ledger: Ledger, snapshot: Snapshot, concerned: Callable[[Record | Brief], bool]) -> set[int]:
-    if not any(trial.status is Status.RUNNING and concerned(trial) for trial in snapshot.trials):
+    """Return what others are at by a snapshot; what has ended since counts, as the snapshot does not have its end."""
+    running = {trial.trial_id for trial in snapshot.trials if trial.status is Status.RUNNING and concerned(trial)}
+    if not running:
         return set()
-    running = ledger.records(status=Status.RUNNING)
-    return {trial.trial_id for trial in running if _has_heartbeat(trial) and concerned(trial)}
+    return running - {trial.trial_id for trial in ledger.records(status=Status.RUNNING) if not _has_heartbeat(trial)}
 
 
 def _has_heartbeat(trial: Record) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy
@@ -20,6 +21,7 @@ from click.testing import CliRunner
 from aqx.cli import main
 from aqx.search import Study
 from aqx.search.confirmation import confirmation_seeds
+from aqx.search.ledger import Ledger, Record
 from aqx.store import Database, claims, clock
 
 OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "add", "mul", "sub"]
@@ -137,6 +139,20 @@ def test_a_confirmation_takes_over_what_a_dead_process_was_at(path: Path):
     assert {record.status for record in study.records("confirm")} == {"stale"}
     claim_seed(study, "relu(x)", confirmation_seeds(0, 2)[0], lease_seconds=1.0)
     assert study.confirm(top=1, seeds=2) == expected
+
+
+def test_what_ends_between_two_looks_is_not_missed(path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, expected = searched(path), searched(path.with_name("alone.duckdb")).confirm(top=1, seeds=2)
+    claim_seed(study, "relu(x)", confirmation_seeds(0, 2)[0], lease_seconds=5.0)
+    lapsed, records, told = time.monotonic() + 5.1, Ledger.records, []
+
+    def later(self: Ledger, *args: Any, **kwargs: Any) -> list[Record]:
+        if any("waiting for" in note for note in told):  # the claim is running in the snapshot, and lapses before this
+            time.sleep(max(0.0, lapsed - time.monotonic()))
+        return records(self, *args, **kwargs)
+
+    monkeypatch.setattr(Ledger, "records", later)
+    assert study.confirm(top=1, seeds=2, progress=lambda done, total, note: told.append(note)) == expected
 
 
 def test_without_all_results_there_is_no_verdict(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -90,7 +90,7 @@ def test_results_that_wait_beside_the_database_are_in_the_copy(db_path: Path, tm
     task = register_task(db, "t", {"objective": "acc", "direction": "maximize"})
     trial = claim(db, task, class_id=None, name="relu(x)", seed=0, lease_seconds=60)
     assert trial is not None
-    note = Note(db.path, db.identity, None, {trial.trial_id: result(0.5, {"acc": 0.5})})
+    note = Note.of(db.path, db.identity, None, {trial.trial_id: result(0.5, {"acc": 0.5})})
     note.write()
     copy = back_up(db_path, tmp_path / "copy.duckdb")
     assert [row.objective for row in list_trials(Database(copy), task)] == [0.5]
