@@ -260,9 +260,10 @@ def checked_name(name: str) -> str:
 def next_id(con: duckdb.DuckDBPyConnection) -> int:
     """The number of the next trial."""
     # A trial that was removed may still be told about: its number must not be another's.
-    removed = con.execute("SELECT value FROM meta WHERE key = 'last_trial_id'").fetchall()
-    ((last,),) = con.execute("SELECT max(trial_id) FROM trials").fetchall()
-    return max(last or 0, *(int(value) for (value,) in removed), 0) + 1
+    ((last, removed),) = con.execute(
+        "SELECT max(trial_id), (SELECT value FROM meta WHERE key = 'last_trial_id') FROM trials"
+    ).fetchall()
+    return max(last or 0, int(removed or 0)) + 1
 
 
 _INSERTED = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 from aqx.errors import Exhausted, InputError
-from aqx.surrogate.prediction import Known, Results, checked_rows, predict_rows
+from aqx.surrogate.prediction import Known, Results, checked_rows, from_all, predict_rows
 from aqx.surrogate.presets import DEFAULT, Preset, as_preset
 
 
@@ -199,16 +199,17 @@ class Fitted:
             seen = np.concatenate([self.results.rows, self._awaited])
             outputs = self.embedding[:, : self.preset.outputs_alone]
             return int(rng.choice(left, p=_far_from(seen, left, outputs))), np.nan, np.nan
-        wanted = self._wanted[left]
-        best = left[rng.choice(np.flatnonzero(wanted == wanted.max()))]
-        mean, spread = self._predictions
-        (middle,), (deviation,) = self.results.in_units(mean[[best]], spread[[best]])
-        return int(best), float(middle), float(deviation)
+        mean, spread = self._predicted(left)
+        wanted = mean + self.preset.exploration * spread
+        at = rng.choice(np.flatnonzero(wanted == wanted.max()))
+        (middle,), (deviation,) = self.results.in_units(mean[[at]], spread[[at]])
+        return int(left[at]), float(middle), float(deviation)
 
     def _best_of(self, wanted: np.ndarray, count: int | None = None) -> np.ndarray:
         """The most promising of the wanted rows, or so many of them; equal ones in their order."""
         rows = np.flatnonzero(wanted)
-        loss = -self._wanted[rows]
+        mean, spread = self._predicted(rows)
+        loss = -(mean + self.preset.exploration * spread)
         if count is not None and count < len(rows):
             promising = np.flatnonzero(loss <= np.partition(loss, count)[count])
             rows, loss = rows[promising], loss[promising]
@@ -219,25 +220,43 @@ class Fitted:
         """The pending rows of which enough is known."""
         return self.pending[self.known.outputs[self.pending]]
 
+    def _predicted(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and spread of the targets of some rows.
+
+        The first row that is predicted from all coordinates brings all such rows, and so does one from outputs alone:
+        a fit costs more than what it predicts.
+        """
+        described, predictions = from_all(self.preset, self.known, *self._learnt), self._predictions
+        new = [whole for whole in (True, False) if whole not in predictions.made and (described[rows] == whole).any()]
+        if new:
+            asked = np.flatnonzero(self.known.outputs & np.isin(described, new))
+            predictions.mean[asked], predictions.spread[asked] = self._predict(*self._learnt, asked)
+            predictions.made.update(new)
+        return predictions.mean[rows], predictions.spread[rows]
+
     @cached_property
-    def _predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and spread of the target of every candidate [C], nan where too little is known of it."""
+    def _predictions(self) -> _Predictions:
+        return _Predictions(*np.full((2, len(self.embedding)), np.nan), set())
+
+    @cached_property
+    def _learnt(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and targets that the models learn: the results, and what pending rows are believed to give."""
         rows, targets, awaited = self.results.rows, self.results.targets, self._awaited
         if self.preset.exploration and len(awaited):
             believed, _ = self._predict(rows, targets, awaited)
             rows, targets = np.append(rows, awaited), np.append(targets, believed)
-        asked = np.flatnonzero(self.known.outputs)
-        mean, spread = np.full(len(self.embedding), np.nan), np.full(len(self.embedding), np.nan)
-        mean[asked], spread[asked] = self._predict(rows, targets, asked)
-        return mean, spread
+        return rows, targets
 
     def _predict(self, rows: np.ndarray, targets: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return predict_rows(self.preset, self.embedding, self.known, rows, targets, query, self.model_seed)
 
-    @cached_property
-    def _wanted(self) -> np.ndarray:
-        mean, spread = self._predictions
-        return mean + self.preset.exploration * spread
+
+class _Predictions(NamedTuple):
+    """Mean and spread of candidates' targets [C], and which are made: those from all coordinates, or from outputs."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+    made: set[bool]
 
 
 def _draw(rng: np.random.Generator) -> int:

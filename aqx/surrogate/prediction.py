@@ -144,6 +144,15 @@ def normal_scores(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     return ndtri(middle[at] / max(len(values), 1))
 
 
+def from_all(
+    preset: Preset, known: Known, rows: Int[np.ndarray, " N"], targets: Float[np.ndarray, " N"]
+) -> Bool[np.ndarray, " C"]:
+    """Which rows are predicted from all coordinates: those that have them, where enough of the results do."""
+    whole = known.all[rows]
+    enough = whole.sum() >= preset.start and np.ptp(targets[whole]) > 0
+    return known.all if enough else np.zeros_like(known.all)
+
+
 def predict_rows(
     preset: Preset,
     embedding: np.ndarray,
@@ -155,13 +164,12 @@ def predict_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict rows, each from what is known of it, by the results of rows of which the same is known."""
     assert preset.model is not None
-    whole = known.all[rows]
-    if whole.sum() < preset.start or np.ptp(targets[whole]) == 0:
-        described = np.zeros(len(query), bool)  # too few to learn from
-    else:
-        described = known.all[query]
+    described = from_all(preset, known, rows, targets)[query]
     mean, spread = np.empty(len(query)), np.empty(len(query))
-    for asked, learnt, columns in ((described, whole, None), (~described, slice(None), preset.outputs_alone)):
+    for asked, learnt, columns in (
+        (described, known.all[rows], None),
+        (~described, slice(None), preset.outputs_alone),
+    ):
         if asked.any():
             x = embedding[rows[learnt], :columns]
             mean[asked], spread[asked] = preset.model(x, targets[learnt], embedding[query[asked], :columns], seed)

@@ -29,9 +29,15 @@ def extra_trees(
     x, y = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float64)
 
     def grow(some: list[int]) -> list[Any]:
-        # Each by itself and unchecked: to clone and check trees one by one takes longer than to grow them.
+        # Each by itself and unchecked: to clone and check trees one by one takes longer than to grow them. A generator
+        # that is seeded anew draws what a new one does, which takes a third of a tree's time to make.
+        draws, trees = np.random.RandomState(), []
         with config_context(assume_finite=True, skip_parameter_validation=True):
-            return [ExtraTreeRegressor(max_features=1.0, random_state=s).fit(x, y, check_input=False) for s in some]
+            for each in some:
+                draws.seed(each)
+                tree = ExtraTreeRegressor(max_features=1.0, random_state=draws)
+                trees.append(tree.fit(x, y, check_input=False))
+        return trees
 
     grown = in_threads(grow, [seeds[start : start + _GROWN] for start in range(0, _TREES, _GROWN)])
     return over_trees([tree for trees in grown for tree in trees], query)
