@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "activation": ("kernel", "numerics"),
     "space": ("tree",),
     "evaluation": ("activation", "space"),
-    "store": ("errors", "metrics", "writing"),
+    "store": ("errors", "metrics", "writing", "lazy"),
     "enumeration": ("evaluation", "store"),
     "surrogate": ("errors",),
     "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from aqx.errors import InputError
 from aqx.objective import Objective
 from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, functions, outcomes, trials
@@ -218,6 +216,8 @@ def as_record(row: TrialRow) -> Record:
 
 def seed_of_trial(study_seed: int, trial_id: int) -> int:
     """Return the seed of a trial's training: a function of the study's seed and the trial's id alone."""
+    import numpy as np  # who looks at trials needs none of it
+
     return int(np.random.SeedSequence([study_seed, trial_id]).generate_state(1)[0] >> 1)
 
 

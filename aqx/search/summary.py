@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from aqx.search.ledger import Ledger, Record, class_of, load_results
-from aqx.search.verdict import reported_metric
 from aqx.store import Database, clock, count_trials, functions
 from aqx.store.spectra import count_spectra, invalid_spectra
 from aqx.store.tasks import get_task, list_tasks
@@ -261,6 +260,8 @@ def _flags(tree: Tree) -> dict[str, bool | None]:
 
 
 def _score(results: Ledger, class_id: str) -> Score:
+    from aqx.search.verdict import reported_metric  # brings NumPy
+
     own = [trial for trial in results.trials if trial.class_id == class_id]
     fresh = [trial for trial in own if trial.purpose is Purpose.CONFIRM and trial.status is Status.DONE]
     reported = reported_metric(results.trials, results.objective)

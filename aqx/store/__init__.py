@@ -1,29 +1,36 @@
 """The store: one DuckDB file that holds functions, their classes, tasks, spectra, trials and embeddings."""
 
-from aqx.store.claims import claim, heartbeat, lose, release, retry
-from aqx.store.connection import Database
-from aqx.store.features import StoredEmbedding, find_embedding, load_embedding, save_embedding
-from aqx.store.outcomes import add_result, add_results, fail, finish, prune, remove, report
-from aqx.store.spectra import (
-    SpectraClaim,
-    add_spectra,
-    claim_spectra,
-    count_spectra,
-    invalid_spectra,
-    load_spectra,
-    operators_of_classes,
-    release_spectra_claims,
-    renew_spectra_claims,
-)
-from aqx.store.studies import StudySettings, list_studies
-from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
-from aqx.store.trial_rows import Purpose, Status, TrialRow
-from aqx.store.trials import count_trials, get_trial, list_trials
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aqx.lazy import on_demand
+
+if TYPE_CHECKING:
+    from aqx.store.claims import claim, heartbeat, lose, release, retry
+    from aqx.store.connection import Database
+    from aqx.store.features import StoredEmbedding, find_embedding, load_embedding, save_embedding
+    from aqx.store.outcomes import add_result, add_results, fail, finish, prune, remove, report
+    from aqx.store.spectra import (
+        SpectraClaim,
+        add_spectra,
+        claim_spectra,
+        count_spectra,
+        invalid_spectra,
+        load_spectra,
+        operators_of_classes,
+        release_spectra_claims,
+        renew_spectra_claims,
+    )
+    from aqx.store.studies import StudySettings, list_studies
+    from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
+    from aqx.store.trial_rows import Purpose, Status, TrialRow
+    from aqx.store.trials import count_trials, get_trial, list_trials
 
 __all__ = [
     "Database",
-    "SpectraClaim",
     "Purpose",
+    "SpectraClaim",
     "Status",
     "StoredEmbedding",
     "StudySettings",
@@ -37,6 +44,7 @@ __all__ = [
     "count_spectra",
     "count_trials",
     "fail",
+    "find_embedding",
     "find_task",
     "finish",
     "get_trial",
@@ -45,16 +53,15 @@ __all__ = [
     "list_studies",
     "list_tasks",
     "list_trials",
-    "lose",
-    "prune",
-    "find_embedding",
     "load_embedding",
     "load_spectra",
+    "lose",
     "operators_of_classes",
+    "prune",
     "register_task",
     "release",
-    "remove",
     "release_spectra_claims",
+    "remove",
     "renew_spectra_claims",
     "report",
     "retry",
@@ -62,3 +69,28 @@ __all__ = [
     "set_spectra_form",
     "spectra_form",
 ]
+
+on_demand(
+    __name__,
+    {
+        "aqx.store.claims": ["claim", "heartbeat", "lose", "release", "retry"],
+        "aqx.store.connection": ["Database"],
+        "aqx.store.features": ["StoredEmbedding", "find_embedding", "load_embedding", "save_embedding"],
+        "aqx.store.outcomes": ["add_result", "add_results", "fail", "finish", "prune", "remove", "report"],
+        "aqx.store.spectra": [
+            "SpectraClaim",
+            "add_spectra",
+            "claim_spectra",
+            "count_spectra",
+            "invalid_spectra",
+            "load_spectra",
+            "operators_of_classes",
+            "release_spectra_claims",
+            "renew_spectra_claims",
+        ],
+        "aqx.store.studies": ["StudySettings", "list_studies"],
+        "aqx.store.tasks": ["TaskRow", "find_task", "list_tasks", "register_task", "set_spectra_form", "spectra_form"],
+        "aqx.store.trial_rows": ["Purpose", "Status", "TrialRow"],
+        "aqx.store.trials": ["count_trials", "get_trial", "list_trials"],
+    },
+)

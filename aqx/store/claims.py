@@ -13,7 +13,7 @@ from aqx.errors import InputError
 from aqx.metrics import clean_reason, clean_text
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.features import FeatureCounts, count_features
+from aqx.store.counts import FeatureCounts, count_features
 from aqx.store.trial_rows import (
     Brief,
     Purpose,

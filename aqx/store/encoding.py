@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import numpy as np
-from jaxtyping import Float32
+
+if TYPE_CHECKING:  # NumPy takes a fifth of a second, and who reads trials needs none of it
+    import numpy as np
+    from jaxtyping import Float32
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any], length: int = 60) -> str:
@@ -26,7 +28,7 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any], length: int
     return ", ".join(f"{key} (stored {show(stored, key)}, now {show(given, key)})" for key in keys)
 
 
-# pyarrow is imported where it is used: who reads trials needs none, and it takes a tenth of a second.
+# So is pyarrow, which takes a tenth of a second.
 def arrow_table(columns: Mapping[str, Any]) -> Any:
     """Columns, Arrow's or NumPy's, as a table that DuckDB reads."""
     import pyarrow as pa
@@ -41,6 +43,13 @@ def text_column(values: Iterable[str | None]) -> Any:
     return pa.array(values, pa.string())
 
 
+def integer_column(values: Iterable[int]) -> Any:
+    """Integers of 64 bits as an Arrow column."""
+    import pyarrow as pa
+
+    return pa.array(values, pa.int64())
+
+
 def number_column(values: Iterable[float | int | None]) -> Any:
     """Numbers as an Arrow column, NULL for None."""
     import pyarrow as pa
@@ -50,6 +59,7 @@ def number_column(values: Iterable[float | int | None]) -> Any:
 
 def matrix_column(matrix: Float32[np.ndarray, "K D"]) -> Any:
     """The rows of a matrix as one Arrow column of lists, without a copy."""
+    import numpy as np
     import pyarrow as pa
 
     if not matrix.shape[1]:
@@ -77,6 +87,8 @@ def read_matrix(
     con: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any]
 ) -> tuple[np.ndarray, Float32[np.ndarray, "C D"]]:
     """Run a query for (class id as text, list of floats) and return the ids [C] and the matrix."""
+    import numpy as np
+
     table = con.sql(query, params=list(parameters)).to_arrow_table()
     ids, rows = (column.combine_chunks() for column in table.columns)
     matrix = rows.flatten().to_numpy().astype(np.float32, copy=False)

@@ -6,7 +6,6 @@ import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import duckdb
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float32, UInt64
 from aqx.errors import StoreError
 from aqx.store import clock
 from aqx.store.connection import Database
+from aqx.store.counts import FeatureCounts, count_features
 from aqx.store.encoding import arrow_table, insert_rows, matrix_column, read_columns
 from aqx.store.functions import CLASS_ID, ID_HALVES, read_points
 from aqx.store.trouble import LEFT_AS_IT_WAS
@@ -23,22 +23,6 @@ from aqx.store.trouble import LEFT_AS_IT_WAS
 _BATCH = 16384
 # An embedding is fitted anew when there are so many times the classes or the spectra that it was fitted to.
 _GROWTH = 1.1
-
-
-class FeatureCounts(NamedTuple):
-    """How many features a database has for a task.
-
-    None is ever removed or changed, so what depends on features alone stays true as long as their numbers do.
-
-    Attributes:
-        classes: all of them.
-        spectra: valid ones.
-        invalid: classes whose spectrum is invalid.
-    """
-
-    classes: int
-    spectra: int
-    invalid: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +44,6 @@ class FeatureRows:
     outputs: Float32[np.ndarray, "C n"]
     spectra: Float32[np.ndarray, "C D"]
     points: Float32[np.ndarray, " n"]
-
-
-def count_features(con: duckdb.DuckDBPyConnection, task_id: int) -> FeatureCounts:
-    """Count features, inside the caller's transaction."""
-    (counts,) = con.execute(
-        "SELECT (SELECT count(*) FROM class_info), count(*) FILTER (status = 'valid'), "
-        "count(*) FILTER (status <> 'valid') FROM spectra WHERE task_id = ?",
-        [task_id],
-    ).fetchall()
-    return FeatureCounts(*counts)
 
 
 def load_features(db: Database, task_id: int, lacking: int | None = None) -> FeatureRows:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt64
 
 from aqx.errors import StoreError
 from aqx.store.connection import Database
-from aqx.store.encoding import arrow_table, insert_rows, matrix_column, text_column
+from aqx.store.encoding import arrow_table, insert_rows, integer_column, matrix_column, text_column
+
+if TYPE_CHECKING:  # NumPy takes a fifth of a second, and who reads trials needs none of it
+    import numpy as np
+    from jaxtyping import Bool, Float, Float32, UInt64
 
 FLAGS = ("finite", "finite_at_0", "finite_at_20", "finite_gradient_at_0", "constant", "affine")
 
@@ -60,6 +62,8 @@ def set_points(db: Database, sampling: str, points: Float[np.ndarray, " n"]) -> 
     Raises:
         StoreError: the database has other points.
     """
+    import numpy as np
+
     with db.transaction() as con:
         stored = read_points(con)
         if stored is None:
@@ -208,8 +212,10 @@ def _insert_classes(
 def _insert_outputs(
     con: duckdb.DuckDBPyConnection, ids: UInt64[np.ndarray, "F 2"], outputs: Float32[np.ndarray, "F n"]
 ) -> None:
+    import numpy as np
+
     # Joined without the long column, which each step of a query would copy.
-    con.register("incoming", arrow_table({"hi": ids[:, 0], "lo": ids[:, 1], "row": np.arange(len(ids))}))
+    con.register("incoming", arrow_table({"hi": ids[:, 0], "lo": ids[:, 1], "row": integer_column(range(len(ids)))}))
     stored = con.execute(
         f"SELECT row FROM (SELECT {CLASS_ID} AS class_id, row FROM incoming) SEMI JOIN class_outputs USING (class_id)"
     ).fetchnumpy()["row"]
@@ -222,6 +228,8 @@ def _insert_outputs(
 
 def known_classes(db: Database) -> tuple[UInt64[np.ndarray, "C 2"], np.ndarray, list[str]]:
     """Return the halves of the ids, the sizes and the simplest names of all stored classes."""
+    import numpy as np
+
     with db.read() as con:
         found = con.sql(f"SELECT {ID_HALVES}, size, name FROM class_info").to_arrow_table()
     ids = np.stack([found["hi"].to_numpy(), found["lo"].to_numpy()], axis=1)
@@ -293,6 +301,8 @@ def count_functions(db: Database) -> dict[str, int]:
 
 def read_points(con: duckdb.DuckDBPyConnection) -> tuple[str, Float[np.ndarray, " n"]] | None:
     """Return how the points were drawn, and the points, inside the caller's transaction; None where there are none."""
+    import numpy as np
+
     row = con.execute("SELECT value FROM meta WHERE key = 'points'").fetchone()
     if row is None:
         return None

@@ -8,14 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from aqx.errors import InputError
 from aqx.metrics import clean_reason, clean_text, decode_metrics, encode_metrics
 from aqx.store import clock
 from aqx.store.claims import Snapshot, read_snapshot, take_snapshot
 from aqx.store.connection import Database
-from aqx.store.encoding import insert_rows, number_column, text_column
+from aqx.store.encoding import insert_rows, integer_column, number_column, text_column
 from aqx.store.endings import Ending, encoded, failure, result, stop, store_ending, why_none
 from aqx.store.pending import Note
 from aqx.store.trial_rows import (
@@ -209,10 +207,10 @@ def add_results(
         for objective, reason in zip(objectives, reasons, strict=True)
     ]
     columns = {
-        "line": np.arange(len(names)),
+        "line": integer_column(range(len(names))),
         "class_id": text_column(class_ids),
         "name": text_column(map(checked_name, names)),
-        "seed": np.array(list(map(checked_seed, seeds)), np.int64),
+        "seed": integer_column(map(checked_seed, seeds)),
         # A failed trial keeps no objective, see `_store`.
         "objective": number_column([None if reason else objective for objective, reason in ends]),
         "metrics": text_column(map(encode_metrics, metrics)),

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-
-import numpy as np
-from jaxtyping import Float32
+from typing import TYPE_CHECKING
 
 from aqx.errors import InputError, StoreError
 from aqx.metrics import clean_reason
 from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.encoding import arrow_table, insert_rows, matrix_column, read_matrix, text_column
+from aqx.store.encoding import arrow_table, insert_rows, integer_column, matrix_column, read_matrix, text_column
+
+if TYPE_CHECKING:  # NumPy takes a fifth of a second, and who reads trials needs none of it
+    import numpy as np
+    from jaxtyping import Float32
 
 
 def add_spectra(
@@ -42,6 +44,8 @@ def add_spectra(
         InputError: the lengths do not agree.
         StoreError: the task's spectra have another number of features.
     """
+    import numpy as np
+
     why = list(reasons) if reasons is not None else [None] * len(class_ids)
     rows = features if features is not None else np.full((len(class_ids), 1), np.nan, np.float32)
     if not len(class_ids) == len(why) == len(rows):
@@ -51,7 +55,7 @@ def add_spectra(
     finite: list[bool] = np.all(np.isfinite(rows), axis=1).tolist()
     why = [reason if reason or ok else "features are not finite" for reason, ok in zip(why, finite, strict=True)]
     columns = {
-        "position": np.arange(len(why)),
+        "position": integer_column(range(len(why))),
         "class_id": text_column(class_ids),
         "reason": text_column([reason and clean_reason(reason) for reason in why]),
         "features": matrix_column(rows),
@@ -128,7 +132,7 @@ def claim_spectra(
     now = clock.now()
     with db.transaction() as con:
         con.register("wanted", arrow_table({"name": text_column(names or ())}))
-        con.register("preferred", arrow_table({"id": text_column(first), "place": np.arange(len(first))}))
+        con.register("preferred", arrow_table({"id": text_column(first), "place": integer_column(range(len(first)))}))
         con.execute("DELETE FROM spectra_claims WHERE expires_at < ?", [now])
         con.execute(
             """

@@ -29,7 +29,10 @@ from aqx.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    imported = [name for name in ("jax", "flax", "umap", "sklearn") if sys.modules.get(name)]
+    heavy = ["jax", "flax", "umap", "sklearn"]
+    if sys.argv[1] in ("summary", "top", "trials", "tell", "completion", "--help", "--version"):
+        heavy += ["numpy", "jaxtyping", "pyarrow"]
+    imported = [name for name in heavy if sys.modules.get(name)]
     assert not imported, imported
 """
 
