@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 
@@ -106,6 +105,8 @@ def cache_folder() -> Path:
 
 def version_of(package: str) -> str | None:
     """Return the version of an installed package; None for one that is not, as aqx run from a checkout."""
+    from importlib import metadata  # takes a twentieth of a second
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -90,34 +90,35 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
         InputError: the database has no task of this name.
     """
     db = db if isinstance(db, Database) else Database(db)
-    counts = functions.count_functions(db)
-    held = (counts["functions"], counts["classes"], counts["usable"])
-    rows = []
-    for stored in list_tasks(db) if task is None else [get_task(db, task)]:
-        spectra, trials = count_spectra(db, stored.task_id), count_trials(db, stored.task_id)
-        results = load_results(db, stored.name)
-        best = max(
-            (trial for trial in results.searched if trial.status is Status.DONE),
-            key=lambda trial: results.sign * (trial.objective or 0),
-            default=None,
-        )
-        rows.append(
-            Summary(
-                stored.name,
-                *held,
-                spectra["valid"],
-                spectra["invalid"],
-                trials["done"],
-                trials["running"],
-                trials["failed"],
-                trials["pruned"],
-                trials["stale"],
-                best.name if best else None,
-                best.objective if best else None,
-                unusually_long(results.trials, clock.now()),
+    with db.read():  # all of one moment
+        counts = functions.count_functions(db)
+        held = (counts["functions"], counts["classes"], counts["usable"])
+        rows = []
+        for stored in list_tasks(db) if task is None else [get_task(db, task)]:
+            spectra, trials = count_spectra(db, stored.task_id), count_trials(db, stored.task_id)
+            results = load_results(db, stored.name)
+            best = max(
+                (trial for trial in results.searched if trial.status is Status.DONE),
+                key=lambda trial: results.sign * (trial.objective or 0),
+                default=None,
             )
-        )
-    return rows or [Summary(None, *held)]
+            rows.append(
+                Summary(
+                    stored.name,
+                    *held,
+                    spectra["valid"],
+                    spectra["invalid"],
+                    trials["done"],
+                    trials["running"],
+                    trials["failed"],
+                    trials["pruned"],
+                    trials["stale"],
+                    best.name if best else None,
+                    best.objective if best else None,
+                    unusually_long(results.trials, clock.now()),
+                )
+            )
+        return rows or [Summary(None, *held)]
 
 
 def unusually_long(trials: Sequence[Record], now: datetime) -> list[LongTrial]:

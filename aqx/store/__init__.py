@@ -5,27 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aqx.lazy import on_demand
+from aqx.store.claims import claim, heartbeat, lose, release, retry
+from aqx.store.connection import Database
+from aqx.store.outcomes import add_result, add_results, fail, finish, prune, remove, report
+from aqx.store.spectra import (
+    SpectraClaim,
+    add_spectra,
+    claim_spectra,
+    count_spectra,
+    invalid_spectra,
+    load_spectra,
+    operators_of_classes,
+    release_spectra_claims,
+    renew_spectra_claims,
+)
+from aqx.store.studies import StudySettings, list_studies
+from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
+from aqx.store.trial_rows import Purpose, Status, TrialRow
+from aqx.store.trials import count_trials, get_trial, list_trials
 
 if TYPE_CHECKING:
-    from aqx.store.claims import claim, heartbeat, lose, release, retry
-    from aqx.store.connection import Database
     from aqx.store.features import StoredEmbedding, find_embedding, load_embedding, save_embedding
-    from aqx.store.outcomes import add_result, add_results, fail, finish, prune, remove, report
-    from aqx.store.spectra import (
-        SpectraClaim,
-        add_spectra,
-        claim_spectra,
-        count_spectra,
-        invalid_spectra,
-        load_spectra,
-        operators_of_classes,
-        release_spectra_claims,
-        renew_spectra_claims,
-    )
-    from aqx.store.studies import StudySettings, list_studies
-    from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
-    from aqx.store.trial_rows import Purpose, Status, TrialRow
-    from aqx.store.trials import count_trials, get_trial, list_trials
 
 __all__ = [
     "Database",
@@ -70,27 +70,5 @@ __all__ = [
     "spectra_form",
 ]
 
-on_demand(
-    __name__,
-    {
-        "aqx.store.claims": ["claim", "heartbeat", "lose", "release", "retry"],
-        "aqx.store.connection": ["Database"],
-        "aqx.store.features": ["StoredEmbedding", "find_embedding", "load_embedding", "save_embedding"],
-        "aqx.store.outcomes": ["add_result", "add_results", "fail", "finish", "prune", "remove", "report"],
-        "aqx.store.spectra": [
-            "SpectraClaim",
-            "add_spectra",
-            "claim_spectra",
-            "count_spectra",
-            "invalid_spectra",
-            "load_spectra",
-            "operators_of_classes",
-            "release_spectra_claims",
-            "renew_spectra_claims",
-        ],
-        "aqx.store.studies": ["StudySettings", "list_studies"],
-        "aqx.store.tasks": ["TaskRow", "find_task", "list_tasks", "register_task", "set_spectra_form", "spectra_form"],
-        "aqx.store.trial_rows": ["Purpose", "Status", "TrialRow"],
-        "aqx.store.trials": ["count_trials", "get_trial", "list_trials"],
-    },
-)
+# Arrays of features bring NumPy, and who looks at trials needs none of it.
+on_demand(__name__, {"aqx.store.features": ("StoredEmbedding", "find_embedding", "load_embedding", "save_embedding")})

@@ -142,11 +142,9 @@ def is_truncated(con: duckdb.DuckDBPyConnection, size: int) -> bool:
         return False
     # Blocks at the end may be free and were never written; what counts are those that hold a column.
     tables = con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'aqx'").fetchall()
-    last = max(
-        con.execute("SELECT coalesce(max(block_id), -1) FROM pragma_storage_info(?)", [table]).fetchall()[0][0]
-        for (table,) in tables
-    )
-    return size < block_size * (last + 1)
+    blocks = " UNION ALL ".join(["SELECT max(block_id) AS last FROM pragma_storage_info(?)"] * len(tables))
+    ((last,),) = con.execute(f"SELECT max(last) FROM ({blocks})", [table for (table,) in tables]).fetchall()
+    return last is not None and size < block_size * (last + 1)
 
 
 def migrate(con: duckdb.DuckDBPyConnection, version: int) -> None:
