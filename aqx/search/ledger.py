@@ -15,7 +15,7 @@ from aqx.objective import Objective
 from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, functions, outcomes, trials
 from aqx.store.claims import Choice, Settled, Snapshot
 from aqx.store.endings import Ending
-from aqx.store.lease import kept_alive, worker_name
+from aqx.store.lease import kept_alive, this_process, worker_name
 from aqx.store.studies import list_studies, register_study
 from aqx.store.tasks import list_tasks
 from aqx.store.trial_rows import AnyTrial, Purpose, Status
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 120.0  # how long a claim outlives the last heartbeat of its process
 HEARTBEAT_SECONDS = 30.0
 ASKED_LEASE_SECONDS = 24 * 3600.0  # `ask` leaves no process behind whose heart could beat
+
+
+class Unattended(float):
+    """Seconds that a claim lasts though the process that made it may end: somebody else trains."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,10 @@ class Ledger:
         settings: StudySettings,
         most: int = 1,
     ) -> tuple[list[Record], Snapshot | None]:
-        """Claim the first of some functions that are free; see `claims.claim_first`."""
+        """Claim the first of some functions that are free; see `claims.claim_first`.
+
+        The claims end with this process, unless their lease is `Unattended`.
+        """
         rows, snapshot = claims.claim_first(
             self.db,
             self.task.task_id,
@@ -169,6 +176,7 @@ class Ledger:
             worker=worker_name(),
             settled=settled,
             study=self._number_of(settings),
+            process=None if isinstance(lease_seconds, Unattended) else this_process(),
         )
         return [as_record(row) for row in rows], snapshot
 

@@ -22,7 +22,8 @@ def until_others_are_done(
     """Do what there is to do, again after trainings of other processes have ended, until nothing lacks or nobody works.
 
     A training that another process is at ends with a result, by being given back, or past its lease, if that process is
-    dead. A claim without a heartbeat, by which some script trains elsewhere for up to a day, is not waited for.
+    dead (at once where that can be seen). A claim without a heartbeat, by which some script trains elsewhere for up to
+    a day, is not waited for.
 
     Args:
         ledger: of the task.

@@ -19,6 +19,7 @@ from aqx.search.ledger import (
     Ledger,
     Ranking,
     Record,
+    Unattended,
     as_record,
     done_in_search,
     rank_functions,
@@ -130,7 +131,7 @@ class Study:
             raise InputError(
                 f"lease_seconds={lease_seconds!r} is no time to hold a claim; give seconds, up to ten years"
             )
-        return self._trial(lease_seconds)
+        return self._trial(Unattended(lease_seconds))
 
     def tell(self, trial: Trial | int, /, **metrics: Any) -> Record:
         """Store the result of a trial; an objective of nan makes it a failed one.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from aqx.search.ledger import Ledger, Record, class_of, load_results
-from aqx.store import Database, clock, count_trials, functions
+from aqx.store import Database, count_trials, functions
+from aqx.store.moment import Moment
 from aqx.store.spectra import count_spectra, invalid_spectra
 from aqx.store.tasks import get_task, list_tasks
 from aqx.store.trial_rows import Purpose, Status
@@ -115,25 +116,40 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
                     trials["stale"],
                     best.name if best else None,
                     best.objective if best else None,
-                    unusually_long(results.trials, clock.now()),
+                    _long_now(db, results.trials),
                 )
             )
         return rows or [Summary(None, *held)]
 
 
-def unusually_long(trials: Sequence[Record], now: datetime) -> list[LongTrial]:
+def _long_now(db: Database, trials: Sequence[Record]) -> list[LongTrial]:
+    with db.read() as con:
+        now = Moment(con)
+        return unusually_long(trials, now.now, {trial.clock: now.time_on(trial.clock) for trial in trials})
+
+
+def unusually_long(
+    trials: Sequence[Record], now: datetime, on: Mapping[str | None, datetime] | None = None
+) -> list[LongTrial]:
     """Return the trials that run for more than a minute, and ten times as long as the others took (their median).
 
     Args:
         trials: of one task.
         now: UTC without a zone.
+        on: the same on clocks by which trials were claimed elsewhere.
     """
     took = [trial.seconds for trial in trials if trial.status.is_finished and trial.seconds is not None]
     if not took:
         return []
     usual = statistics.median(took)
     running = [
-        LongTrial(trial.trial_id, trial.name, trial.worker, (now - trial.started_at).total_seconds(), usual)
+        LongTrial(
+            trial.trial_id,
+            trial.name,
+            trial.worker,
+            ((on or {}).get(trial.clock, now) - trial.started_at).total_seconds(),
+            usual,
+        )
         for trial in trials
         if trial.status is Status.RUNNING
     ]

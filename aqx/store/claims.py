@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 
 import duckdb
 
-from aqx.errors import InputError
+from aqx.errors import InputError, StoreError
 from aqx.metrics import clean_reason, clean_text
-from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.counts import FeatureCounts, count_features
+from aqx.store.lease import is_gone
+from aqx.store.moment import Moment
 from aqx.store.trial_rows import (
     Brief,
     Purpose,
@@ -83,14 +85,25 @@ def is_taken(same: Sequence[Brief]) -> bool:
 
 
 def take_snapshot(db: Database, task_id: int) -> Snapshot:
-    """Read what a choice of the next trainings goes by."""
+    """Read what a choice of the next trainings goes by.
+
+    Claims of processes of this machine that were killed lapse then, as they do when a choice is made inside a claim.
+    """
     with db.read() as con:
-        return read_snapshot(con, task_id)
+        now, gone = Moment(con), _gone(con, task_id)
+        snapshot = read_snapshot(con, task_id, now)
+    if now.is_news or gone:
+        with contextlib.suppress(StoreError), db.transaction() as con:  # who may not write claims nothing either
+            now = Moment(con)
+            _lapse(con, _gone(con, task_id), now)
+            snapshot = read_snapshot(con, task_id, now)
+            now.write_down()
+    return snapshot
 
 
-def read_snapshot(con: duckdb.DuckDBPyConnection, task_id: int) -> Snapshot:
+def read_snapshot(con: duckdb.DuckDBPyConnection, task_id: int, now: Moment) -> Snapshot:
     """As `take_snapshot`, inside the caller's transaction."""
-    trials = select_brief(con, "task_id = $task", clock.now(), task=task_id)
+    trials = select_brief(con, "task_id = $task", now, task=task_id)
     return Snapshot(trials, count_features(con, task_id))
 
 
@@ -125,6 +138,7 @@ def claim_first(
     worker: str | None = None,
     settled: Settled = is_taken,
     study: int | None = None,
+    process: str | None = None,
 ) -> tuple[list[TrialRow], Snapshot | None]:
     """Take the first of some functions that are not taken for training, all or none of them stored.
 
@@ -142,6 +156,7 @@ def claim_first(
         worker: who claims, for people to read.
         settled: whether the trials that stand for one training leave nothing to claim: the one rule.
         study: the number of the study whose claims these are.
+        process: from `this_process`, if the claims are worth nothing without this process; see `take_snapshot`.
 
     Returns:
         The claimed trials, fewer where fewer can be taken; and the snapshot from before them, unless the choice was
@@ -150,21 +165,26 @@ def claim_first(
     Raises:
         InputError: an unknown purpose, a seed outside 64 bits, or a name that is not valid text.
     """
-    now = clock.now()
     with db.transaction() as con:
-        snapshot = read_snapshot(con, task_id) if callable(wanted) else None
+        now = Moment(con)
+        if callable(wanted) and (gone := _gone(con, task_id)):
+            _lapse(con, gone, now)
+        snapshot = read_snapshot(con, task_id, now) if callable(wanted) else None
         chosen = wanted(snapshot) if callable(wanted) and snapshot else wanted
         assert not callable(chosen)
         claimed: list[TrialRow] = []
         for new, waiting in _untaken(con, task_id, chosen, snapshot, seed, settled, now):
-            lease = now + timedelta(seconds=lease_seconds)
-            new = replace(new, worker=worker and clean_text(worker), expires_at=lease, study_id=study)
+            lease, by = now.now + timedelta(seconds=lease_seconds), worker and clean_text(worker)
+            new = replace(new, worker=by, expires_at=lease, study_id=study, process=process)
             if waiting is None:
                 insert(con, new)
-            claimed.append(new if waiting is None else _taken_over(con, waiting, new, now))
+            claimed.append(new if waiting is None else _taken_over(con, waiting, new))
             if len(claimed) == most:
                 break
-        return claimed, snapshot or (None if claimed else read_snapshot(con, task_id))
+        read = snapshot or (None if claimed else read_snapshot(con, task_id, now))
+        if claimed or now.is_news:
+            now.write_down()
+        return claimed, read
 
 
 def _untaken(
@@ -174,7 +194,7 @@ def _untaken(
     snapshot: Snapshot | None,
     seed: int | Callable[[int], int],
     settled: Settled,
-    now: datetime,
+    now: Moment,
 ) -> Iterator[tuple[TrialRow, int | None]]:
     """Those of the functions that can be claimed, as new trials; each with the queued one that it takes over."""
     trials = snapshot.trials if snapshot else None
@@ -199,21 +219,23 @@ def _untaken(
         yield new, queued[-1] if queued else None
 
 
-def _taken_over(con: duckdb.DuckDBPyConnection, trial_id: int, by: TrialRow, now: datetime) -> TrialRow:
+def _taken_over(con: duckdb.DuckDBPyConnection, trial_id: int, by: TrialRow) -> TrialRow:
     claimed = change_one(
         con,
         """
         UPDATE trials
         SET status = 'running', purpose = $purpose, worker = $worker, study_id = $study,
-            started_at = $started_at, heartbeat_at = $started_at, expires_at = $expires_at
+            started_at = $started_at, heartbeat_at = $started_at, expires_at = $expires_at, clock = $clock,
+            process = $process
         WHERE trial_id = $trial
         """,
-        now,
         purpose=by.purpose,
         worker=by.worker,
         study=by.study_id,
-        started_at=now,
+        started_at=by.started_at,
         expires_at=by.expires_at,
+        clock=by.clock,
+        process=by.process,
         trial=trial_id,
     )
     assert claimed is not None
@@ -227,17 +249,18 @@ def heartbeat(db: Database, trial_id: int, lease_seconds: float | int) -> bool:
         Whether the claim still stands: False once the trial is finished or given back, or a later trial has taken the
         same function after this one went stale. A result is accepted all the same, if the trial has none.
     """
-    now = clock.now()
     with db.transaction() as con:
+        now = Moment(con)
         trial = select_one(con, trial_id, now)
         later = [other for other in select_same(con, trial, now) if other.trial_id > trial_id]
         overtaken = any(other.status is not Status.STALE for other in later)
         if trial.status is not Status.RUNNING and (trial.status is not Status.STALE or overtaken):
             return False
         con.execute(
-            "UPDATE trials SET heartbeat_at = ?, expires_at = ? WHERE trial_id = ?",
-            [now, now + timedelta(seconds=lease_seconds), trial_id],
+            "UPDATE trials SET heartbeat_at = ?, expires_at = ?, clock = ? WHERE trial_id = ?",
+            [now.now, now.now + timedelta(seconds=lease_seconds), now.clock, trial_id],
         )
+        now.write_down()
         return True
 
 
@@ -246,14 +269,31 @@ def lose(db: Database, trial_id: int, reason: str) -> TrialRow:
 
     A result that comes after all is accepted. A trial that is not running stays as it is.
     """
-    now = clock.now()
     with db.transaction() as con:
+        now = Moment(con)
         if select_one(con, trial_id, now).status is Status.RUNNING:
-            con.execute(
-                "UPDATE trials SET expires_at = ?, reason = ? WHERE trial_id = ?",
-                [now - timedelta(microseconds=1), clean_reason(reason), trial_id],
-            )
+            con.execute("UPDATE trials SET reason = ? WHERE trial_id = ?", [clean_reason(reason), trial_id])
+            _lapse(con, [trial_id], now)
         return select_one(con, trial_id, now)
+
+
+def _lapse(con: duckdb.DuckDBPyConnection, trial_ids: Sequence[int], now: Moment) -> None:
+    con.execute(
+        "UPDATE trials SET expires_at = ?, clock = ?, process = NULL WHERE list_contains(?, trial_id)",
+        [now.now - timedelta(microseconds=1), now.clock, trial_ids],
+    )
+    now.write_down()  # for others, too, this time has passed
+
+
+def _gone(con: duckdb.DuckDBPyConnection, task_id: int) -> list[int]:
+    """Running trials whose process has ended without giving them back, as far as that can be told from here.
+
+    That is so for processes of this machine, since it was started; for all others there is the lease.
+    """
+    running = "SELECT trial_id, process FROM trials WHERE task_id = ? AND status = 'running' AND process IS NOT NULL"
+    held = con.execute(running, [task_id]).fetchall()
+    gone = {process for process in {process for _, process in held} if is_gone(process)}
+    return [trial_id for trial_id, process in held if process in gone]
 
 
 def release(db: Database, *trial_ids: int) -> bool:
@@ -268,10 +308,11 @@ def release(db: Database, *trial_ids: int) -> bool:
         InputError: there is no such trial; then no claim is given back.
     """
     with db.transaction() as con:
-        held = [select_one(con, trial_id, clock.now()) for trial_id in trial_ids]
-        given_back = [trial.trial_id for trial in held if trial.status in (Status.RUNNING, Status.STALE)]
+        held = [select_one(con, trial_id, None) for trial_id in trial_ids]
+        given_back = [trial.trial_id for trial in held if trial.status is Status.RUNNING]  # in time, or stale
         con.execute(
-            "UPDATE trials SET status = 'queued', worker = NULL, expires_at = NULL WHERE list_contains(?, trial_id)",
+            "UPDATE trials SET status = 'queued', worker = NULL, process = NULL, expires_at = NULL "
+            "WHERE list_contains(?, trial_id)",
             [given_back],
         )
         return bool(given_back)
@@ -294,9 +335,9 @@ def retry(
     Raises:
         InputError: there is no such trial of this task, or it is queued or running; then none is queued.
     """
-    now = clock.now()
     queued: dict[int, TrialRow] = {}
     with db.transaction() as con:
+        now = Moment(con)
         for repeated in sorted(set(trial_ids)):
             old = select_one(con, repeated, now)
             if old.task_id != task_id:

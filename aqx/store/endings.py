@@ -111,7 +111,7 @@ def store_ending(
     # At one go where nothing was reported before: workers wait for each other here.
     if closed := _update(con, task_id, trial_id, ending, finished_at, _OPEN):
         return closed
-    trial = select_one(con, trial_id, finished_at)
+    trial = select_one(con, trial_id, None)
     if trial.finished_at == finished_at:
         return trial
     check_unfinished(trial)
@@ -148,7 +148,6 @@ def _update(
             seconds = $seconds, environment = $environment
         WHERE trial_id = $trial AND {condition}
         """,
-        finished_at,
         **ending,
         finished_at=finished_at,
         task=task_id,

@@ -6,15 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from aqx.errors import StoreError
-from aqx.store import clock, pending, schema
+from aqx.store import pending, schema
 from aqx.store.connection import Database
+from aqx.store.moment import Moment
+from aqx.store.spectra import lapsed_claims
 from aqx.store.trial_rows import Purpose, Status, by_training, select_brief, since_retry
 from aqx.store.trouble import explain, network_file_system
 
@@ -75,9 +75,6 @@ _RELATIONS: dict[str, str] = {
 }
 # What is no fault of the file, but worth knowing.
 _NOTES: dict[str, str] = {
-    "claims of spectra have lapsed: the next aqx eigs takes them up": (
-        "SELECT count(*) FROM spectra_claims ANTI JOIN spectra USING (task_id, class_id) WHERE expires_at < $now"
-    ),
     "trials are of functions that were never enumerated": (
         "SELECT count(*) FROM trials ANTI JOIN class_info USING (class_id)"
     ),
@@ -186,7 +183,7 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
     if lacking := schema.lacking(con, health.schema_version):
         health.problems.append(f"{', '.join(lacking)} missing from its tables; {_RESTORE}")
         return
-    now = clock.now()
+    now = Moment(con)
     health.counts = {what: _number(con, query) for what, query in _COUNTS.items()}
     health.tasks = [name for (name,) in con.execute("SELECT name FROM tasks ORDER BY task_id").fetchall()]
     for done, (what, query) in enumerate(_RELATIONS.items(), len(columns)):
@@ -198,13 +195,16 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
             f"{stale:,} trials are stale: their process fell silent, and nothing came of their functions since; "
             "a search or claim takes up what was not lost too often"
         )
-    health.notes += [f"{n:,} {what}" for what, query in _NOTES.items() if (n := _number(con, query, now))]
+    if lapsed := sum(number for *_, number in lapsed_claims(con, now)):
+        health.notes.append(f"{lapsed:,} claims of spectra have lapsed: the next aqx eigs takes them up")
+    health.notes += [f"{n:,} {what}" for what, query in _NOTES.items() if (n := _number(con, query))]
+    health.notes += now.skews()
     if health.counts["classes"] and not con.execute("SELECT 1 FROM meta WHERE key = 'points'").fetchall():
         health.problems.append(f"the points of its outputs are missing; {_RESTORE}")
     progress(steps, steps, "")
 
 
-def _stale(con: duckdb.DuckDBPyConnection, now: datetime) -> int:
+def _stale(con: duckdb.DuckDBPyConnection, now: Moment) -> int:
     """How many trainings were lost, and have neither ended nor been taken up or queued again since."""
     lost = 0
     known = f"task_id = $task AND status IN {tuple(Status)} AND purpose IN {tuple(Purpose)}"
@@ -225,8 +225,8 @@ def _columns(con: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
     return columns
 
 
-def _number(con: duckdb.DuckDBPyConnection, query: str, now: Any = None) -> int:
-    ((number,),) = con.execute(query, {"now": now} if "$now" in query else {}).fetchall()
+def _number(con: duckdb.DuckDBPyConnection, query: str) -> int:
+    ((number,),) = con.execute(query).fetchall()
     return number
 
 

@@ -15,6 +15,7 @@ from aqx.store.claims import Snapshot, read_snapshot, take_snapshot
 from aqx.store.connection import Database
 from aqx.store.encoding import insert_rows, integer_column, number_column, text_column
 from aqx.store.endings import Ending, encoded, failure, result, stop, store_ending, why_none
+from aqx.store.moment import Moment
 from aqx.store.pending import Note
 from aqx.store.trial_rows import (
     Purpose,
@@ -47,7 +48,7 @@ def report(db: Database, trial_id: int, metrics: Mapping[str, Any], compare: str
     """
     encode_metrics(metrics)
     with db.transaction() as con:
-        trial = unfinished(con, trial_id, clock.now())
+        trial = unfinished(con, trial_id)
         merged = encode_metrics({**trial.metrics, **metrics})
         con.execute("UPDATE trials SET metrics = ? WHERE trial_id = ?", [merged, trial_id])
         if compare is None:
@@ -103,7 +104,7 @@ def close_all(
         was stored before (that stays); and the task's trials with them.
     """
     answers, snapshot = db.hand_in(
-        Note.of(db.path, db.identity, task_id, endings), lambda con: read_snapshot(con, task_id)
+        Note.of(db.path, db.identity, task_id, endings), lambda con: read_snapshot(con, task_id, Moment(con))
     )
     return answers, snapshot or take_snapshot(db, task_id)
 
@@ -135,11 +136,9 @@ def remove(db: Database, task_id: int, statuses: Collection[str]) -> int:
     Returns:
         How many were deleted.
     """
-    now = clock.now()
     with db.transaction() as con:
-        doomed = [
-            trial.trial_id for trial in select(con, "task_id = $task", now, task=task_id) if trial.status in statuses
-        ]
+        known = select(con, "task_id = $task", Moment(con), task=task_id)
+        doomed = [trial.trial_id for trial in known if trial.status in statuses]
         con.execute("INSERT OR REPLACE INTO meta VALUES ('last_trial_id', ?)", [str(next_id(con) - 1)])
         con.execute("DELETE FROM trials WHERE list_contains(?, trial_id)", [doomed])
     return len(doomed)
@@ -160,12 +159,12 @@ def add_result(
     Raises:
         InputError: a name, seed or metric that cannot be stored.
     """
-    now = clock.now()
     encode_metrics(metrics)  # before anything is stored
     with db.transaction() as con:
+        now = Moment(con)
         new = new_trial(next_id(con), task_id, class_id, name, seed, Purpose.ADDED, now)
         insert(con, replace(new, heartbeat_at=None, expires_at=None))
-        return store_ending(con, None, new.trial_id, encoded(result(objective, metrics)), now)
+        return store_ending(con, None, new.trial_id, encoded(result(objective, metrics)), now.now)
 
 
 def add_results(

@@ -12,6 +12,7 @@ import duckdb
 
 from aqx.errors import StoreError
 from aqx.store import clock
+from aqx.store.moment import Moment
 from aqx.store.trouble import LEFT_AS_IT_WAS
 
 # The SQL script at index i takes a database from version i + 1 to i + 2. Append here, and change schema.sql alike.
@@ -47,6 +48,17 @@ MIGRATIONS: tuple[str, ...] = (
     );
     ALTER TABLE trials ADD COLUMN IF NOT EXISTS study_id BIGINT;
     """,
+    # Claims of before, of no known clock, lapse by the wall clock as they always did.
+    """
+    CREATE TABLE IF NOT EXISTS clocks (clock VARCHAR NOT NULL, epoch TIMESTAMP NOT NULL, reached TIMESTAMP NOT NULL);
+    CREATE TABLE IF NOT EXISTS sightings (
+        observer VARCHAR NOT NULL, clock VARCHAR NOT NULL, reached TIMESTAMP NOT NULL, seen_at TIMESTAMP NOT NULL,
+        at_least TIMESTAMP NOT NULL, ahead DOUBLE NOT NULL
+    );
+    ALTER TABLE trials ADD COLUMN IF NOT EXISTS clock VARCHAR;
+    ALTER TABLE trials ADD COLUMN IF NOT EXISTS process VARCHAR;
+    ALTER TABLE trials ADD COLUMN IF NOT EXISTS token VARCHAR;
+    """,
 )
 
 
@@ -73,6 +85,7 @@ def create_schema(con: duckdb.DuckDBPyConnection) -> None:
         "created_at": clock.now().isoformat(timespec="seconds"),
     }
     con.executemany("INSERT INTO meta VALUES (?, ?)", list(signature.items()))
+    Moment(con).write_down()
 
 
 def read_signature(con: duckdb.DuckDBPyConnection, path: str) -> tuple[int, str]:

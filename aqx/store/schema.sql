@@ -53,7 +53,7 @@ CREATE TABLE spectra (
     created_at TIMESTAMP NOT NULL
 );
 
--- Classes whose spectrum a process is computing; past expires_at nobody is.
+-- Classes whose spectrum a process is computing; past expires_at nobody is. worker: who, and by which clock.
 CREATE TABLE spectra_claims (
     task_id BIGINT NOT NULL,
     class_id UUID NOT NULL,
@@ -65,6 +65,7 @@ CREATE TABLE spectra_claims (
 -- stale. class_id is NULL for a function that was never enumerated. In metrics the strings "nan", "inf", "-inf" stand for numbers.
 -- retry_of: the trial that somebody asked to be trained once more; what came of it and of earlier ones does not count against
 -- this one. seconds, environment: how long the training took, and where and with what it ran. study_id: whose claim it was.
+-- clock: of heartbeat_at and expires_at; process: what holds the claim as long as it lives; token: what a result should bring.
 CREATE TABLE trials (
     trial_id BIGINT NOT NULL,
     task_id BIGINT NOT NULL,
@@ -84,7 +85,29 @@ CREATE TABLE trials (
     retry_of BIGINT,
     seconds DOUBLE,
     environment JSON,
-    study_id BIGINT
+    study_id BIGINT,
+    clock VARCHAR,
+    process VARCHAR,
+    token VARCHAR
+);
+
+-- The steady clocks by which claims are timed, one of each machine, another after a restart or a sleep. epoch: what it showed
+-- when the machine's count of seconds began; reached: what it showed at the last claim or renewal by it.
+CREATE TABLE clocks (
+    clock VARCHAR NOT NULL,
+    epoch TIMESTAMP NOT NULL,
+    reached TIMESTAMP NOT NULL
+);
+
+-- When, by its own clock, an observer first saw what a clock had reached; at_least: what that one showed then, at least; ahead:
+-- by how many seconds the two are known to differ.
+CREATE TABLE sightings (
+    observer VARCHAR NOT NULL,
+    clock VARCHAR NOT NULL,
+    reached TIMESTAMP NOT NULL,
+    seen_at TIMESTAMP NOT NULL,
+    at_least TIMESTAMP NOT NULL,
+    ahead DOUBLE NOT NULL
 );
 
 -- By which seed, surrogate and pruner the trials of a task were chosen.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+
+import duckdb
 
 from aqx.errors import InputError, StoreError
 from aqx.metrics import clean_reason
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.encoding import arrow_table, insert_rows, integer_column, matrix_column, read_matrix, text_column
+from aqx.store.moment import Moment
 
 if TYPE_CHECKING:  # NumPy takes a fifth of a second, and who reads trials needs none of it
     import numpy as np
@@ -129,11 +132,12 @@ def claim_spectra(
         names: only the classes of these functions.
         first: ids of the classes to take before the others, in their order.
     """
-    now = clock.now()
     with db.transaction() as con:
+        now = Moment(con)
         con.register("wanted", arrow_table({"name": text_column(names or ())}))
         con.register("preferred", arrow_table({"id": text_column(first), "place": integer_column(range(len(first)))}))
-        con.execute("DELETE FROM spectra_claims WHERE expires_at < ?", [now])
+        for holder, until, _ in lapsed_claims(con, now):
+            con.execute("DELETE FROM spectra_claims WHERE worker = ? AND expires_at < ?", [holder, until])
         con.execute(
             """
             CREATE TEMP TABLE missing AS
@@ -160,10 +164,34 @@ def claim_spectra(
         insert_rows(
             con,
             "INSERT INTO spectra_claims SELECT ?, class_id::UUID, ?, ? FROM incoming",
-            [task_id, worker, now + timedelta(seconds=lease_seconds)],
+            [task_id, _by_clock(worker, now), now.now + timedelta(seconds=lease_seconds)],
             {"class_id": text_column([class_id for class_id, _ in rows])},
         )
+        if rows or now.is_news:
+            now.write_down()
     return SpectraClaim(rows, missing)
+
+
+def _by_clock(worker: str, now: Moment) -> str:
+    return f"{worker} {now.clock}"
+
+
+def lapsed_claims(con: duckdb.DuckDBPyConnection, now: Moment) -> list[tuple[str, datetime, int]]:
+    """Whose claims of spectra that are not stored have lapsed: the worker, by when, and how many, inside a transaction.
+
+    Those of one worker may lapse one after the other.
+    """
+    found: list[tuple[str, datetime, int]] = []
+    for (worker,) in con.execute("SELECT DISTINCT worker FROM spectra_claims").fetchall():
+        until = now.time_on(worker.rpartition(" ")[2])
+        ((number,),) = con.execute(
+            "SELECT count(*) FROM spectra_claims ANTI JOIN spectra USING (task_id, class_id) "
+            "WHERE worker = ? AND expires_at < ?",
+            [worker, until],
+        ).fetchall()
+        if number:
+            found.append((worker, until, number))
+    return found
 
 
 def operators_of_classes(db: Database) -> list[str]:
@@ -178,16 +206,18 @@ def operators_of_classes(db: Database) -> list[str]:
 def renew_spectra_claims(db: Database, worker: str, lease_seconds: float | int) -> None:
     """Extend the lease of all that this worker has claimed and not stored."""
     with db.transaction() as con:
+        now = Moment(con)
         con.execute(
-            "UPDATE spectra_claims SET expires_at = ? WHERE worker = ?",
-            [clock.now() + timedelta(seconds=lease_seconds), worker],
+            "UPDATE spectra_claims SET expires_at = ?, worker = ? WHERE starts_with(worker, ?)",
+            [now.now + timedelta(seconds=lease_seconds), _by_clock(worker, now), worker + " "],
         )
+        now.write_down()
 
 
 def release_spectra_claims(db: Database, worker: str) -> None:
     """Give back all that this worker has claimed and not stored."""
     with db.transaction() as con:
-        con.execute("DELETE FROM spectra_claims WHERE worker = ?", [worker])
+        con.execute("DELETE FROM spectra_claims WHERE starts_with(worker, ?)", [worker + " "])
 
 
 def load_spectra(db: Database, task_id: int) -> tuple[np.ndarray, Float32[np.ndarray, "C D"]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -14,6 +16,7 @@ import duckdb
 
 from aqx.errors import InputError
 from aqx.metrics import clean_text, decode_metrics
+from aqx.store.moment import Moment
 
 
 class _Word(StrEnum):
@@ -55,15 +58,18 @@ class Purpose(_Word):
 
 _STATUS, _PURPOSE = {status.value: status for status in Status}, {purpose.value: purpose for purpose in Purpose}
 
-# A claim past its lease reads as stale; nothing is written for that, so clocks that disagree can do no lasting harm.
+# A claim past its lease reads as stale; nothing is written for that.
 _COLUMNS = """
     trial_id, task_id, class_id::VARCHAR, name, seed, purpose, status, objective, reason, worker, started_at,
     heartbeat_at, expires_at, finished_at, retry_of, study_id, seconds, metrics::VARCHAR,
-    coalesce(environment, '{}')::VARCHAR
+    coalesce(environment, '{}')::VARCHAR, clock, process, token
 """
-STATE = "if(status = 'running' AND expires_at < $now, 'stale', status)"
 # Processes wait for each other while this is read.
-_BRIEF = f"SELECT trial_id, class_id::VARCHAR, name, seed, purpose, {STATE}, objective, retry_of FROM trials"
+_BRIEF = """
+    SELECT trial_id, class_id::VARCHAR, name, seed, purpose, status, objective, retry_of,
+        if(status = 'running', expires_at, NULL), if(status = 'running', clock, NULL)
+    FROM trials
+"""
 
 
 class Brief(NamedTuple):
@@ -95,14 +101,18 @@ class TrialRow:
         reason: why it failed, or was lost.
         worker: who claimed it.
         started_at: UTC, as all times.
-        heartbeat_at: when the worker was last heard of.
-        expires_at: when the claim lapses.
+        heartbeat_at: when the worker was last heard of, by the clock of its machine; see `aqx.store.moment`.
+        expires_at: when the claim lapses, by the same clock.
         finished_at: when the result or the failure came.
         retry_of: the trial that it was asked to repeat.
         study_id: the study that claimed it; None for a result of elsewhere, and in databases of before.
         seconds: how long the training took; None where nobody measured.
         metrics: everything reported; arrays are lists.
         environment: where and with what it was trained: versions, device, host, state of the code.
+        clock: the name of that clock; None in databases of before.
+        process: the process that holds the claim while it lives; None for a claim without one.
+        token: what a result should bring, so that it cannot land on another trial of this number in a copy of the
+            database; None in databases of before.
     """
 
     trial_id: int
@@ -124,39 +134,60 @@ class TrialRow:
     seconds: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    clock: str | None = field(default=None, compare=False, repr=False)
+    process: str | None = field(default=None, compare=False, repr=False)
+    token: str | None = field(default=None, compare=False, repr=False)
 
 
 _NAMES = tuple(column.name for column in fields(TrialRow))
 AnyTrial = TypeVar("AnyTrial", bound=TrialRow | Brief)
 
 
-def select(con: duckdb.DuckDBPyConnection, condition: str, now: datetime, **parameters: Any) -> list[TrialRow]:
-    """The trials that meet a condition in SQL, in the order of their ids, inside the caller's transaction."""
+def select(con: duckdb.DuckDBPyConnection, condition: str, now: Moment | None, **parameters: Any) -> list[TrialRow]:
+    """The trials that meet a condition in SQL, in the order of their ids, inside the caller's transaction.
+
+    Without a moment, those that are stale are said to be running.
+    """
     rows = con.execute(f"SELECT {_COLUMNS} FROM trials WHERE {condition} ORDER BY trial_id", parameters).fetchall()
     return [_trial(row, now) for row in rows]
 
 
-def select_brief(con: duckdb.DuckDBPyConnection, condition: str, now: datetime, **parameters: Any) -> list[Brief]:
+def select_brief(con: duckdb.DuckDBPyConnection, condition: str, now: Moment, **parameters: Any) -> list[Brief]:
     """As `select`, in brief."""
-    rows = sorted(con.execute(f"{_BRIEF} WHERE {condition}", {"now": now, **parameters}).fetchall())
+    rows = sorted(con.execute(f"{_BRIEF} WHERE {condition}", parameters).fetchall())
     return [
-        Brief(id_, class_id, name, seed, _PURPOSE[purpose], _STATUS[status], *rest)
-        for id_, class_id, name, seed, purpose, status, *rest in rows
+        Brief(id_, class_id, name, seed, _PURPOSE[purpose], _state(status, expires_at, by, now), objective, retry_of)
+        for id_, class_id, name, seed, purpose, status, objective, retry_of, expires_at, by in rows
     ]
 
 
-def change_one(con: duckdb.DuckDBPyConnection, statement: str, now: datetime, **parameters: Any) -> TrialRow | None:
-    """Run an INSERT or UPDATE of at most one trial, inside the caller's transaction; return it as it is then."""
+def count_states(con: duckdb.DuckDBPyConnection, condition: str, now: Moment, **parameters: Any) -> Counter[str]:
+    """How many of the trials that meet a condition have each status, inside the caller's transaction."""
+    counts: Counter[str] = Counter()
+    for status, expires_at, by, number in con.execute(
+        "SELECT status, if(status = 'running', expires_at, NULL), if(status = 'running', clock, NULL), count(*) "
+        f"FROM trials WHERE {condition} GROUP BY ALL",
+        parameters,
+    ).fetchall():
+        counts[str(_state(status, expires_at, by, now))] += number
+    return counts
+
+
+def _state(status: str, expires_at: datetime | None, by: str | None, now: Moment | None) -> Status:
+    is_stale = now is not None and status == Status.RUNNING and now.has_lapsed(expires_at, by)
+    return Status.STALE if is_stale else _STATUS[status]
+
+
+def change_one(con: duckdb.DuckDBPyConnection, statement: str, **parameters: Any) -> TrialRow | None:
+    """Run an INSERT or UPDATE of at most one trial, inside the caller's transaction; return it as it is stored then."""
     rows = con.execute(f"{statement} RETURNING {_COLUMNS}", parameters).fetchall()
-    return _trial(rows[0], now) if rows else None
+    return _trial(rows[0], None) if rows else None
 
 
-def _trial(row: tuple[Any, ...], now: datetime) -> TrialRow:
+def _trial(row: tuple[Any, ...], now: Moment | None) -> TrialRow:
     columns: dict[str, Any] = dict(zip(_NAMES, row, strict=True))
-    # As STATE says; RETURNING takes no parameter.
-    if columns["status"] == Status.RUNNING and columns["expires_at"] is not None and columns["expires_at"] < now:
-        columns["status"] = Status.STALE
-    columns["status"], columns["purpose"] = _STATUS[columns["status"]], _PURPOSE[columns["purpose"]]
+    columns["status"] = _state(columns["status"], columns["expires_at"], columns["clock"], now)
+    columns["purpose"] = _PURPOSE[columns["purpose"]]
     columns["metrics"] = decode_metrics(columns["metrics"])
     columns["environment"] = dict(_decoded(columns["environment"]))
     return TrialRow(**columns)
@@ -167,8 +198,8 @@ def _decoded(environment: str) -> dict[str, str]:
     return json.loads(environment)
 
 
-def select_one(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> TrialRow:
-    """The trial of an id, inside the caller's transaction.
+def select_one(con: duckdb.DuckDBPyConnection, trial_id: int, now: Moment | None) -> TrialRow:
+    """The trial of an id, inside the caller's transaction; see `select`.
 
     Raises:
         InputError: there is none.
@@ -197,7 +228,7 @@ def by_training(trials: Iterable[AnyTrial]) -> list[list[AnyTrial]]:
     return list(groups.values())
 
 
-def select_same(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: datetime) -> list[Brief]:
+def select_same(con: duckdb.DuckDBPyConnection, trial: TrialRow, now: Moment) -> list[Brief]:
     """The trials that stand for the same training as `trial`, itself included."""
     condition = "task_id = $task AND class_id IS NOT DISTINCT FROM $class_id::UUID"
     return of_same(select_brief(con, condition, now, task=trial.task_id, class_id=trial.class_id), trial)
@@ -216,7 +247,7 @@ def since_retry(same: Sequence[AnyTrial]) -> list[AnyTrial]:
 
 
 def new_trial(
-    trial_id: int, task_id: int, class_id: str | None, name: str, seed: int, purpose: str, now: datetime
+    trial_id: int, task_id: int, class_id: str | None, name: str, seed: int, purpose: str, now: Moment
 ) -> TrialRow:
     """A trial that starts running now.
 
@@ -236,10 +267,12 @@ def new_trial(
         objective=None,
         reason=None,
         worker=None,
-        started_at=now,
-        heartbeat_at=now,
-        expires_at=now,
+        started_at=now.now,
+        heartbeat_at=now.now,
+        expires_at=now.now,
         finished_at=None,
+        clock=now.clock,
+        token=uuid.uuid4().hex[:8],
     )
 
 
@@ -280,6 +313,9 @@ _INSERTED = (
     "expires_at",
     "retry_of",
     "study_id",
+    "clock",
+    "process",
+    "token",
 )
 _INSERT = f"""
     INSERT INTO trials ({", ".join(_INSERTED)}, metrics)
@@ -292,13 +328,13 @@ def insert(con: duckdb.DuckDBPyConnection, trial: TrialRow) -> None:
     con.execute(_INSERT, {column: getattr(trial, column) for column in _INSERTED})
 
 
-def unfinished(con: duckdb.DuckDBPyConnection, trial_id: int, now: datetime) -> TrialRow:
+def unfinished(con: duckdb.DuckDBPyConnection, trial_id: int) -> TrialRow:
     """The trial of an id, which may still be given a result, inside the caller's transaction.
 
     Raises:
         InputError: there is none, or it has a result already.
     """
-    trial = select_one(con, trial_id, now)
+    trial = select_one(con, trial_id, None)
     check_unfinished(trial)
     return trial
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from aqx.errors import InputError
-from aqx.store import clock
 from aqx.store.connection import Database
-from aqx.store.trial_rows import STATE, Purpose, Status, TrialRow, select, select_one
+from aqx.store.moment import Moment
+from aqx.store.trial_rows import Purpose, Status, TrialRow, count_states, select, select_one
 
 
 def get_trial(db: Database, trial_id: int) -> TrialRow:
@@ -15,7 +15,7 @@ def get_trial(db: Database, trial_id: int) -> TrialRow:
         InputError: there is none of this id.
     """
     with db.read() as con:
-        return select_one(con, trial_id, clock.now())
+        return select_one(con, trial_id, Moment(con))
 
 
 def list_trials(db: Database, task_id: int, status: str | None = None, purpose: str | None = None) -> list[TrialRow]:
@@ -28,15 +28,11 @@ def list_trials(db: Database, task_id: int, status: str | None = None, purpose: 
         if given is not None and given not in list(known):
             raise InputError(f"{argument} must be one of {', '.join(known)}, but got {given!r}")
     with db.read() as con:
-        trials = select(con, "task_id = $task", clock.now(), task=task_id)
+        trials = select(con, "task_id = $task", Moment(con), task=task_id)
     return [trial for trial in trials if status in (None, trial.status) and purpose in (None, trial.purpose)]
 
 
 def count_trials(db: Database, task_id: int) -> dict[str, int]:
     """How many trials of a task have each status, zeros included."""
     with db.read() as con:
-        rows = con.execute(
-            f"SELECT {STATE} AS state, count(*) FROM trials WHERE task_id = $task GROUP BY state",
-            {"now": clock.now(), "task": task_id},
-        ).fetchall()
-    return dict.fromkeys(map(str, Status), 0) | dict(rows)
+        return dict.fromkeys(map(str, Status), 0) | count_states(con, "task_id = $task", Moment(con), task=task_id)

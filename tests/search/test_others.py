@@ -277,3 +277,28 @@ def test_what_ended_badly_elsewhere_is_made_up_for(path: Path):
     finished = study.search(budget=1, spectra=0, progress=lambda done, total, note: told.append(note))
     thread.join()
     assert {record.id for record in finished} == {1, 2, last.id}
+
+
+KILLED = """
+import os, signal, sys
+import toy
+from aqx.search import Study
+
+study = Study(sys.argv[1], toy.make_task(name="killed"))
+study.ask(lease_seconds=100.0)
+with study.trial():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_was_at_is_taken_up_at_once_and_what_was_asked_for_is_not(path: Path):
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    study = Study(path, toy.make_task(name="killed"))
+    assert [(record.name, record.status) for record in study.records()] == [
+        ("relu(x)", "running"),
+        ("tanh(x)", "running"),
+    ]
+    with study.trial() as trial:
+        assert trial.name == "tanh(x)"
+        trial.report(val_acc=0.5)
+    assert [record.status for record in study.records()] == ["running", "stale", "done"]
