@@ -47,6 +47,17 @@ class EinsumRows:
         """Rows of the output's gradient, for each group."""
         return self._arrange(self.out, self.outside, g, self.dimensions[2])
 
+    def matrix(self, kernel: Num[Array, "..."]) -> Num[Array, "B d p"]:
+        """The kernel with its indices in the order groups, inside, outside."""
+        order = [self.kernel.index(i) for i in self.groups + self.inside + self.outside]
+        return kernel.transpose(order).reshape(self.dimensions)
+
+    def bias_row(self, bias: Num[Array, "..."]) -> Num[Array, "B 1 p"]:
+        """The bias, which has the kernel's indices that are in the output, as they stand there."""
+        stored = [i for i in self.out if i in self.kernel]
+        groups, _, p = self.dimensions
+        return bias.transpose([stored.index(i) for i in self.groups + self.outside]).reshape(groups, 1, p)
+
     def _arrange(self, indices: str, features: str, values: Array, width: int) -> Array:
         values = values.transpose([indices.index(i) for i in self.positions + self.groups + features])
         leading = values.shape[0] if self.positions else 1

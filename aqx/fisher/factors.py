@@ -104,7 +104,7 @@ def use_factors(spec: Tap, a: Array, g: Array) -> Factors:
     """
     rows = spec.rows
     gradients = rows.gradients(g.astype(spec.dtype))
-    a = a if rows.one_hot else _as_computed(a, g).astype(spec.dtype)
+    a = a if rows.one_hot else as_computed(a, g).astype(spec.dtype)
     if spec.settings.sharing == "reduce":
         if gradients.shape[0] != spec.settings.examples:
             raise UnsupportedError(
@@ -143,8 +143,8 @@ def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
     return _with_ones(_gram(inputs), inputs.sum(axis=(0, 1)), count)
 
 
-def _as_computed(a: Array, g: Array) -> Array:
-    # A layer that computes in bfloat16 multiplies its kernel with the rounded input.
+def as_computed(a: Array, g: Array) -> Array:
+    """A layer's input as its kernel meets it: one that computes in bfloat16 rounds it first."""
     return a.astype(g.dtype) if jnp.finfo(g.dtype).bits < jnp.finfo(a.dtype).bits else a
 
 

@@ -28,6 +28,14 @@ class Flavour(Protocol):
         """(model, variables) of a structure and a state that fits it."""
         ...
 
+    def parameters(self, state: Any) -> dict[str, dict[str, Any]]:
+        """The parameters in a state, by module path and name: all that a gradient would train, each once."""
+        ...
+
+    def replaced(self, state: Any, parameters: Mapping[str, Mapping[str, Any]]) -> Any:
+        """The state with other values of its parameters."""
+        ...
+
     def structure(self, build: Callable[[], Any]) -> Any:
         """The structure, as from `split`, of the model that `build` returns; its parameters are not computed."""
         ...

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from aqx.errors import UnsupportedError
 from aqx.fisher.factors import Factors, Tap, TapSettings
@@ -30,6 +32,7 @@ class Layer:
         axes: where in the stored array each of those axes lies, outermost first (negative: from the end).
         weights: number of parameters of all slices together.
         count: gradient rows N·T of one call, or 0 where calls differ.
+        names: of its kernel and, where it has one, of its bias.
     """
 
     path: str
@@ -38,6 +41,7 @@ class Layer:
     axes: tuple[int, ...]
     weights: int
     count: int = 0
+    names: tuple[str, ...] = ("kernel", "bias")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -46,8 +50,11 @@ class Layer:
 
     def zeros(self) -> Factors:
         """Zero dummies in the stored layout."""
-        shapes = (insert_axes(shape, self.stack, self.axes) for shape in self.tap.shapes)
-        return Factors(*(jnp.zeros(shape, self.tap.dtype) for shape in shapes))
+        return Factors(*(jnp.zeros(self.stored(shape), self.tap.dtype) for shape in self.tap.shapes))
+
+    def stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of an array that has this shape in each slice."""
+        return insert_axes(shape, self.stack, self.axes)
 
     @property
     def eigenvalue_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -58,14 +65,16 @@ class Layer:
 
     def slices(self, stored: Factors) -> Factors:
         """Factors with the stacked axes in front, flattened into one: A [S, B, d, d], G [S, B, p, p], positions [S]."""
-        fronted = []
-        for leaf in stored:
-            for depth, axis in enumerate(self.axes):
-                # Outermost first: once it is at the front, the inner ones keep their places behind it.
-                rest = leaf.ndim - depth
-                leaf = jnp.moveaxis(leaf, depth + axis % rest, depth)
-            fronted.append(leaf.reshape(-1, *leaf.shape[len(self.axes) :]))
-        return Factors(fronted[0], fronted[1], fronted[2].reshape(-1))
+        A, G, positions = map(self.fronted, stored)
+        return Factors(A, G, positions.reshape(-1))
+
+    def fronted(self, stored: Array) -> Array:
+        """A stored array with the stacked axes in front, flattened into one: [S, …]."""
+        for depth, axis in enumerate(self.axes):
+            # Outermost first: once it is at the front, the inner ones keep their places behind it.
+            rest = stored.ndim - depth
+            stored = jnp.moveaxis(stored, depth + axis % rest, depth)
+        return stored.reshape(math.prod(self.stack), *stored.shape[len(self.axes) :])
 
 
 @dataclass(frozen=True)
@@ -91,11 +100,14 @@ class Coverage:
         weights: covered weights by the keys that `eigenvalues` uses.
         left_out: everything else that has parameters, with the reason.
         unreached: keys of covered layers that the loss never reaches; their eigenvalues are zero.
+        silent: keys of covered layers whose gradients are exactly zero at these weights alone, as below a head that
+            starts at zero; their eigenvalues are zero, whatever the activation is.
     """
 
     weights: Mapping[str, int]
     left_out: tuple[LeftOut, ...]
     unreached: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -139,7 +151,7 @@ class Sighting:
 
     rows: Rows | None = None
     reason: str = ""
-    weight: str = ""  # name of the kernel
+    names: tuple[str, ...] = ("",)  # of its kernel and, where it has one, of its bias
     kernel: tuple[int, ...] = ()  # its shape inside, one slice
     dtype: str = "float32"
     count: int = 0  # gradient rows N·T of each call, 0 where calls differ
@@ -152,23 +164,30 @@ class Sightings:
     Attributes:
         parameters: stored shape of every parameter, by module path and name.
         seen: what the trace met, by module path, in the order of the first calls.
+        differentiated: paths of the layers that the model itself takes a derivative of.
     """
 
     parameters: dict[str, dict[str, tuple[int, ...]]]
     seen: dict[str, Sighting] = field(default_factory=dict)
+    differentiated: set[str] = field(default_factory=set)
 
-    def use(self, path: str, use: Use, out: Any) -> None:
-        """Note one call of a layer that may be Kronecker."""
+    def use(self, path: str, use: Use, out: Any) -> Any:
+        """Note one call of a layer that may be Kronecker; what is returned takes the place of its output."""
         try:
-            rows = use.rows
+            rows = use.rows_of(out)
         except UnsupportedError as error:
-            self.seen[path] = Sighting(reason=str(error))
-            return
+            self.refuse(path, str(error))
+            return out
+        self._note(path, use, rows, out)
+        return _noting(out, lambda: self.differentiated.add(path))
+
+    def _note(self, path: str, use: Use, rows: Rows, out: Any) -> None:
         given = out.dtype if rows.one_hot else use.a.dtype
         wide = jnp.promote_types(jnp.promote_types(out.dtype, jnp.float32), given)
         groups, _, p = rows.dimensions
         count = out.size // (groups * p)
-        now = Sighting(rows, weight=use.kind.kernel, kernel=use.kernel, dtype=str(wide), count=count)
+        names = (use.kind.kernel, use.kind.bias)[: 1 + rows.bias]
+        now = Sighting(rows, names=names, kernel=use.kernel, dtype=str(wide), count=count)
         before = self.seen.setdefault(path, now)
         if before.reason:
             return
@@ -206,19 +225,22 @@ def sort_out(
     covered: dict[str, Layer] = {}
     parameters = sightings.parameters
     for path, sighting in sightings.seen.items():
-        held, weight = parameters.get(path, {}), sighting.weight
-        if sighting.rows is None or sighting.reason or weight not in held:
+        held, names = parameters.get(path, {}), sighting.names
+        if sighting.rows is None or sighting.reason:
+            continue
+        if any(name not in held for name in names):
+            sighting.reason = "its weights are stored elsewhere"
             continue
         if settings.sharing == "reduce" and sighting.rows.one_hot:
             sighting.reason = 'an embedding is covered with sharing="expand" only'
             continue
         tap = Tap(path, sighting.rows, settings, sighting.dtype)
-        weights = sum(math.prod(held[name]) for name in (weight, "bias") if name in held)
-        layouts = dict.fromkeys(stack_axes(held[weight], sighting.kernel))
-        candidates = _distinct([Layer(path, tap, *layout, weights, sighting.count) for layout in layouts])
+        weights = sum(math.prod(held[name]) for name in names)
+        layouts = dict.fromkeys(stack_axes(held[names[0]], sighting.kernel))
+        candidates = _distinct([Layer(path, tap, *layout, weights, sighting.count, names) for layout in layouts])
         fitting = candidates if len(candidates) == 1 else [c for c in candidates if fits(c)]
         if not fitting:
-            sighting.reason = f"its stored kernel {held[weight]} is not a stack of {sighting.kernel}"
+            sighting.reason = f"its stored kernel {held[names[0]]} is not a stack of {sighting.kernel}"
             continue
         covered[path] = fitting[0]
     left_out: list[LeftOut] = []
@@ -226,7 +248,7 @@ def sort_out(
         sighting = sightings.seen.get(path, Sighting(reason="the model never calls it"))
         reason, names = sighting.reason, list(held)
         if path in covered:
-            reason, names = "not part of the kernel and bias", [n for n in held if n not in (sighting.weight, "bias")]
+            reason, names = "not part of the kernel and bias", [n for n in held if n not in sighting.names]
         if names:
             count = sum(math.prod(held[name]) for name in names)
             left_out.append(LeftOut(path, count, f"{' and '.join(names)}: {reason}"))
@@ -239,6 +261,21 @@ def _distinct(candidates: Sequence[Layer]) -> list[Layer]:
     for candidate in candidates:
         by_layout.setdefault(tuple(leaf.shape for leaf in candidate.zeros()) + candidate.axes, candidate)
     return list(by_layout.values())
+
+
+def _noting(out: Any, note: Callable[[], None]) -> Any:
+    """The output as it is; a derivative of it that is taken while the model is traced is noted."""
+
+    @jax.custom_jvp
+    def identity(out: Any) -> Any:
+        return out
+
+    @identity.defjvp
+    def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+        note()
+        return primals[0], tangents[0]
+
+    return identity(out)
 
 
 def _why_not(kind: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,6 +42,22 @@ def merge(structure: nn.Module, state: Any) -> tuple[nn.Module, Any]:
     return structure, state
 
 
+def parameters(state: Any) -> dict[str, dict[str, Any]]:
+    """As `Flavour.parameters`."""
+    held: dict[str, dict[str, Any]] = {}
+    for (*path, name), leaf in traverse_util.flatten_dict(meta.unbox(unfreeze(state.get("params", {})))).items():
+        held.setdefault("/".join(path), {})[name] = leaf
+    return held
+
+
+def replaced(state: Any, parameters: Mapping[str, Mapping[str, Any]]) -> Any:
+    """As `Flavour.replaced`."""
+    flat = {
+        (*filter(None, path.split("/")), name): leaf for path, held in parameters.items() for name, leaf in held.items()
+    }
+    return {**state, "params": traverse_util.unflatten_dict(flat)}
+
+
 def structure(build: Callable[[], nn.Module]) -> nn.Module:
     """As `Flavour.structure`."""
     return build()
@@ -49,7 +65,8 @@ def structure(build: Callable[[], nn.Module]) -> nn.Module:
 
 def discover(model: nn.Module, variables: Mapping[str, Any], x: Any, apply: Apply) -> Sightings:
     """As `Flavour.discover`."""
-    sightings = Sightings(_shapes(variables))
+    held = parameters(variables)
+    sightings = Sightings({path: {name: jnp.shape(leaf) for name, leaf in held[path].items()} for path in held})
     reparametrised: list[str] = []
 
     def watch(
@@ -72,7 +89,7 @@ def discover(model: nn.Module, variables: Mapping[str, Any], x: Any, apply: Appl
         elif context.method_name == "__call__" and reparametrised:
             sightings.refuse(path, f"{reparametrised[-1]} changes its weights")
         elif context.method_name == "__call__":
-            sightings.use(path, _use(kind, module, args, kwargs), out)
+            return sightings.use(path, _use(kind, module, args, kwargs), out)
         return out
 
     # nn.jit reuses a trace for every module that looks alike, so that `watch` would miss all but the first.
@@ -118,13 +135,7 @@ def run(
         return apply(model, {**variables, "params": params}, x)
 
 
-def _shapes(variables: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for (*path, name), leaf in traverse_util.flatten_dict(meta.unbox(unfreeze(variables.get("params", {})))).items():
-        shapes.setdefault("/".join(path), {})[name] = jnp.shape(cast(Any, leaf))
-    return shapes
-
-
 def _use(kind: Kind, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Use:
     kernel = meta.unbox(module.get_variable("params", kind.kernel))
-    return kind.use(module, tuple(kernel.shape), type(module).__call__, args, kwargs)
+    has_bias = module.has_variable("params", kind.bias)
+    return kind.use(module, tuple(kernel.shape), has_bias, type(module).__call__, args, kwargs)

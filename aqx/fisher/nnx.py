@@ -46,6 +46,25 @@ def merge(structure: nnx.GraphDef[Any], state: Any) -> tuple[nnx.Module, None]:
     return nnx.merge(structure, state), None
 
 
+def parameters(state: Any) -> dict[str, dict[str, Any]]:
+    """As `Flavour.parameters`."""
+    held: dict[str, dict[str, Any]] = {}
+    for (*path, name), variable in nnx.to_flat_state(state):
+        if isinstance(variable, nnx.Param):
+            held.setdefault("/".join(map(str, path)), {})[str(name)] = variable[...]
+    return held
+
+
+def replaced(state: Any, parameters: Mapping[str, Mapping[str, Any]]) -> Any:
+    """As `Flavour.replaced`."""
+    flat = []
+    for (*path, name), variable in nnx.to_flat_state(state):
+        if isinstance(variable, nnx.Param):
+            variable = variable.replace(parameters["/".join(map(str, path))][str(name)])
+        flat.append(((*path, name), variable))
+    return nnx.from_flat_state(flat)
+
+
 def structure(build: Callable[[], nnx.Module]) -> nnx.GraphDef[Any]:
     """As `Flavour.structure`."""
     # Under eval_shape the new model's own initialisation costs nothing.
@@ -54,11 +73,24 @@ def structure(build: Callable[[], nnx.Module]) -> nnx.GraphDef[Any]:
 
 def discover(model: nnx.Module, variables: None, x: Any, apply: Apply) -> Sightings:
     """As `Flavour.discover`."""
-    sightings = Sightings({})
-    for path, module in _modules(model):
-        held = {name: value for name, value in vars(module).items() if isinstance(value, nnx.Param)}
-        if held:
-            sightings.parameters[path] = {name: tuple(jnp.shape(value[...])) for name, value in held.items()}
+    held = parameters(nnx.state(model))
+    shapes = {path: {name: jnp.shape(leaf) for name, leaf in here.items()} for path, here in held.items()}
+    modules = dict(_modules(model))
+    # In the order of the modules; parameters in dicts and lists lie outside of any.
+    sightings = Sightings({path: shapes[path] for path in (*modules, *shapes) if path in shapes})
+    for path in shapes:
+        if path not in modules:
+            sightings.refuse(path, "it lies outside of any layer")
+    first: dict[int, str] = {}
+    for path, module in modules.items():
+        for variable in vars(module).values():
+            if isinstance(variable, nnx.Param) and (other := first.setdefault(id(variable), path)) != path:
+                sightings.refuse(path, f"its weights are also used elsewhere, in {other}")
+                sightings.refuse(other, f"its weights are also used elsewhere, in {path}")
+        if isinstance(module, nnx.WeightNorm | nnx.SpectralNorm):
+            for inner, _ in _modules(module.layer_instance):
+                below = "/".join(filter(None, (path, "layer_instance", inner)))
+                sightings.refuse(below, f"{type(module).__name__} changes its weights")
         if kind_of(type(module), KINDS) is None:
             sightings.other(path, type(module))
 
@@ -109,8 +141,7 @@ class _Note:
 def _watched(layer: type, kind: Kind) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = layer.__call__(self, *args, **kwargs)
-        self.aqx_note.sightings.use(self.aqx_note.path, _use(kind, self, layer, args, kwargs), out)
-        return out
+        return self.aqx_note.sightings.use(self.aqx_note.path, _use(kind, self, layer, args, kwargs), out)
 
     def attend(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.aqx_note.sightings.attend(self.aqx_note.path)
@@ -134,7 +165,8 @@ def _tapped(layer: type, kind: Kind) -> type:
 def _use(kind: Kind, module: Any, layer: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Use:
     # The type is the one that the module had: the call of the one that it was given takes anything.
     kernel = getattr(module, kind.kernel)[...]
-    return kind.use(module, tuple(kernel.shape), layer.__call__, args, kwargs)
+    has_bias = getattr(module, kind.bias, None) is not None
+    return kind.use(module, tuple(kernel.shape), has_bias, layer.__call__, args, kwargs)
 
 
 def _clone(model: nnx.Module) -> nnx.Module:

@@ -15,11 +15,13 @@ from jaxtyping import Array, Float, Key
 from aqx.errors import InputError, UnsupportedError
 from aqx.fisher import linen as linen_flavour
 from aqx.fisher import nnx as nnx_flavour
+from aqx.fisher.cross import Program
 from aqx.fisher.factors import Factors, Sharing, TapSettings
 from aqx.fisher.flavour import Flavour
 from aqx.fisher.layers import Apply, Coverage, Layer, LeftOut, sort_out
 from aqx.fisher.outputs import Fisher, Loss, output_gradients
 from aqx.fisher.reach import keeping_few_rows, rows_reached, without_shared_rows
+from aqx.fisher.refusals import without_other_gradients, without_untappable
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Probe:
         layers: the covered ones, in the order of their first call.
         left_out: the other parameters.
         unreached: keys that the loss never reaches.
+        silent: keys whose gradients are all exactly zero at the given weights, and not at others.
         loss: per example.
         fisher: which Fisher matrix.
         apply: how the model is applied.
@@ -45,6 +48,7 @@ class Probe:
     fisher: str
     apply: Apply
     settings: TapSettings
+    silent: tuple[str, ...] = ()
 
     @property
     def examples(self) -> int:
@@ -55,7 +59,7 @@ class Probe:
     def coverage(self) -> Coverage:
         """Weights by key (one per slice of a stacked layer), and what is left out."""
         keys = ((key, layer.weights // len(layer.keys)) for layer in self.layers for key in layer.keys)
-        return Coverage(dict(keys), self.left_out, self.unreached)
+        return Coverage(dict(keys), self.left_out, self.unreached, self.silent)
 
     def factors(
         self, model: Any, variables: Any, x: Any, y: Any, key: Key[Array, ""]
@@ -102,20 +106,33 @@ def probe_model(
     flavour = _flavour_of(model)
     apply, settings = apply or flavour.default_apply, TapSettings(sharing, examples_of(x))
 
-    def fits(layer: Layer) -> bool:
-        dummies = {layer.path: layer.zeros()._asdict()}
+    def tappable(*layers: Layer) -> str:
+        """Why the model cannot be traced with taps on these layers; empty where it can."""
+        dummies = {layer.path: layer.zeros()._asdict() for layer in layers}
         try:
             jax.eval_shape(lambda d: flavour.run(model, variables, d, x, apply, settings), dummies)
-        except Exception:  # whatever Flax or the model raises: the dummies do not lie as the kernel does
-            return False
-        return True
+        except Exception as error:  # whatever Flax or the model raises
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return ""
 
-    layers, left_out = sort_out(flavour.discover(model, variables, x, apply), settings, fits)
+    def fits(layer: Layer) -> bool:
+        return not tappable(layer)  # else the dummies do not lie as the kernel does
+
+    sightings = flavour.discover(model, variables, x, apply)
+    layers, left_out = sort_out(sightings, settings, fits)
+    layers, untappable = without_untappable(layers, sightings.differentiated, tappable)
     count = partial(rows_reached, flavour, layers, model, variables, apply, loss)
     reached = count(x, y)
-    layers, shared, unreached = without_shared_rows(layers, reached, count, x, y)
+    layers, shared = without_shared_rows(layers, reached, count, sharing, x, y)
     layers = tuple(keeping_few_rows(layer, reached[layer.path], fisher) for layer in layers)
-    return Probe(flavour, layers, (*left_out, *shared), unreached, loss, fisher, apply, settings)
+    structure, state = flavour.split(model, variables)
+    program = Program(flavour, structure, apply, loss, settings)
+    layers, others, silent = without_other_gradients(program, layers, sightings.differentiated, state, x, y)
+    rows = {key: n for layer in layers for key, n in zip(layer.keys, reached[layer.path][:, 0], strict=True)}
+    missing = (*left_out, *untappable, *shared, *others)
+    return Probe(
+        flavour, layers, missing, tuple(key for key in rows if not rows[key]), loss, fisher, apply, settings, silent
+    )
 
 
 def examples_of(x: Any) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -49,6 +49,14 @@ class Rows(Protocol):
         """Rows of the gradient with respect to the layer's output."""
         ...
 
+    def matrix(self, kernel: Num[Array, "..."]) -> Num[Array, "B d p"]:
+        """The kernel of one slice as what multiplies an input row from the right."""
+        ...
+
+    def bias_row(self, bias: Num[Array, "..."]) -> Num[Array, "B 1 p"]:
+        """The bias of one slice as what multiplies the homogeneous 1."""
+        ...
+
 
 @dataclass(frozen=True)
 class LinearRows:
@@ -75,6 +83,14 @@ class LinearRows:
         """Rows of the output's gradient, for each group."""
         return self._arrange(g, g.ndim - len(self.batch_dims) - self.output_axes, self.dimensions[2])
 
+    def matrix(self, kernel: Num[Array, "..."]) -> Num[Array, "B d p"]:
+        """The kernel, its axes flattened."""
+        return kernel.reshape(self.dimensions)
+
+    def bias_row(self, bias: Num[Array, "..."]) -> Num[Array, "B 1 p"]:
+        """The bias, its axes flattened."""
+        return _bias_row(self.dimensions, bias)
+
     def _arrange(self, x: Array, kept: int, features: int) -> Array:
         leading = x.shape[len(self.batch_dims)] if kept else 1
         return jnp.moveaxis(x.reshape(self.dimensions[0], leading, -1, features), 0, 2)
@@ -91,6 +107,7 @@ class ConvRows:
     input_dilation: tuple[int, ...]
     kernel_dilation: tuple[int, ...]
     dimensions: tuple[int, int, int]
+    flipped: bool = False  # stored as the kernel of the convolution that this one is the transpose of
     one_hot: bool = False
 
     def inputs(self, a: Num[Array, "..."]) -> Num[Array, "N T B d"]:
@@ -109,19 +126,30 @@ class ConvRows:
         # Output channels of one group are contiguous, as in `lax.conv_general_dilated`.
         return g.reshape(leading, -1, groups, p)
 
+    def matrix(self, kernel: Num[Array, "..."]) -> Num[Array, "B d p"]:
+        """The kernel by group, its positions and channels flattened."""
+        groups, d, p = self.dimensions
+        if self.flipped:
+            kernel = jnp.flip(kernel, range(len(self.kernel))).swapaxes(-1, -2)
+        return jnp.moveaxis(kernel.reshape(d, groups, p), 1, 0)
+
+    def bias_row(self, bias: Num[Array, "..."]) -> Num[Array, "B 1 p"]:
+        """The bias by group."""
+        return _bias_row(self.dimensions, bias)
+
     def patches(self, x: Num[Array, "M ..."]) -> Num[Array, "M ..."]:
         """[M, *spatial, channels] -> [M, *positions, ∏ kernel · channels], exact copies (no arithmetic)."""
+        return jnp.concatenate([*self.pieces(x)], axis=-1)
+
+    def pieces(self, x: Num[Array, "M ..."]) -> Iterator[Num[Array, "M ..."]]:
+        """What each position of the kernel sees: [M, *spatial, channels] -> [M, *positions, channels] each."""
         x = self.padded(x)
         extent = self.extent
         out = [(size - e) // s + 1 for size, e, s in zip(x.shape[1:-1], extent, self.strides, strict=True)]
-        pieces = []
         for offset in itertools.product(*map(range, self.kernel)):
             start = [o * step for o, step in zip(offset, self.kernel_dilation, strict=True)]
             stop = [i + (n - 1) * s + 1 for i, n, s in zip(start, out, self.strides, strict=True)]
-            pieces.append(
-                lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *self.strides, 1)),
-            )
-        return jnp.concatenate(pieces, axis=-1)
+            yield lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *self.strides, 1))
 
     @property
     def extent(self) -> tuple[int, ...]:
@@ -166,6 +194,14 @@ class EmbedRows:
     def gradients(self, g: Inexact[Array, "..."]) -> Inexact[Array, "N T B p"]:
         """Rows of the output's gradient."""
         return g.reshape(g.shape[0] if g.ndim > 1 else 1, -1, 1, g.shape[-1])
+
+    def matrix(self, kernel: Num[Array, "..."]) -> Num[Array, "B d p"]:
+        """The table."""
+        return kernel.reshape(self.dimensions)
+
+    def bias_row(self, bias: Num[Array, "..."]) -> Num[Array, "B 1 p"]:
+        """Never asked for: a table has no bias."""
+        return _bias_row(self.dimensions, bias)
 
 
 def dense_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
@@ -214,12 +250,18 @@ def conv_transpose_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows
     inside, outside = kernel[-2:][:: -1 if layer.transpose_kernel else 1]
     dimensions = (1, math.prod(size) * inside, outside)
     ones = (1,) * rank
-    return ConvRows(layer.use_bias, size, ones, padding, strides, kernel_dilation, dimensions)
+    flipped = bool(layer.transpose_kernel)
+    return ConvRows(layer.use_bias, size, ones, padding, strides, kernel_dilation, dimensions, flipped)
 
 
 def embed_rows(layer: Any, kernel: tuple[int, ...], call: Call) -> Rows:
     """Rows of a Linen or NNX `Embed`."""
     return EmbedRows((1, kernel[0], kernel[1]))
+
+
+def _bias_row(dimensions: tuple[int, int, int], bias: Array) -> Array:
+    groups, _, p = dimensions
+    return bias.reshape(groups, 1, p)
 
 
 def _transposed_pads(extent: int, stride: int, padding: str) -> tuple[int, int]:
