@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqx.activation import activation, stack
-from aqx.errors import TaskError, one_line
-from aqx.stopping import is_stop
+from aqx.errors import TaskError
 from aqx.tasks.derived import Alone
+from aqx.tasks.guard import guard
 from aqx.tasks.model import apply_model, build_model
 from aqx.tasks.task import Task
 
@@ -108,37 +108,6 @@ def _try_model(task: Task, name: str, x: Any, y: Any, n: int) -> tuple[Any, Any,
     what = "the model" if task.apply is None else "apply"
     outputs = guard(what, lambda: apply_model(task, model, variables, x))
     return model, variables, outputs, _check_loss(task, outputs, y, n)
-
-
-def guard(what: str, call: Callable[[], Any]) -> Any:
-    """Return what the user's code returns; whatever it raises becomes one line that names the function.
-
-    Args:
-        what: the name of the function.
-        call: calls it.
-
-    Raises:
-        TaskError: the code raised; the line says what, and where in the user's file.
-    """
-    try:
-        return call()
-    except TaskError:
-        raise
-    except BaseException as error:  # `sys.exit` too
-        if is_stop(error):
-            raise
-        raise TaskError(f"{what} raised {one_line(error)}{_place(error)}") from error
-
-
-def _place(error: BaseException) -> str:
-    """Where in the user's own file: the innermost frame that is not in an installed package."""
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in path and "aqx/tasks" not in path.replace("\\", "/") and not path.startswith("<"):
-            place = f" ({path}, line {trace.tb_lineno})"
-        trace = trace.tb_next
-    return place
 
 
 def _check_batch(task: Task) -> tuple[Any, Any, int]:

@@ -10,14 +10,16 @@ from typing import Any
 import jax
 
 from aqx.errors import TaskError
+from aqx.tasks.guard import guard
+from aqx.tasks.recorder import InitRecorder
 from aqx.tasks.task import Task
 
 
 def build_model(task: Task, act: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
     """Build the task's model with an activation, and initialise it with the task's seed.
 
-    A Linen model is initialised by `model.init(key, x)`, or, where the task brings its own `apply`, by the same call
-    of the model that `apply` makes; so extra inputs and flags need not be told twice.
+    A Linen model is initialised by the task's own `init`; else by `model.init(key, x)`, or, where the task brings its
+    own `apply`, by the same calls of the model that `apply` makes; so extra inputs and flags need not be told twice.
 
     Args:
         task: the task.
@@ -28,23 +30,40 @@ def build_model(task: Task, act: Callable[[Any], Any], x: Any) -> tuple[Any, Any
         (model, variables); variables are None for an NNX model, which holds its own.
 
     Raises:
-        TaskError: `build_model` returns no Flax module.
+        TaskError: `build_model` returns no Flax module, or it cannot be initialised.
     """
     from flax import linen, nnx  # slow to import, and not needed before there is a model
 
     model, key = new_model(task, act), jax.random.key(task.seed)
     if isinstance(model, nnx.Module):
+        if task.init is not None:
+            raise TaskError("init is for Flax Linen; build_model returned an NNX module, which brings its own weights")
         return model, None
     if not isinstance(model, linen.Module):
         raise TaskError(f"build_model must return a Flax Linen or NNX module, but it returned {type(model).__name__}")
+    if task.init is not None:
+        return model, _variables_of(guard("init", lambda: task.init(model, key, x)))  # type: ignore[misc]
     if task.apply is None:
         # One program, in place of one for each operation: those of a small MLP compile for seconds.
         return model, jax.jit(lambda key, x: model.init(key, x))(key, x)
-    recorder = _InitRecorder(model, key)
-    task.apply(recorder, {}, x)
-    if recorder.variables is None:
+    recorder = InitRecorder(model, key)
+    hint = "; while the model is initialised apply gets no variables: where it needs them, give Task(init=…)"
+    guard("apply", lambda: task.apply(recorder, {}, x), hint)  # type: ignore[misc]
+    if not recorder.variables:
         raise TaskError("apply never calls model.apply; it must return outputs of the model it is given")
     return model, recorder.variables
+
+
+def _variables_of(given: Any) -> dict[str, Any]:
+    """What a user's `init` returned, as variables of Flax Linen."""
+    from flax.core import FrozenDict, unfreeze
+
+    if not isinstance(given, dict | FrozenDict) or not given or not all(isinstance(name, str) for name in given):
+        raise TaskError(
+            'init must return the variables of the model, a dict such as {"params": …}, '
+            f"but it returned {f'{list(given)[:3]}' if isinstance(given, dict) else type(given).__name__}"
+        )
+    return unfreeze(given)
 
 
 def apply_model(task: Task, model: Any, variables: Any, x: Any) -> Any:
@@ -84,21 +103,3 @@ def new_model(task: Task, act: Callable[[Any], Any]) -> Any:
     if len(needed) > 1 and target is build:
         return build(act, nnx.Rngs(jax.random.key(task.seed)))
     return build(act)
-
-
-class _InitRecorder:
-    """Stands in for a Linen model: a call of `apply` initialises the model with those inputs, and keeps the result."""
-
-    def __init__(self, model: Any, key: jax.Array):
-        self._model, self._key = model, key
-        self.variables: Any = None
-
-    def apply(self, variables: Any, *args: Any, rngs: Any = None, mutable: Any = False, **kwargs: Any) -> Any:
-        del variables
-        keys = {**(rngs if isinstance(rngs, dict) else {}), "params": self._key}
-        outputs, self.variables = self._model.init_with_output(keys, *args, **kwargs)
-        changed = {name: value for name, value in self.variables.items() if name != "params"}
-        return (outputs, changed) if mutable else outputs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)

@@ -65,6 +65,9 @@ class Task:
         loss: `loss(outputs [N, ...], y)` returns the loss of each example, shape [N]; `aqx.losses` has the usual ones.
         apply: `apply(model, variables, x)` returns the outputs. Default `model.apply(variables, x)`; for an NNX model,
             whose variables are None, `model(x)`.
+        init: `init(model, key, x)` returns the initial variables of a Linen model. Default `model.init(key, x)`, or
+            with an `apply` the same calls of the model that `apply` makes, outside of whatever transforms it makes
+            them in; give it where neither will do, or to start from weights of your own.
         train: `train(act, seed)` trains a model and returns its metrics as a dict of numbers, the objective among them.
         train_many: `train_many(acts, seeds)` trains K models with the members of a stack and a seed each, and returns
             an array [K] per metric; `aqx.population` makes it from a training that JAX can trace. Of `train` and
@@ -105,6 +108,7 @@ class Task:
     baselines: Sequence[str] = BASELINES
     seed: int = 0
     time_limit: float | int | None = None
+    init: Callable[..., Any] | None = None
     # Set by `refer_to`; a copy made by `dataclasses.replace` starts without it, as nothing holds that copy.
     reference: FileReference | NamedReference | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -113,9 +117,9 @@ class Task:
             value = getattr(self, argument)
             if not isinstance(value, str) or not value.strip() or not value.isprintable():
                 raise TaskError(f"{argument}={value!r} is not a name; give a string of one line")
-        for argument in ("build_model", "batch", "loss", "apply", "train", "train_many"):
+        for argument in ("build_model", "batch", "loss", "apply", "train", "train_many", "init"):
             value = getattr(self, argument)
-            if not callable(value) and not (value is None and argument in ("apply", "train", "train_many")):
+            if not callable(value) and not (value is None and argument not in ("build_model", "batch", "loss")):
                 raise TaskError(f"{argument}={value!r} is not callable; give a function")
         try:
             Objective(self.objective, self.direction)

@@ -81,6 +81,7 @@ def message(task: Task, **options: Any) -> str:
         ({"loss": None}, "loss=None"),
         ({"apply": 1}, "apply=1"),
         ({"train": "yes"}, "train='yes'"),
+        ({"init": 3}, "init=3"),
         ({"train_many": "yes"}, "train_many='yes'"),
         ({"direction": "max"}, "direction='max'"),
         ({"baselines": "relu(x)"}, "baselines='relu(x)'"),
