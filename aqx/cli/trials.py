@@ -18,7 +18,7 @@ from aqx.text import printable
     needs="functions in the database: aqx enumerate.",
     examples=[
         "aqx claim found.duckdb --task train.py:task",
-        'read -r name trial seed <<<"$(aqx claim found.duckdb --task train.py:task)"',
+        'read -r name trial seed token <<<"$(aqx claim found.duckdb --task train.py:task --token)"',
     ],
 )
 @options.db
@@ -26,16 +26,21 @@ from aqx.text import printable
 @click.option("--hours", type=Hours(), default=24.0, show_default=True, help="Its lease.")
 @options.surrogate
 @options.seed
+@click.option(
+    "--token", "with_token", is_flag=True, help="Print the claim's token as a fourth word, for aqx tell --token."
+)
 @options.as_json
-def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as_json: bool) -> None:
+def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, with_token: bool, as_json: bool) -> None:
     """Claim a function, to train it in any framework.
 
     Prints the function's name, the trial's id and its seed. Answer with aqx tell DB --task T --trial ID METRIC=NUMBER.
-    A claim without an answer lapses after its lease; a later answer is accepted all the same.
+    One that brings the claim's token, too, cannot land on another trial of this id after the database was restored from
+    a copy. A claim without an answer lapses after its lease; a later answer is accepted all the same.
     """
     trial = open_study(db, task, surrogate, seed).ask(hours * 3600)
-    known = {"name": trial.name, "trial": trial.id, "seed": trial.seed}
-    say(json.dumps(known) if as_json else printable(" ".join(map(str, known.values()))))
+    known = {"name": trial.name, "trial": trial.id, "seed": trial.seed, "token": trial.token}
+    words = list(known.values())[: 4 if with_token else 3]
+    say(json.dumps(known) if as_json else printable(" ".join(map(str, words))))
 
 
 @main.command(
@@ -50,6 +55,7 @@ def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, as
 @options.task
 @click.argument("words", nargs=-1, metavar="[NAME] METRIC=NUMBER…")
 @click.option("--trial", "trial_id", type=Count(most=LARGEST), metavar="ID", help="Answer to aqx claim; no NAME then.")
+@click.option("--token", metavar="TOKEN", help="With --trial: from the claim, so that no other trial is answered.")
 @click.option("--failed", "reason", metavar="REASON", help="With --trial: it failed, and why.")
 @click.option("--seed", type=Count(-LARGEST - 1, LARGEST), help="Seed of a training that was not claimed; default 0.")
 @options.as_json
@@ -58,6 +64,7 @@ def tell(
     task: str,
     words: tuple[str, ...],
     trial_id: int | None,
+    token: str | None,
     reason: str | None,
     seed: int | None,
     as_json: bool,
@@ -69,6 +76,8 @@ def tell(
         raise click.UsageError("give a function's NAME, or --trial ID instead of one", click.get_current_context())
     if (reason is None) != bool(metrics) or (reason is not None and trial_id is None):
         raise click.UsageError("give METRIC=NUMBER, or --trial with --failed REASON", click.get_current_context())
+    if token is not None and trial_id is None:
+        raise click.UsageError("--token belongs to --trial", click.get_current_context())
     if trial_id is not None and seed is not None:
         raise click.UsageError("--seed belongs to a NAME; a trial has its own", click.get_current_context())
     from aqx.store.outcomes import failure, result
@@ -77,7 +86,10 @@ def tell(
     if trial_id is None:
         record = ledger.add(names[0], seed or 0, metrics)
     else:
-        ending = result(ledger.goal.of(metrics), metrics) if reason is None else failure(reason)
+        if reason is None:
+            ending = result(ledger.goal.of(metrics), metrics, token=token)
+        else:
+            ending = failure(reason, token=token)
         record = ledger.close(trial_id, ending)
     show_result(record, f"recorded {printable(record.name)} as trial {record.id}: {record.status}", as_json)
 

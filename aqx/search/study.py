@@ -178,7 +178,8 @@ class Study:
 
     def _trial(self, lease_seconds: float) -> Trial:
         (record,) = self.queue.claim(lease_seconds)
-        return Trial(record.id, record.name, record.seed, self.ledger, self.task, rule_of(self.pruner))
+        rule = rule_of(self.pruner)
+        return Trial(record.id, record.name, record.seed, self.ledger, self.task, rule, record.token)
 
     def search(
         self,

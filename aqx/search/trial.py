@@ -45,6 +45,7 @@ class Trial:
         id: its number in the database.
         name: the function.
         seed: for whatever is random in the training.
+        token: what a result must bring that comes by its number, from elsewhere.
         metrics: what was reported so far.
     """
 
@@ -54,6 +55,7 @@ class Trial:
     _ledger: Ledger = field(repr=False)
     _task: Task = field(repr=False)
     _rule: Rule = field(repr=False)
+    token: str | None = field(default=None, repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
     _hopeless: bool = field(default=False, repr=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
@@ -187,7 +189,7 @@ class Trial:
 
     def _circumstances(self) -> dict[str, Any]:
         seconds = time.monotonic() - self._started
-        return {"seconds": seconds, "environment": environment(self._task), "name": self.name}
+        return {"seconds": seconds, "environment": environment(self._task), "name": self.name, "token": self.token}
 
 
 def train_all(
@@ -267,7 +269,7 @@ def _store_batch(
                 ledger.lose(trial_id, outcome.reason)
                 _log.warning("aqx: trial %d, %s: %s", trial_id, trial.name, outcome.reason)
         if not isinstance(outcome, Lost):
-            endings |= {_trial_of(t): _ending_of(o, t.name, ledger) for t, o in zip(job, outcome, strict=True)}
+            endings |= {i: _ending_of(o, claimed[i], ledger) for i, o in zip(map(_trial_of, job), outcome, strict=True)}
     # All results are stored before anybody hears of one: a callback may raise.
     closed, snapshot = ledger.close_all(endings)
     for trial_id in endings:
@@ -296,8 +298,9 @@ def _jobs(trials: Sequence[Record]) -> Iterator[Job]:
         yield tuple(Training(trial.name, trial.seed, trial.trial_id) for trial in group)
 
 
-def _ending_of(outcome: Outcome, name: str, ledger: Ledger) -> Ending:
-    circumstances = {"seconds": outcome.seconds, "environment": outcome.environment, "name": name}
+def _ending_of(outcome: Outcome, trial: Record, ledger: Ledger) -> Ending:
+    of = {"name": trial.name, "token": trial.token}
+    circumstances = {"seconds": outcome.seconds, "environment": outcome.environment, **of}
     if outcome.reason is not None:
         return outcomes.failure(outcome.reason, outcome.metrics, **circumstances)
     return outcomes.result(ledger.goal.of(outcome.metrics), outcome.metrics, **circumstances)

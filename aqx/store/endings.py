@@ -28,6 +28,7 @@ class Ending:
         seconds: how long the training took; None where nobody measured.
         environment: where and with what it ran.
         name: the function that was trained, which must be the trial's; None where nobody says.
+        token: of the trial that was claimed, which must be this one's; None where nobody says.
     """
 
     status: Status
@@ -37,6 +38,7 @@ class Ending:
     seconds: float | int | None = None
     environment: Mapping[str, str] | None = None
     name: str | None = None
+    token: str | None = None
 
 
 def result(objective: float | int, metrics: Mapping[str, Any], **circumstances: Any) -> Ending:
@@ -45,7 +47,7 @@ def result(objective: float | int, metrics: Mapping[str, Any], **circumstances: 
     Args:
         objective: the number that the search optimises.
         metrics: all of them.
-        **circumstances: `seconds`, `environment` and `name` of an `Ending`.
+        **circumstances: `seconds`, `environment`, `name` and `token` of an `Ending`.
     """
     doubt = why_none(objective)
     return Ending(Status.FAILED if doubt else Status.DONE, float(objective), doubt, metrics, **circumstances)
@@ -88,6 +90,7 @@ def encoded(ending: Ending) -> Encoded:
         "seconds": ending.seconds,
         "environment": None if ending.environment is None else clean_text(json.dumps(dict(ending.environment))),
         "name": ending.name,
+        "token": ending.token,
     }
 
 
@@ -106,8 +109,9 @@ def store_ending(
         finished_at: when the training ended.
 
     Raises:
-        InputError: no such trial of this task or for this function, or it has another result already.
+        InputError: no such trial of this task, for this function or of this claim, or it has another result already.
     """
+    ending = {"token": None, **ending}  # notes of before have none
     # At one go where nothing was reported before: workers wait for each other here.
     if closed := _update(con, task_id, trial_id, ending, finished_at, _OPEN):
         return closed
@@ -122,13 +126,20 @@ def store_ending(
             f"trial {trial_id} is of {trial.name[:60]} in this database, not of {ending['name'][:60]}: it was restored "
             "from a copy since the trial was claimed; record the result as one trained elsewhere"
         )
+    if trial.token is not None and ending["token"] not in (None, trial.token):
+        raise InputError(
+            f"trial {trial_id} ({trial.name[:60]}) was not claimed with token {ending['token'][:20]!r}: this database, "
+            "or the one of the claim, was restored from a copy since; record the result as one trained elsewhere"
+        )
     metrics = encode_metrics({**trial.metrics, **decode_metrics(ending["metrics"])})
     closed = _update(con, task_id, trial_id, {**ending, "metrics": metrics}, finished_at, _ITS_OWN)
     assert closed is not None
     return closed
 
 
-_ITS_OWN = "task_id = coalesce($task, task_id) AND name = coalesce($name, name)"
+_ITS_OWN = """
+    task_id = coalesce($task, task_id) AND name = coalesce($name, name) AND coalesce(token = $token, true)
+"""
 _OPEN = f"status IN ('queued', 'running') AND metrics = '{{}}' AND {_ITS_OWN}"
 
 

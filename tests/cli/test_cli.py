@@ -390,6 +390,28 @@ def test_a_script_in_another_framework_takes_part(copied: Path, task_file: Path)
     assert aqx_command("claim", *here).stdout.split()[:2] == ["relu(x)", "4"]
 
 
+def test_an_answer_with_a_token_lands_on_its_own_claim_alone(copied: Path, task_file: Path, tmp_path: Path):
+    here = [copied, "--task", f"{task_file}:task"]
+    shutil.copy(copied, tmp_path / "before.duckdb")
+    name, trial, _, token = aqx_command("claim", *here, "--token").stdout.split()
+    shutil.copy(tmp_path / "before.duckdb", copied)  # restored
+    assert aqx_command("claim", *here).stdout.split()[:2] == [name, trial]
+    check_error(
+        aqx_command("tell", *here, "--trial", trial, "--token", token, "val_acc=0.5"),
+        f"trial {trial} ({name}) was not claimed with token '{token}'",
+    )
+    check_error(
+        aqx_command("tell", *here, "--trial", trial, "--token", "x", "--failed", "no"), "not claimed with token"
+    )
+    check_error(aqx_command("tell", *here, "--token", "x", "relu(x)", "val_acc=0.5"), "--token belongs to --trial")
+    claimed = json.loads(aqx_command("claim", *here, "--json").stdout)
+    right = ["--trial", claimed["trial"], "--token", claimed["token"], "val_acc=0.5"]
+    assert aqx_command("tell", *here, *right).stdout.endswith(": done\n")
+    assert aqx_command("tell", *here, "--trial", trial, "val_acc=0.5").stdout.endswith(": done\n"), (
+        "without is as before"
+    )
+
+
 # --- help and completion
 
 

@@ -14,7 +14,7 @@ import pytest
 from store_helpers import one_line, run_python, start_python
 
 from aqx.errors import InputError, StoreError
-from aqx.store import Database, claim, finish, get_trial, list_trials, register_task, release
+from aqx.store import Database, claim, finish, get_trial, list_trials, register_task, release, report
 from aqx.store.endings import result
 from aqx.store.health import check_file
 from aqx.store.lock import Lock
@@ -152,6 +152,32 @@ def test_a_second_result_is_refused_to_who_waits_and_kept_for_who_died(db: Datab
     assert isinstance(answer, InputError)
     assert get_trial(db, trial).objective == 0.5
     assert beside(db) == [db.path.name]
+
+
+def test_a_late_result_does_not_land_on_a_later_claim_of_the_same_function(db: Database, tmp_path: Path):
+    kept = shutil.copy(db.path, tmp_path / "kept.duckdb")
+    (late,) = claimed(db, "relu(x)")
+    token = get_trial(db, late).token
+    shutil.copy(kept, db.path)
+    restored = Database(db.path)
+    assert claimed(restored, "relu(x)") == [late] and get_trial(restored, late).token != token
+    with pytest.raises(InputError, match="was not claimed with token .* restored from a copy"):
+        finish(restored, late, 0.5, {}, name="relu(x)", token=token)
+    assert get_trial(restored, late).status == "running"
+    report(restored, late, {"loss": 1.0})
+    with pytest.raises(InputError, match="was not claimed with token"):
+        finish(restored, late, 0.5, {}, token=token)
+    assert finish(restored, late, 0.75, {}, token=get_trial(restored, late).token).objective == 0.75
+
+
+def test_a_token_lives_as_long_as_its_trial(db: Database):
+    (trial,) = claimed(db, "relu(x)")
+    token = get_trial(db, trial).token
+    release(db, trial)
+    assert claimed(db, "relu(x)") == [trial] and get_trial(db, trial).token == token, "a late result is accepted"
+    with db.transaction() as con:
+        con.execute("UPDATE trials SET token = NULL")  # as in databases of before
+    assert finish(db, trial, 0.5, {}, token=token).status == "done"
 
 
 def test_a_transaction_that_raises_takes_nothing_in(db: Database):
