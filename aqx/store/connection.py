@@ -15,6 +15,7 @@ from typing import TypeVar
 import duckdb
 
 from aqx.errors import StoreError
+from aqx.stopping import held
 from aqx.store import pending, schema
 from aqx.store.engine import Engine
 from aqx.store.lock import Hold, Lock
@@ -284,7 +285,8 @@ class Database:
             with contextlib.suppress(duckdb.Error):
                 con.execute("ROLLBACK")
             raise
-        con.execute("COMMIT")
+        with held():  # an interruption inside would leave DuckDB in the middle of it
+            con.execute("COMMIT")
 
     def _migrate(self) -> None:
         with self._locked(write=True), self._attached(write=True) as con, self._begun(con):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import duckdb
 
 from aqx.errors import StoreError
+from aqx.stopping import held
 from aqx.store import schema
 from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, explain
 
@@ -75,7 +76,8 @@ class Engine:
         except duckdb.Error as error:
             raise explain(self.path, error) from error
         finally:
-            self._detach(con, write, others_wait)
+            with held():  # an interruption inside would leave the file attached
+                self._detach(con, write, others_wait)
 
     def _attach(self, con: duckdb.DuckDBPyConnection, write: bool, deadline: float) -> None:
         """Attach the file, once no program that sees no lock file of ours has it open."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,10 +17,12 @@ from store_helpers import as_nobody, number, one_line, put, run_python, start_py
 
 from aqx.errors import StoreError
 from aqx.store import Database
+from aqx.store.engine import Engine
 
 HOLD = """
 import sys, time
 from aqx.store import Database
+from aqx.store.engine import Engine
 with Database(sys.argv[1]).transaction() as con:
     con.execute("INSERT INTO meta VALUES ('held', '1')")
     print("held", flush=True)
@@ -54,7 +59,9 @@ def test_a_program_that_ignores_the_lock_file_is_named(db_path: Path):
 
 INCREMENT = """
 import sys
+import threading
 from aqx.store import Database
+from aqx.store.engine import Engine
 db = Database(sys.argv[1])
 for _ in range(25):
     with db.transaction() as con:
@@ -82,8 +89,10 @@ def test_processes_that_make_the_same_file_meet_in_one(db_path: Path):
 
 WRITE = """
 import sys
+import threading
 import numpy as np
 from aqx.store import Database
+from aqx.store.engine import Engine
 db = Database(sys.argv[1])
 number = int(sys.argv[2])
 while True:
@@ -163,8 +172,10 @@ def test_a_full_disk_makes_no_half_of_a_file(small_disk: Path):
 
 USE = """
 import sys
+import threading
 from aqx.errors import StoreError
 from aqx.store import Database
+from aqx.store.engine import Engine
 path = sys.argv[1]
 with Database(path).read() as con:
     print("reads", con.execute("SELECT count(*) FROM tasks").fetchone())
@@ -198,6 +209,7 @@ def test_a_forked_child_is_told_to_open_the_database_anew(db_path: Path):
 import os, sys, warnings
 from aqx.errors import StoreError
 from aqx.store import Database
+from aqx.store.engine import Engine
 warnings.simplefilter("ignore")
 path = sys.argv[1]
 db = Database(path, create=True)
@@ -219,3 +231,41 @@ else:
     run_python(code, str(db_path))
     db = Database(db_path)
     assert [value_of(db, key) for key in ("before", "child", "parent", "after")] == ["1"] * 4
+
+
+def test_an_interruption_at_the_end_of_a_transaction_waits_for_it(db_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A program that uses the library, and has no handlers of aqx: what is half closed could not be opened again."""
+    db, checkpoint = Database(db_path, create=True), Engine._checkpoint
+
+    def interrupted(self: Engine, on: bool) -> None:
+        signal.raise_signal(signal.SIGINT)
+        checkpoint(self, on)
+
+    monkeypatch.setattr(Engine, "_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        put(db, "a", "1")
+    monkeypatch.undo()
+    put(db, "b", "2")
+    assert (value_of(db, "a"), value_of(db, "b")) == ("1", "2")
+
+
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=pytest.mark.slow)])
+def test_interruptions_at_random_moments_leave_a_database_that_can_be_used(db_path: Path, seconds: float):
+    db, until, counted = Database(db_path, create=True), time.monotonic() + seconds, 0
+    chance = random.Random(0)
+    while time.monotonic() < until:
+        timer = threading.Timer(0.02 * chance.random(), signal.raise_signal, [signal.SIGINT])
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            timer.start()
+            while timer.is_alive():
+                with db.transaction() as con:
+                    con.execute("INSERT OR REPLACE INTO meta VALUES ('n', ?)", [str(counted)])
+            timer.join()
+        except (KeyboardInterrupt, RuntimeError):  # DuckDB makes the latter of the former
+            timer.join()
+        assert signal.getsignal(signal.SIGINT) is before
+        counted += 1
+        put(db, "n", str(counted))
+        assert value_of(db, "n") == str(counted)
+    assert counted > 3
