@@ -165,7 +165,7 @@ class Fitted:
         Returns:
             Rows whose coordinates are finite, observed ones included; none where too few results exist to predict from.
         """
-        if not self.results.suffice(self.preset):
+        if not self._guides(np.flatnonzero(self.known.outputs)):
             return np.empty(0, np.int64)
         return self._best_of(self.known.outputs)
 
@@ -184,7 +184,7 @@ class Fitted:
             fewer than a fifth of those, as spectra are computed many at a time, or while there is nothing to predict
             from.
         """
-        if self.preset.outputs_alone is None or not self.results.suffice(self.preset):
+        if self.preset.outputs_alone is None or not self._guides(np.flatnonzero(self.known.outputs)):
             return np.empty(0, np.int64)
         among = min(among, int(self.known.outputs.sum()))
         others = self.known.outputs.copy()
@@ -195,21 +195,29 @@ class Fitted:
 
     def _choose(self, left: np.ndarray, rng: np.random.Generator) -> tuple[int, float, float]:
         """Choose one of the rows that are left: (row, mean, spread)."""
-        if not self.results.suffice(self.preset):
+        if not self._guides(left):
             seen = np.concatenate([self.results.rows, self._awaited])
             outputs = self.embedding[:, : self.preset.outputs_alone]
             return int(rng.choice(left, p=_far_from(seen, left, outputs))), np.nan, np.nan
-        mean, spread = self._predicted(left)
-        wanted = mean + self.preset.exploration * spread
+        wanted, (mean, spread) = self._wanted(left), self._predicted(left)
         at = rng.choice(np.flatnonzero(wanted == wanted.max()))
         (middle,), (deviation,) = self.results.in_units(mean[[at]], spread[[at]])
         return int(left[at]), float(middle), float(deviation)
 
+    def _guides(self, rows: np.ndarray) -> bool:
+        """Whether there is a prediction to choose rows by: enough results, and a model that could learn from them."""
+        return self.results.suffice(self.preset) and bool(np.isfinite(self._wanted(rows)).any())
+
+    def _wanted(self, rows: np.ndarray) -> np.ndarray:
+        """mean + exploration · spread of some rows; −∞ where the model cannot tell."""
+        mean, spread = self._predicted(rows)
+        wanted = mean + self.preset.exploration * spread
+        return np.where(np.isnan(wanted), -np.inf, wanted)
+
     def _best_of(self, wanted: np.ndarray, count: int | None = None) -> np.ndarray:
         """The most promising of the wanted rows, or so many of them; equal ones in their order."""
         rows = np.flatnonzero(wanted)
-        mean, spread = self._predicted(rows)
-        loss = -(mean + self.preset.exploration * spread)
+        loss = -self._wanted(rows)
         if count is not None and count < len(rows):
             promising = np.flatnonzero(loss <= np.partition(loss, count)[count])
             rows, loss = rows[promising], loss[promising]
@@ -244,7 +252,8 @@ class Fitted:
         rows, targets, awaited = self.results.rows, self.results.targets, self._awaited
         if self.preset.exploration and len(awaited):
             believed, _ = self._predict(rows, targets, awaited)
-            rows, targets = np.append(rows, awaited), np.append(targets, believed)
+            made = np.isfinite(believed)
+            rows, targets = np.append(rows, awaited[made]), np.append(targets, believed[made])
         return rows, targets
 
     def _predict(self, rows: np.ndarray, targets: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

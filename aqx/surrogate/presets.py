@@ -139,7 +139,8 @@ def as_preset(surrogate: Any) -> Preset:
         return surrogate
     if isinstance(surrogate, str) and surrogate in PRESETS:
         return PRESETS[surrogate]
-    methods = all(hasattr(surrogate, method) for method in ("fit", "predict", "get_params"))
+    # Of the class: some that are made of other estimators have `predict` only once these are fitted.
+    methods = all(hasattr(type(surrogate), method) for method in ("fit", "predict", "get_params"))
     if methods and not isinstance(surrogate, type):
         return replace(PRESETS[DEFAULT], model=regressor(surrogate))
     presets = ", ".join(PRESETS)
