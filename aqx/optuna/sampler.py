@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
@@ -21,6 +22,9 @@ from aqx.optuna.history import History, history_of
 from aqx.store import Database
 from aqx.surrogate import DEFAULT, as_preset, suggest
 from aqx.tasks import Task
+from aqx.tree import parse
+
+_log = logging.getLogger("aqx")
 
 _RETRIES = 4  # where other processes choose the same meanwhile
 _UNSEEN = 256  # choices of this process that are remembered: Optuna stores them only after they were returned
@@ -90,6 +94,7 @@ class AqxSampler(BaseSampler):
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._spectra = KnownSpectra() if db is None or task is None else read_spectra(db, task)
         self._choices: Choices | None = None
+        self._served = False  # whether the parameter was asked for, or it was said that it is not
         self._unseen: deque[tuple[str, int, str]] = deque(maxlen=_UNSEEN)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -113,6 +118,7 @@ class AqxSampler(BaseSampler):
         """
         if param_name != self._param:
             return self._others.sample_independent(study, trial, param_name, param_distribution)
+        self._served = True
         if len(study.directions) > 1:
             raise InputError(f"the study has {len(study.directions)} objectives; AqxSampler serves those with one")
         if not isinstance(param_distribution, CategoricalDistribution):
@@ -166,7 +172,28 @@ class AqxSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Tell the other sampler that a trial ends."""
         self._others.after_trial(study, trial, state, values)
+        if not self._served and state is TrialState.COMPLETE and trial.params and self._param not in trial.params:
+            self._served = True  # said once
+            of_functions = [name for name, choices in trial.distributions.items() if _are_functions(choices)]
+            instead = f"AqxSampler({of_functions[0]!r})" if of_functions else "AqxSampler(param) its name"
+            _log.warning(
+                "aqx: AqxSampler chooses %r, but trial %d has no such parameter, only %s; give %s",
+                self._param,
+                trial.number,
+                ", ".join(trial.params),
+                instead,
+            )
 
     def reseed_rng(self) -> None:
         """Reseed the other sampler; what is random here differs from trial to trial anyway."""
         self._others.reseed_rng()
+
+
+def _are_functions(distribution: BaseDistribution) -> bool:
+    """Whether all choices of a parameter are names of functions."""
+    if not isinstance(distribution, CategoricalDistribution):
+        return False
+    try:
+        return all(isinstance(name, str) and parse(name) for name in distribution.choices)
+    except InputError:
+        return False

@@ -7,6 +7,7 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -471,3 +472,27 @@ def test_without_optuna_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     with pytest.raises(ImportError, match=r"aqx.optuna needs Optuna; install it: pip install 'aqx\[optuna\]'"):
         importlib.import_module("aqx.optuna")
+
+
+@pytest.mark.parametrize("multivariate", [False, True])
+def test_a_parameter_of_another_name_is_told_once(multivariate: bool, caplog: pytest.LogCaptureFixture):
+    others = optuna.samplers.TPESampler(seed=0, multivariate=multivariate)
+
+    def objective(trial):
+        trial.suggest_float("rate", 0, 1)
+        return len(trial.suggest_categorical("act", ["relu(x)", "tanh(x)"]))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(sampler=AqxSampler(others=others, seed=0))
+    study.optimize(objective, n_trials=4)
+    told = [message for message in caplog.messages if message.startswith("aqx: ")]
+    what = "AqxSampler chooses 'activation', but trial 0 has no such parameter, only rate, act"
+    assert told == [f"aqx: {what}; give AqxSampler('act')"]
+
+
+def test_a_parameter_that_is_enqueued_or_asked_for_is_not_missed(caplog: pytest.LogCaptureFixture):
+    study = optuna.create_study(sampler=AqxSampler("act", seed=0))
+    study.enqueue_trial({"act": "tanh(x)"})
+    study.optimize(lambda trial: len(trial.suggest_categorical("act", ["relu(x)", "tanh(x)"])), n_trials=2)
+    assert not [message for message in caplog.messages if message.startswith("aqx: ")]
