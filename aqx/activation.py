@@ -6,6 +6,9 @@ operators. Passed through `jax.jit` as an argument, one compiled program serves 
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,6 +25,7 @@ from aqx import kernel
 from aqx.errors import InputError, UnsupportedError
 from aqx.kernel.switch import apply_operator
 from aqx.numerics.moments import moments
+from aqx.numerics.settings import on_host
 from aqx.operators import Operator, OperatorTable, operator_table
 from aqx.tree import Tree, parse, parse_schema
 
@@ -97,6 +101,12 @@ class Activation:
         Raises:
             InputError: x is complex, or this is a stack of activations (vmap or map over it instead).
         """
+        _serve_flax()
+        # Outside of a traced function numbers go to the device one by one, which `jax_transfer_guard` would refuse.
+        with contextlib.nullcontext() if isinstance(x, Tracer) else jax.transfer_guard_host_to_device("allow"):
+            return self._applied(x)
+
+    def _applied(self, x: ArrayLike) -> Array:
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise InputError(f"x has dtype {x.dtype}; an activation takes real numbers")
@@ -181,6 +191,7 @@ def activation(name: str | Tree | Activation, *, normalize: bool = False) -> Act
         >>> act.shape
         'binary(unary(x),unary(x))'
     """
+    _serve_flax()
     if isinstance(name, Activation):
         if not normalize or name.constants:
             return name
@@ -245,8 +256,25 @@ def _with_names(schema: Tree, names: Iterator[str]) -> Tree:
 
 def _float64_values(act: Activation, points: np.ndarray) -> np.ndarray:
     """Values in float64 on the CPU, whatever the precision and devices in use; also while a function is traced."""
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), jax.ensure_compile_time_eval():
+    with on_host(float64=True), jax.ensure_compile_time_eval():
         return np.asarray(act(points))
+
+
+def _serve_flax() -> None:
+    """Tell `flax.serialization`, where somebody has imported it, how an Activation becomes a part of a checkpoint."""
+    if serialization := sys.modules.get("flax.serialization"):
+        with contextlib.suppress(ValueError, AttributeError):  # known already, or just being imported
+            serialization.register_serialization_state(Activation, _state_of, _of_state)
+
+
+def _state_of(act: Activation) -> dict[str, str]:
+    return {"activation": json.dumps(act.__reduce__()[1], default=np.ndarray.tolist)}
+
+
+def _of_state(target: Activation, state: dict[str, str]) -> Activation:
+    del target
+    schema, nodes, constants = json.loads(state["activation"])
+    return _restore(schema, nodes, tuple(_host(np.array(constant)) for constant in constants))
 
 
 def _host(leaf: Any) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from aqx.enumeration.meanings import check_meanings
 from aqx.errors import AqxError, InputError
 from aqx.machine import cores, free_memory, nvidia_smi, version_of
 from aqx.store import Database
@@ -103,7 +104,9 @@ def diagnose(
         seen.problems += [f"{db}: {problem}" for problem in seen.file.problems]
         seen.notes += [f"{db}: {note}" for note in seen.file.notes]
     if task is not None:
-        _look_at_task(seen, task)
+        _look_at_task(seen, task)  # which may register operators
+    if db is not None and not quick and seen.file is not None and seen.file.counts and not seen.file.problems:
+        _look_at_operators(seen, Database(seen.file.path))
     return seen
 
 
@@ -228,6 +231,13 @@ def _look_at_room(seen: Diagnosis, folder: Path) -> None:
     seen.compiled = os.environ.get(_CACHE)
     if seen.compiled and not os.access(seen.compiled, os.W_OK):
         seen.notes.append(f"compiled programs cannot be kept in {seen.compiled}; every command compiles anew")
+
+
+def _look_at_operators(seen: Diagnosis, db: Database) -> None:
+    try:
+        check_meanings(db)
+    except AqxError as error:
+        seen.problems.append(str(error))
 
 
 def _look_at_task(seen: Diagnosis, reference: str) -> None:

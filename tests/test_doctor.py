@@ -226,6 +226,13 @@ RELATIONS = {
     "spectra of tasks": "UPDATE spectra SET task_id = 7",
     "spectra of classes": f"UPDATE spectra SET class_id = {FOREIGN_CLASS} WHERE rowid = 0",
     "spectra stored twice": "INSERT INTO spectra SELECT * FROM spectra LIMIT 1",
+    "spectra of tasks with two subjects": (
+        "INSERT INTO subjects SELECT range, task_id, NULL, true, created_at FROM tasks, range(98, 100)"
+    ),
+    "subjects of spectra of tasks": "INSERT INTO subjects SELECT 99, 7, NULL, false, created_at FROM tasks",
+    "spectra of tasks set aside": (
+        "INSERT INTO spectra_aside SELECT 99, class_id, status, reason, features, created_at FROM spectra"
+    ),
     "spectra that are neither": "UPDATE spectra SET status = 'invalid' WHERE rowid = 0",
     "whose spectra differ in length": (
         "CREATE TEMP TABLE bad AS FROM spectra LIMIT 1; "

@@ -43,7 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "population": ("activation", "machine"),
     "tasks": ("lazy", "population", "losses", "objective", "duration", "writing"),
     "candidates": ("evaluation", "store", "surrogate"),
-    "spectra": ("fisher", "tasks", "store", "machine"),
+    "spectra": ("fisher", "tasks", "enumeration", "machine"),
     "training": ("tasks", "machine", "metrics"),
     "search": ("lazy", "candidates", "enumeration", "spectra", "training"),
     "benchmark": ("search",),

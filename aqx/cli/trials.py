@@ -151,17 +151,24 @@ def retry(db: str, task: str, trial_ids: tuple[int, ...], as_json: bool) -> None
 @options.task
 @click.option("--keep-done", is_flag=True, help="Keep the trials that have a result.")
 @click.option("--yes", is_flag=True, help="Delete results too.")
+@click.option("--spectra", is_flag=True, help="Delete the task's Fisher spectra, and trials only if asked to as well.")
 @options.as_json
-def reset(db: str, task: str, keep_done: bool, yes: bool, as_json: bool) -> None:
-    """Delete a task's trials for good.
+def reset(db: str, task: str, keep_done: bool, yes: bool, spectra: bool, as_json: bool) -> None:
+    """Delete a task's trials, or its Fisher spectra, for good.
 
-    Those that are running stay, and so do functions and spectra.
+    Those that are running stay, and so do functions; spectra are deleted with --spectra alone, and can be computed
+    again.
     """
     study = open_study(db, task)
+    removed = {"spectra": study.reset_spectra()} if spectra else {}
+    if spectra and not keep_done and not yes:
+        show_result(removed, f"{removed['spectra']:,} spectra deleted", as_json)
+        return
     results = sum(record.status in ("done", "pruned") for record in study.records())
     if results and not keep_done and not yes:
         raise click.UsageError(
             f"this would delete {results:,} results; add --yes to do so, or --keep-done", click.get_current_context()
         )
     deleted = study.reset(keep_done=keep_done)
-    show_result({"deleted": deleted}, f"{deleted:,} trials deleted", as_json)
+    text = "".join(f"{count:,} {what} deleted, " for what, count in removed.items()) + f"{deleted:,} trials deleted"
+    show_result({"deleted": deleted, **removed}, text, as_json)

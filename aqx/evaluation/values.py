@@ -7,7 +7,6 @@ and a value never depends on how a space was cut into pieces.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from aqx.evaluation.family import Batch, Family
+from aqx.numerics.settings import on_host
 from aqx.operators import SETS, Operator, operator_table
 
 _BLOCK_BYTES = 1 << 19  # of values in one block: larger ones are padded more, smaller ones dispatched more
@@ -114,13 +114,6 @@ def finite_at(batch: Batch) -> FiniteAt:
     with on_host(float64=False):
         finite = np.isfinite(_evaluate(batch, values_and_derivatives, _value_and_derivative))
     return FiniteAt(finite[:, 0], finite[:, 1] & finite[:, 2], finite[:, 3])
-
-
-@contextlib.contextmanager
-def on_host(float64: bool) -> Iterator[None]:
-    """Compute on the CPU whatever else there is, so that no class depends on the accelerator at hand."""
-    with jax.enable_x64(float64), jax.default_device(jax.devices("cpu")[0]):
-        yield
 
 
 def _evaluate(

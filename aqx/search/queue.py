@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from aqx.store.claims import Settled, Snapshot, Wanted
 from aqx.store.trial_rows import AnyTrial, Brief, Purpose, Status, by_training, since_retry
 from aqx.surrogate import Fitted, Preset
 from aqx.tasks import Task
+
+_log = logging.getLogger("aqx")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Queue:
         self.settings: StudySettings = settings
         self._table: Candidates | None = None
         self._round: _Round | None = None
+        self._subject: Any = None  # the task made ready for spectra, by the first who needs it
+        self._undescribed: set[str] = set()  # classes whose spectrum could not be computed
 
     def peek(self, n: int = 1) -> list[Suggestion]:
         """Return the n candidates that the surrogate prefers, without claiming them.
@@ -271,6 +277,9 @@ class Queue:
         """
         table = self._candidates(snapshot)
         settled = table.has_spectrum | ~table.usable
+        if self._undescribed:
+            rows = table.rows_of(self._undescribed)
+            settled[rows[rows >= 0]] = True
         if settled.all():
             return
         rows = self._ready(snapshot).fitted.undescribed(settled, among)
@@ -278,8 +287,25 @@ class Queue:
             names = functions.class_names(self.ledger.db, table.class_ids(rows))
             from aqx.spectra import compute_spectra  # brings Flax, which is slow to import
 
-            compute_spectra(self.ledger.db, self.task, names=names, progress=progress)
+            report = compute_spectra(self.ledger.db, self.task, names=names, progress=progress, subject=self._subject)
             self._table = self._read_candidates()
+            if report.undescribed:
+                known = self._table.has_spectrum | ~self._table.usable
+                wanted = table.class_ids(rows)
+                at = self._table.rows_of(wanted)
+                self._undescribed |= {class_id for class_id, row in zip(wanted, at, strict=True) if not known[row]}
+                for reason, count in report.undescribed.items():
+                    _log.warning("aqx: %d candidates are judged without their Fisher spectra: %s", count, reason)
+
+    def make_ready(self) -> None:
+        """Make the task ready for spectra; those stored of another batch, loss or initial weights are set aside.
+
+        Raises:
+            TaskError: the model, the batch or the loss cannot be used.
+        """
+        from aqx.spectra.compute import renewed
+
+        self._subject = renewed(self.ledger.db, self.ledger.task.task_id, self.task)
 
 
 def _within(budget: int | None, wanted: Sequence[Wanted]) -> Sequence[Wanted] | Callable[[Snapshot], Sequence[Wanted]]:

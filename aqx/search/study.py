@@ -11,6 +11,7 @@ from typing import Any
 
 from aqx import surrogate as surrogates
 from aqx.duration import checked_limit
+from aqx.enumeration.meanings import check_meanings
 from aqx.errors import AqxError, Exhausted, InputError, TaskError, one_line
 from aqx.search.confirmation import confirm
 from aqx.search.ledger import (
@@ -34,8 +35,9 @@ from aqx.stopping import is_stop
 from aqx.store import Database, StudySettings, claims, functions, outcomes
 from aqx.store.claims import Snapshot
 from aqx.store.spectra import invalid_spectra
+from aqx.store.subjects import remove_spectra
 from aqx.store.tasks import get_task, register_task
-from aqx.store.trial_rows import Brief, Purpose, Status, by_training
+from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retry
 from aqx.store.trials import get_trial
 from aqx.tasks import Task, load_task
 
@@ -70,7 +72,7 @@ class Study:
 
     Raises:
         InputError: the task, the surrogate, the pruner or a callback cannot be used.
-        StoreError: the database cannot be used, or holds another task of this name.
+        StoreError: the database cannot be used, or holds another task or another operator of this name.
 
     Example:
         >>> import aqx, tempfile
@@ -107,6 +109,7 @@ class Study:
         self.retry_policy: RetryPolicy = retry
         self.pruner: str = pruner
         self.db: Database = db if isinstance(db, Database) else Database(db, create=True)
+        check_meanings(self.db)
         self.task_id: int = register_task(self.db, self.task.name, self.task.identity())
         self.ledger: Ledger = Ledger(self.db, get_task(self.db, self.task.name), self._announce)
         settings = StudySettings(seed, self.preset.name, pruner)
@@ -177,6 +180,7 @@ class Study:
             yield trial
 
     def _trial(self, lease_seconds: float) -> Trial:
+        check_meanings(self.db)
         (record,) = self.queue.claim(lease_seconds)
         rule = rule_of(self.pruner)
         return Trial(record.id, record.name, record.seed, self.ledger, self.task, rule, record.token)
@@ -222,12 +226,14 @@ class Study:
             The trials that this call finished, in order.
 
         Raises:
-            TaskError: the task has no `train`, every baseline fails, or worker after worker is lost.
+            TaskError: the task has no `train`, `check_task` refuses its batch or loss, every baseline fails, or worker
+                after worker is lost.
         """
         if not isinstance(budget, int) or budget < 0:
             raise InputError(f"budget={budget!r} is not a number of trainings; give an integer from 0")
         if not isinstance(spectra, int) or spectra < 0:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
+        check_meanings(self.db)
         limit = checked_limit(time_limit)
         most = self._together(together, executor is None and workers in (None, 1))
         finished: list[Record] = []
@@ -239,20 +245,29 @@ class Study:
                 ended = sum(trial.status.is_finished and trial.purpose in ours for trial in snapshot.trials)
                 progress(ended, budget + baselines, note)
 
-        def describe(snapshot: Snapshot) -> None:
+        def without_spectra(step: Callable[[], object]) -> None:
             nonlocal spectra
             if not spectra:
                 return
+            from aqx.spectra.acceptance import Unacceptable  # brings Flax, which is slow to import
+
             try:
-                self.queue.describe_promising(
-                    spectra, snapshot, lambda done, total, _: show(snapshot, f"{done:,} of {total:,} Fisher spectra")
-                )
+                step()
+            except Unacceptable:
+                raise
             except BaseException as error:
-                if is_stop(error) or (isinstance(error, Exception) and not isinstance(error, AqxError)):
+                if is_stop(error):
                     raise
                 spectra = 0  # `sys.exit` in the user's model is no reason to end either
                 said = str(error) if isinstance(error, AqxError) else one_line(error)
                 _log.warning("aqx: the search goes on without more Fisher spectra: %s", said)
+
+        def describe(snapshot: Snapshot) -> None:
+            without_spectra(
+                lambda: self.queue.describe_promising(
+                    spectra, snapshot, lambda done, total, _: show(snapshot, f"{done:,} of {total:,} Fisher spectra")
+                )
+            )
 
         def claim(snapshot: Snapshot) -> list[Record]:
             # Counted anew each time: other processes may work on the same study.
@@ -277,20 +292,36 @@ class Study:
         def is_ours(trial: Record | Brief) -> bool:
             return trial.purpose in (Purpose.SEARCH, Purpose.BASELINE)
 
+        self._try_hopeless_again()
+        if budget and self.task.train is not None:
+            without_spectra(self.queue.make_ready)
         # What another process is at counts towards the budget, but that process may be dead.
         until_others_are_done(self.ledger, work, is_ours, show)
         return finished
 
     def _stop_if_hopeless(self, snapshot: Snapshot) -> None:
         """When every baseline fails, the fault is the task's, and no suggestion will do better."""
+        if tried := self._hopeless(snapshot):
+            reason = get_trial(self.db, tried[0][-1].trial_id).reason
+            raise TaskError(
+                f"every baseline of task {self.task.name!r} failed; the first: {reason}; "
+                "the same call tries them again once this is mended"
+            )
+
+    def _try_hopeless_again(self) -> None:
+        """Queue the baselines once more where all of them have failed: somebody calls again who has mended the task."""
+        if tried := self._hopeless(self.ledger.snapshot()):
+            _log.warning("aqx: every baseline of task %r failed before; they are tried again", self.task.name)
+            self.retry(*(group[-1].trial_id for group in tried))
+
+    def _hopeless(self, snapshot: Snapshot) -> list[list[Brief]]:
+        """The trials of each baseline where every one of them has failed, and none where one has not."""
         tried = by_training(trial for trial in snapshot.trials if trial.purpose is Purpose.BASELINE)
         hopeless = (
-            self.retry_policy.settles(group) and all(trial.status is Status.FAILED for trial in group)
+            self.retry_policy.settles(group) and all(trial.status is Status.FAILED for trial in since_retry(group))
             for group in tried
         )
-        if tried and len(tried) == len(self.task.baselines) and all(hopeless):
-            reason = get_trial(self.db, tried[0][-1].trial_id).reason
-            raise TaskError(f"every baseline of task {self.task.name!r} failed; the first: {reason}")
+        return tried if tried and len(tried) == len(self.task.baselines) and all(hopeless) else []
 
     def _together(self, together: int | None, here: bool) -> int:
         """How many trainings a job has; `here` is whether this process trains alone."""
@@ -331,6 +362,7 @@ class Study:
         """
         most = self._together(together, executor is None and workers in (None, 1))
         limit = checked_limit(time_limit)
+        check_meanings(self.db)
         return confirm(self.ledger, self.queue, top, seeds, executor, workers, most, limit, progress)
 
     def add(self, name: str, seed: int = 0, **metrics: Any) -> Record:
@@ -378,6 +410,10 @@ class Study:
         """
         kept = {Status.RUNNING, Status.DONE, Status.PRUNED} if keep_done else {Status.RUNNING}
         return outcomes.remove(self.db, self.task_id, set(Status) - kept)
+
+    def reset_spectra(self) -> int:
+        """Delete the Fisher spectra of this task for good and return how many they were; they can be computed again."""
+        return remove_spectra(self.db, self.task_id)
 
     def best(self, records: Sequence[Record] | None = None) -> Record | None:
         """Return the best trial of the search so far, or None; it is the best of many noisy results (see `confirm`).

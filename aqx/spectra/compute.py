@@ -7,22 +7,26 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from aqx.activation import Activation, activation
+from aqx.enumeration.meanings import check_meanings
 from aqx.errors import InputError
 from aqx.fisher.reference import reference
+from aqx.numerics.settings import own_settings
+from aqx.operators import SETS
+from aqx.spectra.acceptance import accept, refuse_if_all_baselines_break
 from aqx.spectra.devices import announce, leads
 from aqx.spectra.engine import Engine, Spectra
 from aqx.spectra.naming import Namer
 from aqx.spectra.quantiles import QUANTILES, spectrum_features
-from aqx.spectra.subject import Subject, prepare
-from aqx.spectra.workload import LEASE_SECONDS, Workload
-from aqx.store import Database
+from aqx.spectra.subject import Subject, prepare, traces
+from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
+from aqx.store import Database, any_valid
 from aqx.tasks import Task, build_model
 
 # A batch is what is lost when a process dies, and what one process has more to do than another at the end.
@@ -42,6 +46,7 @@ class SpectraReport:
     Attributes:
         computed: classes that got a spectrum now.
         invalid: classes stored as invalid now, by reason.
+        undescribed: classes left without a spectrum, as computing it raised an exception, by that exception.
         shapes: shapes of functions met, each one program.
         coverage: which layers the spectra cover, for people.
     """
@@ -50,13 +55,16 @@ class SpectraReport:
     invalid: dict[str, int] = field(default_factory=dict)
     shapes: int = 0
     coverage: str = ""
+    undescribed: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.computed:,} spectra computed over {self.shapes} shapes of functions"]
         lines += [f"{count:,} classes invalid: {reason}" for reason, count in self.invalid.items()]
+        lines += [f"{count:,} classes left without a spectrum: {reason}" for reason, count in self.undescribed.items()]
         return "\n".join([*lines, self.coverage])
 
 
+@own_settings()
 def compute_spectra(
     db: Database | str | os.PathLike[str],
     task: Task,
@@ -69,6 +77,7 @@ def compute_spectra(
     sharing: str = "expand",
     lease_seconds: float = LEASE_SECONDS,
     progress: Callable[[int, int, str], None] | None = None,
+    subject: Subject | None = None,
 ) -> SpectraReport:
     """Compute and store the Fisher features of the classes that have none yet for this task.
 
@@ -90,27 +99,30 @@ def compute_spectra(
         sharing: as in `aqx.fisher.eigenvalues`.
         lease_seconds: how long a claim outlives its process.
         progress: called as progress(done, total, note).
+        subject: the task made ready by `accepted` with the same options, where it is at hand.
 
     Returns:
         What was computed.
 
     Raises:
-        TaskError: the task does not keep its contract, or not even one candidate fits into memory.
+        TaskError: the task does not keep its contract, every baseline breaks its model, or not even one candidate fits
+            into memory.
         StoreError: the task has spectra of another form, or the database cannot be written.
     """
     if batch is not None and batch < 1:
         raise InputError(f"batch={batch} must be at least 1")
     if not isinstance(db, Database) and jax.process_count() == 1:
         db = Database(db)  # one that is not there shows before anything is compiled
-    subject = prepare(task, fisher, sharing)
+    subject = subject or accepted(task, fisher, sharing)
     with Engine(subject) as engine:
         if not leads():
             return _follow(engine)
         try:
             database = db if isinstance(db, Database) else Database(db)
+            check_meanings(database)
             form = _form(subject, fisher, sharing)
             order = first() if callable(first) else first
-            with Workload(database, task, form, names, limit, order, lease_seconds) as workload:
+            with Workload(database, subject, form, names, limit, order, lease_seconds) as workload:
                 return _lead(engine, workload, batch, progress or _silent)
         finally:
             announce([])
@@ -119,14 +131,26 @@ def compute_spectra(
 def _lead(
     engine: Engine, workload: Workload, batch: int | None, progress: Callable[[int, int, str], None]
 ) -> SpectraReport:
-    namer = Namer(announce([_HEADER, *workload.operators])[1:])
-    invalid = Counter[str]()
+    namer = _namer(engine, announce([_HEADER, *workload.operators])[1:])
+    invalid, undescribed = Counter[str](), Counter[str]()
+    known_to_work = False
     progress(0, workload.total, "spectra")
 
     def commit(ids: list[str], total: int, acts: list[Activation], pending: Callable[[], Spectra]) -> None:
+        nonlocal known_to_work
         spectra = _finished(engine, acts, pending)
         reasons = spectra.reasons()
-        workload.store(ids, _features(engine.subject, spectra), reasons)
+        if not known_to_work and any(reason and i not in spectra.failed for i, reason in enumerate(reasons)):
+            if not any_valid(workload.db, workload.task_id, engine.subject.task.baselines):
+                refuse_if_all_baselines_break(engine.subject)
+            known_to_work = True
+        features = _features(engine.subject, spectra)
+        if spectra.failed:
+            undescribed.update(spectra.failed.values())
+            workload.give_up([ids[i] for i in spectra.failed])
+            kept = [i for i in range(len(ids)) if i not in spectra.failed]
+            ids, features, reasons = [ids[i] for i in kept], features[kept], [reasons[i] for i in kept]
+        workload.store(ids, features, reasons)
         invalid.update(filter(None, reasons))
         progress(workload.stored, total, "spectra")
 
@@ -145,7 +169,8 @@ def _lead(
             commit(*waiting)
         elif not classes:
             computed = workload.stored - invalid.total()
-            return SpectraReport(computed, dict(invalid), engine.shapes, str(engine.subject.probe.coverage))
+            coverage = str(engine.subject.probe.coverage)
+            return SpectraReport(computed, dict(invalid), engine.shapes, coverage, dict(undescribed))
         waiting = now
         if not batch:
             size = _next_size(size, time.monotonic() - started, engine.at_once)
@@ -156,7 +181,7 @@ def _follow(engine: Engine) -> SpectraReport:
     computed, pending = 0, None
     acts: list[Activation] = []
     header = announce([])  # empty where process 0 has failed before
-    namer = Namer(header[1:])
+    namer = _namer(engine, header[1:])
     while header and (names := announce([])):
         announced = namer(names)
         started = _started(engine, announced)
@@ -165,6 +190,11 @@ def _follow(engine: Engine) -> SpectraReport:
         acts, pending = announced, started
         computed += len(acts)
     return SpectraReport(computed, {}, engine.shapes, str(engine.subject.probe.coverage))
+
+
+def _namer(engine: Engine, operators: Sequence[str]) -> Namer:
+    """A namer whose programs have no operator that the model cannot be traced with: it would break all of a shape."""
+    return Namer([name for name in operators if name in SETS["extended"] or traces(engine.subject, name)])
 
 
 def _started(engine: Engine, acts: Sequence[Activation]) -> Callable[[], Spectra]:
@@ -220,6 +250,28 @@ def _features(subject: Subject, spectra: Spectra) -> np.ndarray:
     matrix = np.concatenate(features)
     matrix[bad] = np.nan
     return matrix
+
+
+def accepted(task: Task, fisher: str = "empirical", sharing: str = "expand") -> Subject:
+    """Make a task ready, and check its batch, loss and initial weights.
+
+    Raises:
+        TaskError: they cannot be used; an `Unacceptable` one where a search would be misled by them.
+    """
+    subject = prepare(task, fisher, sharing)
+    return replace(subject, digest=accept(subject))
+
+
+def renewed(db: Database, task_id: int, task: Task) -> Subject:
+    """Make a task ready for a search, and set aside the spectra of another batch, loss or initial weights.
+
+    Raises:
+        TaskError: as `accepted` does.
+        StoreError: the task has spectra of another form.
+    """
+    subject = accepted(task)
+    enter(db, task_id, subject, _form(subject, "empirical", "expand"))
+    return subject
 
 
 def _form(subject: Subject, fisher: str, sharing: str) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -17,10 +17,12 @@ from jaxtyping import Array
 from threadpoolctl import threadpool_limits
 
 from aqx.activation import Activation
-from aqx.errors import TaskError
+from aqx.errors import TaskError, one_line
 from aqx.machine import cores, free_memory
+from aqx.numerics.settings import own_settings
 from aqx.spectra.devices import AXIS, agreed, candidate_mesh, on_every_device
 from aqx.spectra.subject import Subject, checks, fixed_inputs, spectra_of
+from aqx.stopping import is_stop
 
 # Programs kept; the compiled ones of a large model take tens of megabytes each.
 _PROGRAMS = 32
@@ -43,14 +45,18 @@ class Spectra:
         pairs: by layer key, eigenvalues of A [K, B, d] and of G [K, B, p].
         finite: by what was looked at ("loss", "gradient at Dense_0", …), in the order of the computation [K].
         features: [K, D] where the device computes them too, else None.
+        failed: candidates whose computation raised an exception, and which; their checks have failed.
     """
 
     pairs: dict[str, tuple[np.ndarray, np.ndarray]]
     finite: dict[str, np.ndarray]
     features: np.ndarray | None = None
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     def reason(self, candidate: int) -> str | None:
         """Why a candidate is invalid, or None."""
+        if candidate in self.failed:
+            return self.failed[candidate]
         for what, ok in self.finite.items():
             if not ok[candidate]:
                 return f"the {what} is not finite"
@@ -112,6 +118,8 @@ class Engine:
     def start(self, activations: Sequence[Activation]) -> Callable[[], Spectra]:
         """Start computing K candidates; calling what is returned waits for the result.
 
+        What the model, an operator or a compiler raises befalls the candidates that it was raised for alone.
+
         Raises:
             jax.errors.JaxRuntimeError: when the result is waited for and there was not enough memory; see `halve`.
         """
@@ -128,7 +136,10 @@ class Engine:
             step = self.mesh.size * width
             for part in (members[i : i + step] for i in range(0, len(members), step)):
                 parts.append(part)
-                programs.append(self._program(shape, [leaves[i] for i in part], width))
+                try:
+                    programs.append(self._program(shape, [leaves[i] for i in part], width))
+                except BaseException as error:
+                    programs.append(partial(_raise, _of_candidates(error)))
         submit = self._pool.submit if self.threads > 1 else _now
         futures = [submit(program) for program in programs]
         return lambda: self._collect(parts, futures, len(activations))
@@ -179,6 +190,7 @@ class Engine:
         # Process 0's memory decides for all, as they must run the same programs.
         return agreed(1 << (max(1, min(fits, _WIDEST)).bit_length() - 1))
 
+    @own_settings()
     def _program(self, shape: Any, leaves: Sequence[Sequence[Any]], width: int) -> Callable[[], Any]:
         """What computes up to one full step of candidates of one shape when it is called."""
         step = self.mesh.size * width
@@ -199,10 +211,14 @@ class Engine:
             needed = max(1, compiled.memory_analysis().temp_size_in_bytes)
             self.threads = max(1, min(self.threads, int(_MEMORY * self._free_memory() / needed)))
             self._programs[key] = compiled
-        compiled = self._programs[key]
-        if self.threads == 1:
-            return lambda: compiled(*arguments)
-        return lambda: jax.device_get(compiled(*arguments))
+        compiled, fetched = self._programs[key], self.threads > 1
+
+        @own_settings()  # which are of a thread
+        def run() -> Any:
+            found = compiled(*arguments)
+            return jax.device_get(found) if fetched else found
+
+        return run
 
     def _compile(self, arguments: tuple[Any, ...], width: int) -> Any:
         compute = partial(spectra_of, self.subject, not self._on_cpu)
@@ -232,14 +248,18 @@ class Engine:
             return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
         return free_memory() or _UNKNOWN_MEMORY
 
+    @own_settings()
     def _collect(self, parts: Sequence[Sequence[int]], futures: Sequence[Future[Any]], count: int) -> Spectra:
-        steps = [future.result() for future in futures]
-        # Steps are filled up, and their candidates come in an order of their own.
-        rows, start = np.empty(count, int), 0
-        for part, step in zip(parts, steps, strict=True):
-            rows[part] = start + np.arange(len(part))
-            start += len(step[0])
-        values, finite, *features = (np.concatenate(arrays)[rows] for arrays in zip(*steps, strict=True))
+        steps: list[Any] = []
+        failed: dict[int, str] = {}
+        for part, future in zip(parts, futures, strict=True):
+            try:
+                steps.append([np.asarray(array) for array in future.result()])
+            except BaseException as error:
+                reason = one_line(_of_candidates(error))
+                steps.append(None)
+                failed |= dict.fromkeys(part, f"its spectrum raised {reason}")
+        values, finite, *features = self._in_order(parts, steps, count)
         pairs, end = {}, 0
         for layer in self.subject.probe.layers:
             both = []
@@ -247,7 +267,50 @@ class Engine:
                 start, end = end, end + math.prod(shape)
                 both.append(values[:, start:end].reshape(count, *shape))
             pairs |= {key: (both[0][:, i], both[1][:, i]) for i, key in enumerate(layer.keys)}
-        return Spectra(pairs, dict(zip(checks(self.subject.probe), finite.T, strict=True)), *features)
+        finite_by_check = dict(zip(checks(self.subject.probe), finite.T, strict=True))
+        return Spectra(pairs, finite_by_check, features[0] if features else None, failed)
+
+    def _in_order(self, parts: Sequence[Sequence[int]], steps: Sequence[Any], count: int) -> list[np.ndarray]:
+        """The arrays of all steps, a row per candidate: steps are filled up, and come in an order of their own."""
+        done = [step for step in steps if step is not None]
+        if not done:
+            size = sum(math.prod(shape) for layer in self.subject.probe.layers for shape in layer.eigenvalue_shapes)
+            return [
+                np.full((count, size), np.nan, np.float32),
+                np.zeros((count, len(checks(self.subject.probe))), bool),
+            ]
+        if len(done) == len(steps):
+            rows, start = np.empty(count, int), 0
+            for part, step in zip(parts, steps, strict=True):
+                rows[part] = start + np.arange(len(part))
+                start += len(step[0])
+            return [np.concatenate(arrays)[rows] for arrays in zip(*steps, strict=True)]
+        whole = [np.zeros((count, *array.shape[1:]), array.dtype) for array in done[0]]
+        for part, step in zip(parts, steps, strict=True):
+            for array, mine in zip(whole, step or (), strict=False):
+                array[list(part)] = mine[: len(part)]
+        return whole
+
+
+def invalid_because(subject: Subject, finite: np.ndarray) -> str | None:
+    """Why one candidate is invalid by its row of `spectra_of`'s checks, or None."""
+    bad = np.flatnonzero(~finite)
+    return f"the {checks(subject.probe)[bad[0]]} is not finite" if len(bad) else None
+
+
+def _of_candidates(error: BaseException) -> Exception:
+    """An exception that is the candidates' own; what concerns all of them, and what asks to stop, goes on.
+
+    Raises:
+        BaseException: there is too little memory, for which `halve` is the remedy, or somebody asks to stop.
+    """
+    if is_stop(error) or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        raise error
+    return error if isinstance(error, Exception) else RuntimeError(one_line(error))
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def _on_cpu(mesh: Mesh) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from aqx.activation import Activation, activation
@@ -18,9 +17,12 @@ from aqx.errors import InputError, TaskError
 from aqx.fisher.factors import Factors
 from aqx.fisher.probe import Probe, probe_model
 from aqx.fisher.spectrum import Factor, eigenvalues_of, eigenvalues_of_A, factor_of_A, factor_of_G
+from aqx.numerics.settings import own_settings
+from aqx.operators import operator_table
 from aqx.spectra.memory import peak_bytes
 from aqx.spectra.traced_features import traced_features
 from aqx.tasks import Task, build_model, guard
+from aqx.tasks.check import check_batch
 from aqx.tasks.model import new_model
 
 # Any finite function will do: it only has to let the model be initialised and traced.
@@ -70,6 +72,7 @@ class Subject:
         state: what is left of the model without its structure; shared by all candidates.
         x, y: the batch.
         bytes_each: what the values of one candidate may take at the same time.
+        digest: of the batch, the loss and the initial weights, once they are accepted.
     """
 
     task: Task
@@ -78,6 +81,7 @@ class Subject:
     x: Any
     y: Any
     bytes_each: int = 0
+    digest: dict[str, Any] | None = None
 
     def model(self, act: Any, state: Any) -> tuple[Any, Any]:
         """The task's model with an activation that may be traced, and variables for it."""
@@ -90,35 +94,46 @@ class Subject:
         return self.probe.factors(*self.model(act, state), x, y, key)
 
 
+@own_settings()
 def prepare(task: Task, fisher: str = "empirical", sharing: str = "expand") -> Subject:
     """Draw the task's batch, initialise its model once with its seed, and find the layers.
 
     Raises:
         TaskError: the batch or the model cannot be used; one line says why.
     """
-    batch = guard("batch", task.batch)
-    if not isinstance(batch, tuple) or len(batch) != 2:
-        raise TaskError(f"batch of task {task.name!r} must return (x, y), but it returned {type(batch).__name__}")
-    for name, part in zip(("x", "y"), batch, strict=True):
-        for leaf in map(np.asarray, jax.tree.leaves(part)):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
-                raise TaskError(f"batch of task {task.name!r}: {name} has values that are nan or infinite; clean them")
-    x, y = jax.tree.map(jnp.asarray, batch)
+    x, y, _ = check_batch(task)
+    x, y = jax.tree.map(jnp.asarray, (x, y))
     act = activation(_STAND_IN)
     model, variables = guard("build_model", lambda: build_model(task, act, x))
-    try:
-        probe = probe_model(model, variables, x, y, loss=task.loss, fisher=fisher, sharing=sharing, apply=task.apply)
-        if not probe.layers:
-            raise TaskError(f"the model of task {task.name!r} has no layer that aqx covers: {probe.coverage}")
-        _, state = probe.flavour.split(model, variables)
-        subject = Subject(task, probe, state, x, y)
-        traced = jax.make_jaxpr(partial(subject.factors, act))(state, x, y)
-    except InputError as error:
-        raise TaskError(f"task {task.name!r}: {error}") from error
+
+    def traced() -> tuple[Subject, Any]:
+        try:
+            probe = probe_model(
+                model, variables, x, y, loss=task.loss, fisher=fisher, sharing=sharing, apply=task.apply
+            )
+            if not probe.layers:
+                raise TaskError(f"the model of task {task.name!r} has no layer that aqx covers: {probe.coverage}")
+            subject = Subject(task, probe, probe.flavour.split(model, variables)[1], x, y)
+            return subject, jax.make_jaxpr(partial(subject.factors, act))(subject.state, x, y)
+        except InputError as error:
+            raise TaskError(f"task {task.name!r}: {error}") from error
+
+    subject, program = guard(f"task {task.name!r}: the model, or its derivative,", traced)
     # Beside the factors, their matrices on the way to eigenvalues, and the products that features are quantiles of.
-    matrices = sum(aval.size * aval.dtype.itemsize for aval in traced.out_avals)
-    products = 4 * sum(probe.coverage.weights.values())
-    return replace(subject, bytes_each=max(peak_bytes(traced.jaxpr), 3 * matrices + 3 * products))
+    matrices = sum(aval.size * aval.dtype.itemsize for aval in program.out_avals)
+    products = 4 * sum(subject.probe.coverage.weights.values())
+    return replace(subject, bytes_each=max(peak_bytes(program.jaxpr), 3 * matrices + 3 * products))
+
+
+def traces(subject: Subject, operator: str) -> bool:
+    """Whether the model and its derivative can be traced with an operator, whatever its function raises."""
+    try:
+        binary = operator_table().by_name[operator].kind == "binary"
+        act = activation(f"{operator}(x,x)" if binary else f"{operator}(x)")
+        jax.eval_shape(partial(subject.factors, Opaque(act)), subject.state, subject.x, subject.y)
+    except Exception:
+        return False
+    return True
 
 
 def checks(probe: Probe) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from aqx.spectra.acceptance import same_batch
+from aqx.spectra.subject import Subject
 from aqx.stopping import when_let_go
 from aqx.store import (
     Database,
     SpectraClaim,
     add_spectra,
     claim_spectra,
+    enter_subject,
     operators_of_classes,
     register_task,
     release_spectra_claims,
@@ -24,6 +28,7 @@ from aqx.store import (
     set_spectra_form,
 )
 from aqx.store.lease import kept_alive, worker_name
+from aqx.store.subjects import Subject as Entered
 from aqx.tasks import Task
 from aqx.tree import parse
 
@@ -31,6 +36,7 @@ LEASE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 # Of the classes wanted first, so many are looked at in one transaction.
 _WINDOW = 4096
+_log = logging.getLogger(__name__)
 
 
 class Workload:
@@ -42,7 +48,7 @@ class Workload:
 
     Args:
         db: the database.
-        task: whose spectra.
+        subject: the task made ready, and accepted.
         form: of the spectra, as `aqx.store.set_spectra_form` takes it.
         names: only the classes of these functions.
         limit: at most so many classes in all.
@@ -53,7 +59,7 @@ class Workload:
     def __init__(
         self,
         db: Database,
-        task: Task,
+        subject: Subject,
         form: dict[str, Any],
         names: Sequence[str] | None,
         limit: int | None,
@@ -61,8 +67,10 @@ class Workload:
         lease_seconds: float,
     ):
         self.db = db
+        task = subject.task
         self.task_id: int = register_task(db, task.name, task.identity())
-        set_spectra_form(db, self.task_id, form)
+        self._subject = enter(db, self.task_id, subject, form)
+        self._given_up: list[str] = []
         self._names = None if names is None else [str(parse(name)) for name in names]
         self._first = list(first)
         self._limit = limit
@@ -119,8 +127,13 @@ class Workload:
         self, class_ids: Sequence[str], features: Float32[np.ndarray, "K D"], reasons: Sequence[str | None]
     ) -> None:
         """Commit the spectra of a batch, which ends its claims."""
-        add_spectra(self.db, self.task_id, class_ids, features, reasons)
+        add_spectra(self.db, self.task_id, class_ids, features, reasons, self._subject)
         self.stored += len(class_ids)
+
+    def give_up(self, class_ids: Sequence[str]) -> None:
+        """Leave classes without a spectrum: this process does not take them again."""
+        self._given_up += class_ids
+        release_spectra_claims(self.db, self._worker, class_ids)
 
     def _claim(self, size: int, first: Sequence[str]) -> SpectraClaim:
         claim = claim_spectra(
@@ -131,6 +144,42 @@ class Workload:
             lease_seconds=self._lease,
             names=self._names,
             first=first,
+            without=self._given_up,
         )
         self._missing = claim.missing
         return claim
+
+
+def enter(db: Database, task_id: int, subject: Subject, form: dict[str, Any]) -> int | None:
+    """Put the spectra of this batch, loss and weights in force, and say where there were some of others.
+
+    Returns:
+        The number of the subject; None where the batch is another each time that it is drawn.
+
+    Raises:
+        StoreError: the task has spectra of another form.
+    """
+    assert subject.digest is not None
+    drawn = [part for part in subject.digest if part.startswith("batch")]
+    entered = enter_subject(db, task_id, form, subject.digest, unless=drawn)
+    if not entered.subject_id:
+        if not same_batch(subject):
+            set_spectra_form(db, task_id, form)
+            name = subject.task.name
+            _log.warning("aqx: the batch of task %r is another each time, so its spectra differ: seed it", name)
+            return None
+        entered = enter_subject(db, task_id, form, subject.digest)
+    if entered.set_aside or entered.taken_back:
+        _log.warning("aqx: %s", _told(subject.task, entered))
+    return entered.subject_id
+
+
+def _told(task: Task, entered: Entered) -> str:
+    parts = list(dict.fromkeys(part.partition(":")[0] for part in entered.changed))
+    if "batch y" in parts and "loss" in parts:  # which is of these labels
+        parts.remove("loss")
+    back = f", {entered.taken_back:,} of what there is now are taken back" if entered.taken_back else ""
+    return (
+        f"{' and '.join(parts)} of task {task.name!r} changed since its spectra were computed: "
+        f"{entered.set_aside:,} spectra are set aside{back}, the others are computed again"
+    )

@@ -11,6 +11,7 @@ from aqx.store.outcomes import add_result, add_results, fail, finish, prune, rem
 from aqx.store.spectra import (
     SpectraClaim,
     add_spectra,
+    any_valid,
     claim_spectra,
     count_spectra,
     invalid_spectra,
@@ -20,6 +21,7 @@ from aqx.store.spectra import (
     renew_spectra_claims,
 )
 from aqx.store.studies import StudySettings, list_studies
+from aqx.store.subjects import enter_subject, remove_spectra
 from aqx.store.tasks import TaskRow, find_task, list_tasks, register_task, set_spectra_form, spectra_form
 from aqx.store.trial_rows import Purpose, Status, TrialRow
 from aqx.store.trials import count_trials, get_trial, list_trials
@@ -39,10 +41,12 @@ __all__ = [
     "add_result",
     "add_results",
     "add_spectra",
+    "any_valid",
     "claim",
     "claim_spectra",
     "count_spectra",
     "count_trials",
+    "enter_subject",
     "fail",
     "find_embedding",
     "find_task",
@@ -62,6 +66,7 @@ __all__ = [
     "release",
     "release_spectra_claims",
     "remove",
+    "remove_spectra",
     "renew_spectra_claims",
     "report",
     "retry",

@@ -10,24 +10,28 @@ import duckdb
 class FeatureCounts(NamedTuple):
     """How many features a database has for a task.
 
-    None is ever removed or changed, so what depends on features alone stays true as long as their numbers do.
+    Of one subject none is ever removed or changed, so what depends on features alone stays true as long as these do.
 
     Attributes:
         classes: all of them.
         spectra: valid ones.
         invalid: classes whose spectrum is invalid.
+        subject: what the spectra are of; 0 where that is not known.
     """
 
     classes: int
     spectra: int
     invalid: int = 0
+    subject: int = 0
 
 
 def count_features(con: duckdb.DuckDBPyConnection, task_id: int) -> FeatureCounts:
     """Count features, inside the caller's transaction."""
     (counts,) = con.execute(
         "SELECT (SELECT count(*) FROM class_info), count(*) FILTER (status = 'valid'), "
-        "count(*) FILTER (status <> 'valid') FROM spectra WHERE task_id = ?",
-        [task_id],
+        "count(*) FILTER (status <> 'valid'), "
+        "(SELECT coalesce(max(subject_id), 0) FROM subjects WHERE task_id = $task AND current) "
+        "FROM spectra WHERE task_id = $task",
+        {"task": task_id},
     ).fetchall()
     return FeatureCounts(*counts)

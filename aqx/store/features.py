@@ -17,6 +17,7 @@ from aqx.store.connection import Database
 from aqx.store.counts import FeatureCounts, count_features
 from aqx.store.encoding import arrow_table, insert_rows, matrix_column, read_columns
 from aqx.store.functions import CLASS_ID, ID_HALVES, read_points
+from aqx.store.subjects import current_subject
 from aqx.store.trouble import LEFT_AS_IT_WAS
 
 # Rows copied at a time: outputs of 400,000 classes are 400 MB, of which no second copy is made.
@@ -145,7 +146,8 @@ def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: S
     """Keep an embedding in the place of the earlier one of this task, preset and seed, and return its number.
 
     Where another process was quicker and has stored one that is not due to be fitted anew, that one stays, and its
-    number is returned: two processes that fit at once then go on with the same embedding.
+    number is returned: two processes that fit at once then go on with the same embedding. One fitted to spectra
+    that are not in force any more is not kept, and its number is 0.
 
     Args:
         db: the database.
@@ -156,6 +158,8 @@ def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: S
     """
     key = [task_id, preset, seed]
     with db.transaction() as con:
+        if fitted.fitted_to.subject != current_subject(con, task_id):
+            return 0
         found = con.execute(
             "SELECT embedding_id, classes, spectra FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)", key
         ).fetchall()

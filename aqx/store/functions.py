@@ -97,13 +97,24 @@ def check_operators(db: Database, method: str, behaviours: dict[str, str]) -> No
             )
         changed = sorted(name for name, digest in behaviours.items() if known.get(name, digest) != digest)
         if changed:
-            raise StoreError(
-                f"{db.path} was filled with another operator {changed[0]!r} than the one registered now; "
-                f"register yours under another name, or start another database"
-            )
+            raise StoreError(another_operator(db, changed[0]))
         if not behaviours.keys() <= known.keys():
             for key, value in (("method", {"name": method}), ("operators", known | behaviours)):
                 con.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, json.dumps(value)])
+
+
+def operators_of(db: Database) -> dict[str, str]:
+    """The operators that the database was filled with, each with a digest of what it does."""
+    with db.read() as con:
+        return _meta(con, "operators")
+
+
+def another_operator(db: Database, name: str) -> str:
+    """What to say of an operator that computes something else than it did when the database was filled."""
+    return (
+        f"{db.path} was filled with another operator {name!r} than the one registered now; "
+        "register yours under another name, or start another database"
+    )
 
 
 def _meta(con: duckdb.DuckDBPyConnection, key: str) -> dict[str, Any]:

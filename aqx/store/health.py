@@ -46,6 +46,11 @@ _RELATIONS: dict[str, str] = {
     "spectra of tasks that are not there": _UNKNOWN_TASK.format(table="spectra"),
     "spectra of classes that are not there": _UNKNOWN_CLASS.format(table="spectra"),
     "spectra stored twice": "SELECT count(*) - count(DISTINCT (task_id, class_id)) FROM spectra",
+    "spectra of tasks with two subjects": ("SELECT count(*) - count(DISTINCT task_id) FROM subjects WHERE current"),
+    "subjects of spectra of tasks that are not there": _UNKNOWN_TASK.format(table="subjects"),
+    "spectra of tasks set aside for a subject that is not there": (
+        "SELECT count(*) FROM spectra_aside ANTI JOIN subjects USING (subject_id)"
+    ),
     "spectra that are neither valid, with finite features, nor invalid, with a reason": (
         "SELECT count(*) FROM spectra WHERE NOT coalesce("
         "(status = 'valid' AND isfinite(list_sum(list_transform(features, lambda v: abs(v))))) "

@@ -59,6 +59,17 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE trials ADD COLUMN IF NOT EXISTS process VARCHAR;
     ALTER TABLE trials ADD COLUMN IF NOT EXISTS token VARCHAR;
     """,
+    # Spectra that are there stay in force: they are taken to be of the first digest that comes.
+    """
+    CREATE TABLE IF NOT EXISTS subjects (
+        subject_id BIGINT NOT NULL, task_id BIGINT NOT NULL, digest JSON, current BOOLEAN NOT NULL,
+        created_at TIMESTAMP NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS spectra_aside (
+        subject_id BIGINT NOT NULL, class_id UUID NOT NULL, status VARCHAR NOT NULL, reason VARCHAR,
+        features FLOAT[], created_at TIMESTAMP NOT NULL
+    );
+    """,
 )
 
 

@@ -53,6 +53,25 @@ CREATE TABLE spectra (
     created_at TIMESTAMP NOT NULL
 );
 
+-- What the spectra of a task are of: a digest of the batch, the loss and the initial weights. Those of the current one stand in
+-- spectra, those of earlier ones are aside. A number is never used twice; digest is NULL once the spectra are removed.
+CREATE TABLE subjects (
+    subject_id BIGINT NOT NULL,
+    task_id BIGINT NOT NULL,
+    digest JSON,
+    current BOOLEAN NOT NULL,
+    created_at TIMESTAMP NOT NULL
+);
+
+CREATE TABLE spectra_aside (
+    subject_id BIGINT NOT NULL,
+    class_id UUID NOT NULL,
+    status VARCHAR NOT NULL,
+    reason VARCHAR,
+    features FLOAT[],
+    created_at TIMESTAMP NOT NULL
+);
+
 -- Classes whose spectrum a process is computing; past expires_at nobody is. worker: who, and by which clock.
 CREATE TABLE spectra_claims (
     task_id BIGINT NOT NULL,

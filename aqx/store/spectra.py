@@ -15,6 +15,7 @@ from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.encoding import arrow_table, insert_rows, integer_column, matrix_column, read_matrix, text_column
 from aqx.store.moment import Moment
+from aqx.store.subjects import current_subject
 
 if TYPE_CHECKING:  # NumPy takes a fifth of a second, and who reads trials needs none of it
     import numpy as np
@@ -27,6 +28,7 @@ def add_spectra(
     class_ids: Sequence[str],
     features: Float32[np.ndarray, "K D"] | None,
     reasons: Sequence[str | None] | None = None,
+    subject: int | None = None,
 ) -> int:
     """Store the spectra of K classes; a class that has one for this task already keeps it.
 
@@ -39,13 +41,14 @@ def add_spectra(
         features: a row per class; the row of an invalid class is ignored. None where all K are invalid.
         reasons: per class why it is invalid, or None for a valid one. Left out, all are valid.
             A row that is not finite is invalid in any case.
+        subject: what they are of, from `enter_subject`; None where that is not known.
 
     Returns:
         How many rows were added.
 
     Raises:
         InputError: the lengths do not agree.
-        StoreError: the task's spectra have another number of features.
+        StoreError: the task's spectra have another number of features, or are of another subject by now.
     """
     import numpy as np
 
@@ -64,6 +67,11 @@ def add_spectra(
         "features": matrix_column(rows),
     }
     with db.transaction() as con:
+        if subject is not None and subject != current_subject(con, task_id):
+            raise StoreError(
+                f"the batch, the loss or the initial weights of task {task_id} in {db.path} were changed by another "
+                "process meanwhile, or its spectra removed; run the same again"
+            )
         stored = con.execute(
             "SELECT len(features) FROM spectra WHERE task_id = ? AND status = 'valid' LIMIT 1", [task_id]
         ).fetchall()
@@ -117,6 +125,7 @@ def claim_spectra(
     lease_seconds: float | int,
     names: Sequence[str] | None = None,
     first: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> SpectraClaim:
     """Take classes that have no spectrum for the task and that no other process is computing, simplest first.
 
@@ -131,11 +140,13 @@ def claim_spectra(
         lease_seconds: how long the claims last without a heartbeat.
         names: only the classes of these functions.
         first: ids of the classes to take before the others, in their order.
+        without: ids of classes that are not wanted.
     """
     with db.transaction() as con:
         now = Moment(con)
         con.register("wanted", arrow_table({"name": text_column(names or ())}))
         con.register("preferred", arrow_table({"id": text_column(first), "place": integer_column(range(len(first)))}))
+        con.register("unwanted", arrow_table({"id": text_column(without)}))
         for holder, until, _ in lapsed_claims(con, now):
             con.execute("DELETE FROM spectra_claims WHERE worker = ? AND expires_at < ?", [holder, until])
         con.execute(
@@ -143,7 +154,7 @@ def claim_spectra(
             CREATE TEMP TABLE missing AS
             SELECT class_id, name, size FROM class_info
             ANTI JOIN (SELECT class_id FROM spectra WHERE task_id = $task) AS stored USING (class_id)
-            WHERE finite AND NOT constant
+            WHERE finite AND NOT constant AND class_id NOT IN (SELECT id::UUID FROM unwanted)
               AND ($all OR class_id IN (SELECT class_id FROM functions SEMI JOIN wanted USING (name)))
             """,
             {"task": task_id, "all": names is None},
@@ -161,6 +172,7 @@ def claim_spectra(
         con.execute("DROP TABLE missing")
         con.unregister("wanted")
         con.unregister("preferred")
+        con.unregister("unwanted")
         insert_rows(
             con,
             "INSERT INTO spectra_claims SELECT ?, class_id::UUID, ?, ? FROM incoming",
@@ -214,10 +226,13 @@ def renew_spectra_claims(db: Database, worker: str, lease_seconds: float | int) 
         now.write_down()
 
 
-def release_spectra_claims(db: Database, worker: str) -> None:
-    """Give back all that this worker has claimed and not stored."""
+def release_spectra_claims(db: Database, worker: str, class_ids: Sequence[str] | None = None) -> None:
+    """Give back what this worker has claimed and not stored: all of it, or these classes."""
     with db.transaction() as con:
-        con.execute("DELETE FROM spectra_claims WHERE starts_with(worker, ?)", [worker + " "])
+        con.execute(
+            "DELETE FROM spectra_claims WHERE starts_with(worker, ?) AND (? OR class_id IN (SELECT unnest(?::UUID[])))",
+            [worker + " ", class_ids is None, list(class_ids or ())],
+        )
 
 
 def load_spectra(db: Database, task_id: int) -> tuple[np.ndarray, Float32[np.ndarray, "C D"]]:
@@ -238,6 +253,17 @@ def invalid_spectra(db: Database, task_id: int) -> dict[str, str]:
             [task_id],
         ).fetchall()
     return dict(rows)
+
+
+def any_valid(db: Database, task_id: int, names: Sequence[str]) -> bool:
+    """Whether one of these functions has a valid spectrum."""
+    with db.read() as con:
+        ((found,),) = con.execute(
+            "SELECT count(*) FROM functions JOIN spectra USING (class_id) "
+            "WHERE task_id = ? AND status = 'valid' AND list_contains(?, functions.name)",
+            [task_id, list(names)],
+        ).fetchall()
+    return found > 0
 
 
 def count_spectra(db: Database, task_id: int) -> dict[str, int]:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import duckdb
+
 from aqx.errors import InputError, StoreError
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.encoding import differences
 
+_OPTIONS = ("fisher", "sharing", "quantiles")
 _COLUMNS = "task_id, name, identity, spectra_form, created_at"
 
 
@@ -104,18 +107,37 @@ def set_spectra_form(db: Database, task_id: int, form: Mapping[str, Any]) -> Non
     Raises:
         StoreError: the task has spectra of another form; the message says what differs.
     """
-    text = _json(form, "form")
+    _json(form, "form")
     with db.transaction() as con:
-        task = _by_id(db, task_id)
-        ((stored,),) = con.execute("SELECT spectra_form FROM tasks WHERE task_id = ?", [task_id]).fetchall()
-        if stored is None:
-            con.execute("UPDATE tasks SET spectra_form = ? WHERE task_id = ?", [text, task_id])
-            return
-    if different := differences(json.loads(stored), json.loads(text)):
+        check_form(db, con, task_id, form)
+        store_form(con, task_id, form)
+
+
+def check_form(
+    db: Database, con: duckdb.DuckDBPyConnection, task_id: int, form: Mapping[str, Any], only_options: bool = False
+) -> None:
+    """Compare with the stored form of the spectra, if there is one; `only_options` only what a user may choose of it.
+
+    Raises:
+        StoreError: they differ.
+    """
+    task = _by_id(db, task_id)
+    stored, given = task.spectra_form, json.loads(_json(form, "form"))
+    if stored is None:
+        return
+    if only_options:
+        stored, given = ({name: each.get(name) for name in _OPTIONS} for each in (stored, given))
+    if different := differences(stored, given):
         raise StoreError(
             f"the spectra of task {task.name!r} in {db.path} have another form: {different}; "
-            "ask for the stored form, give the task another name, or use another database"
+            "ask for the stored form, give the task another name, use another database, "
+            "or delete them: aqx reset --spectra"
         )
+
+
+def store_form(con: duckdb.DuckDBPyConnection, task_id: int, form: Mapping[str, Any]) -> None:
+    """Store the form of the spectra, inside the caller's transaction."""
+    con.execute("UPDATE tasks SET spectra_form = ? WHERE task_id = ?", [_json(form, "form"), task_id])
 
 
 def _by_id(db: Database, task_id: int) -> TaskRow:

@@ -209,7 +209,7 @@ class Fitted:
         return self.results.suffice(self.preset) and bool(np.isfinite(self._wanted(rows)).any())
 
     def _wanted(self, rows: np.ndarray) -> np.ndarray:
-        """mean + exploration · spread of some rows; −∞ where the model cannot tell."""
+        """Mean + exploration · spread of some rows; −∞ where the model cannot tell."""
         mean, spread = self._predicted(rows)
         wanted = mean + self.preset.exploration * spread
         return np.where(np.isnan(wanted), -np.inf, wanted)

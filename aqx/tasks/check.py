@@ -15,6 +15,7 @@ import numpy as np
 
 from aqx.activation import activation, stack
 from aqx.errors import TaskError
+from aqx.numerics.settings import own_settings
 from aqx.tasks.derived import Alone
 from aqx.tasks.guard import guard
 from aqx.tasks.model import apply_model, build_model
@@ -62,6 +63,7 @@ class CheckReport:
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
+@own_settings()
 def check_task(task: Task, *, run_training: bool = False) -> CheckReport:
     """Try everything that a task promises, training only on request.
 
@@ -81,9 +83,9 @@ def check_task(task: Task, *, run_training: bool = False) -> CheckReport:
         >>> check_task(load_task("mnist1d")).parameters
         15210
     """
-    x, y, n = _check_batch(task)
+    x, y, n = check_batch(task)
     model, variables, outputs, per_example = _try_model(task, "relu(x)", x, y, n)
-    _check_finite(per_example)
+    check_finite(per_example)
     losses = {"relu(x)": float(np.mean(per_example))}
     for name in task.baselines:
         if name not in losses:
@@ -107,10 +109,15 @@ def _try_model(task: Task, name: str, x: Any, y: Any, n: int) -> tuple[Any, Any,
     model, variables = guard("build_model", lambda: build_model(task, activation(name), x))
     what = "the model" if task.apply is None else "apply"
     outputs = guard(what, lambda: apply_model(task, model, variables, x))
-    return model, variables, outputs, _check_loss(task, outputs, y, n)
+    return model, variables, outputs, check_loss(task, outputs, y, n)
 
 
-def _check_batch(task: Task) -> tuple[Any, Any, int]:
+def check_batch(task: Task) -> tuple[Any, Any, int]:
+    """Draw the task's batch; return its inputs, its labels and how many examples it has.
+
+    Raises:
+        TaskError: it is not (x, y), its sizes differ, or it has nan.
+    """
     batch = guard("batch", task.batch)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         got = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
@@ -136,7 +143,12 @@ def _check_batch(task: Task) -> tuple[Any, Any, int]:
     return x, y, sizes[0]
 
 
-def _check_loss(task: Task, outputs: Any, y: Any, n: int) -> np.ndarray:
+def check_loss(task: Task, outputs: Any, y: Any, n: int) -> np.ndarray:
+    """Return the loss of each of n examples.
+
+    Raises:
+        TaskError: outputs or losses are not per example, or a loss depends on other examples.
+    """
     for leaf in jax.tree.leaves(outputs):
         if not jnp.ndim(leaf) or len(leaf) != n:
             raise TaskError(f"the model must return outputs of {n} examples [{n}, ...], but they are {_describe(leaf)}")
@@ -160,7 +172,12 @@ def _check_loss(task: Task, outputs: Any, y: Any, n: int) -> np.ndarray:
     return np.asarray(values, np.float64)
 
 
-def _check_finite(values: np.ndarray) -> None:
+def check_finite(values: np.ndarray) -> None:
+    """Check the losses of the untrained model with ReLU.
+
+    Raises:
+        TaskError: one is not finite.
+    """
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise TaskError(

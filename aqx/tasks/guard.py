@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aqx.errors import TaskError, one_line
+from aqx.errors import TaskError, UnsupportedError, one_line
 from aqx.stopping import is_stop
 
 _OURS = str(Path(__file__).parents[1]) + os.sep
@@ -26,7 +26,7 @@ def guard(what: str, call: Callable[[], Any], hint: str = "") -> Any:
     """
     try:
         return call()
-    except TaskError:
+    except (TaskError, UnsupportedError):
         raise
     except BaseException as error:  # `sys.exit` too
         if is_stop(error):

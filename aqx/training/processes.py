@@ -27,6 +27,7 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
+from aqx.errors import TaskError
 from aqx.machine import cores, gpu_ids
 from aqx.stopping import held, when_let_go
 
@@ -36,6 +37,12 @@ _log = logging.getLogger("aqx")
 
 _POLL_SECONDS = 0.1  # how late at most a process is ended that takes too long
 _deadline: Any = None  # in a worker process: when by the monotonic clock it is to be ended; 0 for never
+
+
+_NEVER_STARTED = (
+    "a worker process ended before it could start; a script that uses several workers, or a time limit, must be a "
+    'file, and needs `if __name__ == "__main__":` around all that it does, as each worker imports it'
+)
 
 
 class OverTime(Exception):
@@ -62,9 +69,15 @@ class WorkerPool(Executor):
     Args:
         workers: how many; `submit` waits while all are busy.
         share: whether each has its part of the GPUs only.
+
+    Raises:
+        TaskError: this process is a worker itself, which imports the script that wants workers.
     """
 
     def __init__(self, workers: int, share: bool = True):
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            # A worker that imports the script: to go on would claim work that dies with it.
+            raise TaskError(_NEVER_STARTED)
         self._threads = max(1, cores() // workers)
         self._closed = threading.Event()
         self._last_resort = when_let_go(self.kill)
@@ -111,6 +124,10 @@ class WorkerPool(Executor):
             # The executor holds its own lock here where it broke: it is shut down at the end, with the others.
             error = CancelledError() if ended.cancelled() else ended.exception()
             died = worker.over_time or isinstance(error, BrokenExecutor)
+            if isinstance(error, BrokenExecutor) and not any(each.has_started for each in self._all):
+                self._idle.put(worker)
+                future.set_exception(TaskError(_NEVER_STARTED))
+                return
             self._idle.put(self._start(worker.settings) if died and not self._closed.is_set() else worker)
             if error is None:
                 future.set_result(ended.result())
@@ -144,8 +161,14 @@ class _Worker(ProcessPoolExecutor):
         self.settings = settings
         self.over_time = False
         self._context = _Context(settings)
-        self._deadline = RawValue("d")
-        super().__init__(1, mp_context=self._context, initializer=_settle, initargs=(threads, self._deadline))
+        self._deadline, self._started = RawValue("d"), RawValue("b")
+        shared = (threads, self._deadline, self._started)
+        super().__init__(1, mp_context=self._context, initializer=_settle, initargs=shared)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the process has come so far that it can run what it is given."""
+        return bool(self._started.value)
 
     def end_if_overdue(self) -> None:
         """Kill the process where its time is up."""
@@ -272,10 +295,11 @@ class ThisProcess(Executor):
         return future
 
 
-def _settle(threads: int, deadline: Any) -> None:
+def _settle(threads: int, deadline: Any, started: Any) -> None:
     """Set what JAX and BLAS read when they start; what the user has set stays."""
     global _deadline
     _deadline = deadline
+    started.value = 1
     # The parent hears of Ctrl-C too, and kills what it does not wait for. Not ignored: what a training starts would be.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

@@ -1,0 +1,75 @@
+"""Whether spectra of a task mean something: what `check_task` refuses is refused before any is stored."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from aqx.activation import activation
+from aqx.errors import TaskError
+from aqx.numerics.settings import own_settings
+from aqx.spectra.digest import digest_of
+from aqx.spectra.engine import invalid_because
+from aqx.spectra.subject import Subject, spectra_of
+from aqx.tasks import apply_model, guard
+from aqx.tasks.check import check_finite, check_loss
+
+
+class Unacceptable(TaskError):
+    """The batch or the loss of a task is wrong, so that a search by its spectra would be misled."""
+
+
+@own_settings()
+def accept(subject: Subject) -> dict[str, Any]:
+    """Check the loss of the untrained model with ReLU, as `check_task` does, and return the digest of the subject.
+
+    Raises:
+        Unacceptable: the loss is not one number per example, depends on the others, or is not finite.
+    """
+    task, act, n = subject.task, activation("relu(x)"), subject.probe.examples
+
+    @jax.jit
+    def forward(state: Any, x: Any) -> Any:
+        return apply_model(task, *subject.model(act, state), x)
+
+    outputs = guard("the model", lambda: forward(subject.state, subject.x))
+    try:
+        check_finite(check_loss(task, outputs, subject.y, n))
+    except TaskError as error:
+        raise Unacceptable(str(error)) from error
+    return guard("loss", lambda: digest_of(task, subject.state, subject.x, subject.y, outputs))
+
+
+def same_batch(subject: Subject) -> bool:
+    """Whether the task's batch is the same when it is drawn once more."""
+    again = jax.tree.leaves(guard("batch", subject.task.batch))
+    first = jax.tree.leaves((subject.x, subject.y))
+    return len(again) == len(first) and all(
+        np.array_equal(np.asarray(a, b.dtype), b) for a, b in zip(again, map(np.asarray, first), strict=True)
+    )
+
+
+@own_settings()
+def refuse_if_all_baselines_break(subject: Subject) -> None:
+    """Compute the spectra of the task's baselines until one is valid.
+
+    Raises:
+        Unacceptable: none is; the line says why the first is not.
+    """
+    program = jax.jit(partial(spectra_of, subject, False))
+    reasons: list[str] = []
+    for name in subject.task.baselines:
+        act = activation(name)
+        _, finite = guard(name, lambda act=act: program(act, {}, subject.state, subject.x, subject.y))
+        reason = invalid_because(subject, np.asarray(finite))
+        if reason is None:
+            return
+        reasons.append(reason)
+    if reasons:
+        raise Unacceptable(
+            f"every baseline of task {subject.task.name!r} breaks its model, {subject.task.baselines[0]}: {reasons[0]}"
+            "; check the labels and the scale of x (aqx task check); no spectrum was stored"
+        )
