@@ -244,7 +244,8 @@ class Fitted:
 
     @cached_property
     def _predictions(self) -> _Predictions:
-        return _Predictions(*np.full((2, len(self.embedding)), np.nan), set())
+        mean, spread = np.full((2, len(self.embedding)), np.nan)
+        return _Predictions(mean, spread, set())
 
     @cached_property
     def _learnt(self) -> tuple[np.ndarray, np.ndarray]:
