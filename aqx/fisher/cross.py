@@ -108,7 +108,7 @@ def cross_test(program: Program, layers: Sequence[Layer], state: Any, x: Any, y:
 
 
 def _both(program: Program, layers: Sequence[Layer], state: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    @jax.jit
+    @partial(jax.jit, compiler_options=_quick_to_compile())
     def compare(by: Float[Array, ""], state: Any, x: Any, y: Any) -> dict[str, dict[str, Array]]:
         parameters = _moved(program.flavour.parameters(state), by)
 
@@ -274,7 +274,7 @@ def used_elsewhere(
         y: as in `cross_test`.
     """
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=_quick_to_compile())
     def gradients(state: Any, x: Any, y: Any) -> dict[str, list[Array]]:
         parameters = _moved(program.flavour.parameters(state), jnp.ones(()))
         cuts = {layer.path: {"cut": jnp.zeros(layer.stored((1, 1, 1)))} for layer in layers}
@@ -302,6 +302,13 @@ class _Cut:
 
     def __call__(self, path: str, rows: Rows, a: Array, out: Array, dummies: Mapping[str, Array]) -> Array:
         return lax.stop_gradient(out)
+
+
+def _quick_to_compile() -> dict[str, Any] | None:
+    """Compiler options for a program that runs twice: on a CPU most of its time is spent on optimising it."""
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def _own_settings() -> AbstractContextManager[Any]:

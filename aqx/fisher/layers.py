@@ -115,10 +115,23 @@ class Coverage:
         covered = sum(self.weights.values())
         return covered / max(1, covered + sum(part.weights for part in self.left_out))
 
+    @property
+    def advice(self) -> str:
+        """What to do about gradients that are zero at these weights; empty where there are none."""
+        if not self.silent:
+            return ""
+        some = ", ".join(self.silent[:3]) + (f" and {len(self.silent) - 3} more" if len(self.silent) > 3 else "")
+        return (
+            f"the gradients at {some} are exactly zero at these weights, as below a head that starts at zero, so are "
+            "their eigenvalues, whatever the activation: let the head start from small random weights (its kernel_init)"
+        )
+
     def __str__(self) -> str:
         unused = dict.fromkeys(self.unreached, ", but the loss never reaches it: its eigenvalues are zero")
         lines = [f"{key}: {n:,} weights{unused.get(key, '')}" for key, n in self.weights.items()]
         lines += [f"{part.path}: {part.weights:,} weights left out: {part.reason}" for part in self.left_out]
+        if self.silent:
+            lines.append(self.advice)
         return "\n".join([*lines, f"covered: {self.share:.2%} of all weights"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -68,6 +68,7 @@ def discover(model: nn.Module, variables: Mapping[str, Any], x: Any, apply: Appl
     held = parameters(variables)
     sightings = Sightings({path: {name: jnp.shape(leaf) for name, leaf in held[path].items()} for path in held})
     reparametrised: list[str] = []
+    plainly = _Plainly()
 
     def watch(
         call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
@@ -78,7 +79,7 @@ def discover(model: nn.Module, variables: Mapping[str, Any], x: Any, apply: Appl
             out = call(*args, **kwargs)
             reparametrised.pop()
         else:
-            out = call(*args, **kwargs)
+            out = plainly(call, args, kwargs, context)
         if module.scope is None:
             return out
         path, kind = "/".join(module.scope.path), kind_of(type(module), KINDS)
@@ -109,11 +110,12 @@ def run(
     """As `Flavour.run`."""
     # nn.jit keeps its traces by the structure of the variables, so the names say what is attached.
     prefix = f"aqx_{hash(attach) % 2**64:x}_"
+    plainly = _Plainly()
 
     def intercept(
         call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
     ) -> Any:
-        out = call(*args, **kwargs)
+        out = plainly(call, args, kwargs, context)
         module = context.module
         kind = kind_of(type(module), KINDS) if context.method_name == "__call__" else None
         if kind is None or module.scope is None:
@@ -133,6 +135,29 @@ def run(
         inner.update({prefix + name: value for name, value in beside.items()})
     with nn.intercept_methods(intercept):
         return apply(model, {**variables, "params": params}, x)
+
+
+class _Plainly:
+    """Calls a method; of an optimised LSTM cell that of the plain one, which has the same weights in layers."""
+
+    def __init__(self) -> None:
+        self._inside: nn.Module | None = None
+
+    def __call__(
+        self,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        cell = context.module
+        if type(cell) is not nn.OptimizedLSTMCell or context.method_name != "__call__" or self._inside is cell:
+            return call(*args, **kwargs)
+        self._inside = cell
+        try:
+            return nn.LSTMCell.__call__(cast(Any, cell), *args, **kwargs)
+        finally:
+            self._inside = None
 
 
 def _use(kind: Kind, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Use:

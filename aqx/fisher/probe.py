@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -22,6 +23,8 @@ from aqx.fisher.layers import Apply, Coverage, Layer, LeftOut, sort_out
 from aqx.fisher.outputs import Fisher, Loss, output_gradients
 from aqx.fisher.reach import keeping_few_rows, rows_reached, without_shared_rows
 from aqx.fisher.refusals import without_other_gradients, without_untappable
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def probe_model(
     program = Program(flavour, structure, apply, loss, settings)
     layers, others, silent = without_other_gradients(program, layers, sightings.differentiated, state, x, y)
     rows = {key: n for layer in layers for key, n in zip(layer.keys, reached[layer.path][:, 0], strict=True)}
+    if silent:
+        _log.warning("aqx: %s", Coverage({}, (), silent=silent).advice)
     missing = (*left_out, *untappable, *shared, *others)
     return Probe(
         flavour, layers, missing, tuple(key for key in rows if not rows[key]), loss, fisher, apply, settings, silent

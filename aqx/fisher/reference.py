@@ -55,8 +55,8 @@ def reference(
         Eigenvalues per layer key, ascending, float64.
 
     Raises:
-        UnsupportedError: a layer is used several times inside a transform (a recurrent scan), where its uses cannot be
-            told apart; and as `eigenvalues`.
+        UnsupportedError: a layer is used several times inside a transform that has no end known beforehand, as a
+            while loop, or under `vmap`, where its uses cannot be told apart; and as `eigenvalues`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
@@ -71,16 +71,28 @@ def reference(
     """
     x, y = jax.tree.map(jnp.asarray, (x, y))
     probe = probe_model(model, variables, x, y, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
+    try:
+        return _spectra(probe, model, variables, x, y, seed, unrolled=False)
+    except UnsupportedError:
+        # Without jit a scan is a loop in Python, so that each of its steps is a use of its own; it takes its time.
+        with jax.disable_jit():
+            return _spectra(probe, model, variables, x, y, seed, unrolled=True)
+
+
+def _spectra(
+    probe: Probe, model: Any, variables: Any, x: Any, y: Any, seed: int, unrolled: bool
+) -> dict[str, Float[np.ndarray, " weights"]]:
+    fisher, sharing = probe.fisher, probe.settings.sharing
 
     def forward(x: Any) -> Any:
         # Through `run`, which works on a clone: an NNX model may write to its own variables.
         return probe.flavour.run(model, variables, {}, x, probe.apply, _Attach())
 
     outputs = forward(x)
-    _, gradients = output_gradients(fisher, loss, outputs, y, probe.examples, jax.random.key(seed))
+    _, gradients = output_gradients(fisher, probe.loss, outputs, y, probe.examples, jax.random.key(seed))
 
     def witness(x: Any, gradient: Any) -> dict[str, dict[str, Array]]:
-        zeros = _zeros(probe, model, variables, x)
+        zeros = _zeros(probe, model, variables, x, unrolled)
         attach = _Attach()
         _, pull_back = jax.vjp(lambda d: probe.flavour.run(model, variables, d, x, probe.apply, attach), zeros)
         return pull_back(gradient)[0]
@@ -88,10 +100,15 @@ def reference(
     def batched(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[:, None], tree)
 
-    alone = jax.vmap(forward)(batched(x))
-    close = jax.tree.map(
-        lambda a, b: bool(jnp.allclose(a[:, 0], b, rtol=1e-3, atol=1e-5, equal_nan=True)), alone, outputs
-    )
+    try:
+        alone = jax.vmap(forward)(batched(x))
+        close = jax.tree.map(
+            lambda a, b: bool(jnp.allclose(a[:, 0], b, rtol=1e-3, atol=1e-5, equal_nan=True)), alone, outputs
+        )
+    except UnsupportedError:
+        raise
+    except Exception:  # whatever Flax or the model raises: it takes the batch as a whole, as a graph does
+        close = False
     seen = []
     for i in range(jax.tree.leaves(gradients)[0].shape[0]):
         gradient = jax.tree.map(operator.itemgetter(i), gradients)
@@ -144,7 +161,7 @@ class _Attach:
         return _witness(a, out, *(dummies[f"{name}{use}"] for name in "agn"))
 
 
-def _zeros(probe: Probe, model: Any, variables: Any, x: Any) -> dict[str, dict[str, Array]]:
+def _zeros(probe: Probe, model: Any, variables: Any, x: Any, unrolled: bool) -> dict[str, dict[str, Array]]:
     """Dummies for the input, the output's gradient and a count of each use of each layer, in the stored layout."""
     look = _Attach()
 
@@ -159,7 +176,7 @@ def _zeros(probe: Probe, model: Any, variables: Any, x: Any) -> dict[str, dict[s
     for layer in probe.layers:
         calls = look.shapes[layer.path]
         # A scanned body is traced once or twice, not once per step.
-        most = min(len(calls), -(-len(calls) // math.prod(layer.stack)) + 1)
+        most = len(calls) if unrolled else min(len(calls), -(-len(calls) // math.prod(layer.stack)) + 1)
         for use, (a, out) in enumerate(calls[:most]):
             wide = jnp.float32 if jnp.issubdtype(a.dtype, jnp.integer) else a.dtype
             zeros.setdefault(layer.path, {}).update(

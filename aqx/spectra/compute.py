@@ -15,7 +15,7 @@ import numpy as np
 
 from aqx.activation import Activation, activation
 from aqx.enumeration.meanings import check_meanings
-from aqx.errors import InputError
+from aqx.errors import AqxError, InputError
 from aqx.fisher.reference import reference
 from aqx.numerics.settings import own_settings
 from aqx.operators import SETS
@@ -299,16 +299,41 @@ def check(task: Task, names: Sequence[str] | None = None) -> float:
 
     Raises:
         TaskError: the task does not keep its contract.
+        InputError: not one of the functions can be compared; of some that cannot, a warning says why.
     """
     subject = prepare(task)
-    engine, worst = Engine(subject), 0.0
+    engine, found, refused = Engine(subject), list[float](), list[str]()
     for name in task.baselines if names is None else names:
-        model, variables = build_model(task, activation(name), subject.x)
+        try:
+            found.append(_difference(engine, name))
+        except InputError as error:
+            refused.append(str(error))
+    if refused and not found:
+        raise InputError(refused[0])
+    for reason in refused:
+        _log.warning("aqx: %s", reason)
+    return max(found, default=0.0)
+
+
+def _difference(engine: Engine, name: str) -> float:
+    """The worst difference of one function.
+
+    Raises:
+        InputError: it cannot be compared.
+    """
+    subject, task = engine.subject, engine.subject.task
+    spectra = engine.start([activation(name)])()
+    if reason := spectra.reason(0):
+        raise InputError(f"names: {name!r} cannot be compared: {reason}")
+    model, variables = build_model(task, activation(name), subject.x)
+    try:
         slow = reference(model, variables, subject.x, subject.y, loss=task.loss, apply=task.apply)
-        spectra = engine.start([activation(name)])()
-        if reason := spectra.reason(0):
-            raise InputError(f"names: {name!r} cannot be compared: {reason}")
-        for key, (of_A, of_G) in spectra.pairs.items():
-            fast = np.sort((of_A[0, :, :, None] * of_G[0, :, None, :]).reshape(-1))
-            worst = max(worst, float(np.abs(fast - slow[key]).max() / max(slow[key].max(), np.finfo(np.float32).tiny)))
+    except (AqxError, np.linalg.LinAlgError) as error:
+        raise InputError(f"names: {name!r} cannot be compared: {error}") from error
+    worst = 0.0
+    for key, (of_A, of_G) in spectra.pairs.items():
+        if key not in slow:
+            raise InputError(f"names: {name!r} cannot be compared: the plain reference leaves out {key}")
+        fast = np.sort((of_A[0, :, :, None] * of_G[0, :, None, :]).reshape(-1))
+        worst = max(worst, float(np.abs(fast - slow[key]).max() / max(slow[key].max(), np.finfo(np.float32).tiny)))
     return worst
