@@ -71,7 +71,11 @@ def assert_equal(found, expected):
         np.testing.assert_allclose(found[metric], values, rtol=2e-5, err_msg=metric)
 
 
-@pytest.mark.parametrize("seeds", [[3] * 7, [0, 1, 2**32 - 1, 1, 2**40 + 1, 5, 6]], ids=["same", "own"])
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param([3] * 7, marks=pytest.mark.slow), [0, 1, 2**32 - 1, 1, 2**40 + 1, 5, 6]],
+    ids=["same", "own"],
+)
 def test_a_member_is_as_alone(seeds: list[int]):
     expected = alone(NAMES, [seed % 2**32 for seed in seeds])
     assert_equal(population(fit)(stack(), seeds), expected)
@@ -85,7 +89,7 @@ def test_vmapped_as_on_a_gpu_a_member_is_as_alone(own: bool, monkeypatch: pytest
     assert_equal(population(fit)(stack(), seeds), alone(NAMES, seeds))
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nan_stays_where_it_is(together: bool, monkeypatch: pytest.MonkeyPatch):
     if together:
         monkeypatch.setattr(ROOM, "_one_by_one", lambda device: False)
@@ -307,7 +311,7 @@ print(json.dumps([found, ran]))
 """
 
 
-@pytest.mark.parametrize("way", ["map", "vmap"])
+@pytest.mark.parametrize("way", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_eight_devices_share_the_members(way: str):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *sys.path])

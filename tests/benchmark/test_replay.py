@@ -194,6 +194,7 @@ def test_a_batch_is_chosen_before_any_of_it_is_known():
     assert whole.evaluated.shape == (1, 14) and len(set(whole.evaluated[0].tolist())) == 14
 
 
+@pytest.mark.slow
 def test_processes_change_nothing():
     features, values = plane(80)
     preset = Preset("outputs", PRESETS["random"].embed, nearest_neighbours)

@@ -62,6 +62,7 @@ def test_scores_are_those_of_the_trials(searched: Path):
     assert describe("tanh(tanh(x))", searched).scores[0].failed == 1
 
 
+@pytest.mark.slow
 def test_the_metric_that_is_reported_is_confirmed_too(db_path: Path):
     """Where all trainings of the search returned a test metric, `aqx confirm` reports that."""
     toy.candidates(db_path, ["unary(x)"], ["relu", "tanh", "abs"])

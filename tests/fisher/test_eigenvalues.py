@@ -161,7 +161,7 @@ def test_layer_equals_brute_force(flavour, name):
     assert fisher.coverage(model, variables, x).share == 1
 
 
-@pytest.mark.parametrize("flavour", ["linen", "nnx"])
+@pytest.mark.parametrize("flavour", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["dense_sequence", "conv2d_stride2_even", "conv2d_groups", "general", "conv1d"])
 def test_reduce_equals_brute_force(flavour, name):
     model, variables, x, y, forward = build(flavour, name)

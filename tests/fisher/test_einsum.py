@@ -116,6 +116,7 @@ def computed(compute, flavour="linen", sharing="expand", names=tuple(EQUATIONS),
     return compute(model, variables, xs, y, loss=losses.softmax_cross_entropy, sharing=sharing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_every_equation_equals_loops(name):
     assert_same(computed(fisher.eigenvalues)[name], expected()[name])
@@ -134,8 +135,9 @@ def test_reference_equals_loops(name):
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_nnx_equals_loops(name):
-    assert_same(computed(fisher.eigenvalues, "nnx", names=SOME)[name], expected(names=SOME)[name])
+@pytest.mark.parametrize("flavour", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
+def test_some_equations_equal_loops(flavour, name):
+    assert_same(computed(fisher.eigenvalues, flavour, names=SOME)[name], expected(names=SOME)[name])
 
 
 def test_every_weight_is_covered():

@@ -64,7 +64,7 @@ def unrolled(params, axis):
 @pytest.mark.parametrize(
     ("axis", "remat"),
     [
-        (0, False),
+        pytest.param(0, False, marks=pytest.mark.slow),
         pytest.param(1, False, marks=pytest.mark.slow),
         pytest.param(-1, False, marks=pytest.mark.slow),
         (0, True),
@@ -314,6 +314,7 @@ class NnxStack(nnx.Module):
         return nnx.jit(lambda head, h: head(h))(self.head[0], self.norm(step(x, self.blocks)))
 
 
+@pytest.mark.slow
 def test_nnx_scanned_rematerialised_and_jitted_equals_unrolled():
     x, y = batch(WIDTH)
     model = NnxStack(nnx.Rngs(0))

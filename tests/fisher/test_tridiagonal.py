@@ -70,6 +70,7 @@ def test_tridiagonal_eigenvalues_with_pivots_that_vanish():
     np.testing.assert_allclose(jax.jit(tridiagonal_eigenvalues)(d, off)[0], expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_reduction_keeps_trace_and_norm_in_float64():
     with jax.enable_x64(True):
         few = np.random.default_rng(0).normal(size=(2, 19, 19))

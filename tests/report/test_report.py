@@ -146,6 +146,7 @@ def test_the_survey_matches_the_study(searched: Path):
     assert digest(searched) == before, "looking changes nothing"
 
 
+@pytest.mark.slow
 def test_a_search_is_explained_by_its_own_surrogate(db_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its coordinates depend on the study's seed; the map does not depend on it."""
     shifted = Preset("shifted", lambda features, seed, progress: seed + features.outputs[:, :3], nearest_neighbours)

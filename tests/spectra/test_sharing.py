@@ -91,6 +91,7 @@ def test_eight_devices(enumerated: Path, alone, tmp_path: Path):
     assert_same_rows(path, alone)
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_run(enumerated: Path, alone, tmp_path: Path):
     path = tmp_path / "two.duckdb"
     shutil.copy(enumerated, path)
@@ -188,6 +189,7 @@ with Engine(subject) as engine:
 """
 
 
+@pytest.mark.slow
 def test_layers_of_many_factors_do_not_hang():
     # Batched calls of LAPACK in several programs at once wait for each other's threads: with those it hung every time.
     assert output(start(MANY_MATRICES)) == "200\n"

@@ -180,6 +180,7 @@ def test_500_candidates_of_5_shapes_compile_5_programs(db_path, caplog):
     assert compilations(caplog) == report.shapes == 5
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_candidates(names):
     subject = prepare(make_task())
     engine = Engine(subject)
@@ -301,6 +302,7 @@ def test_features_do_not_depend_on_threads_nor_on_the_order_of_the_batch(names):
         assert np.abs(other - base).sum(-1).max() < 1e-2 * np.median(distances)
 
 
+@pytest.mark.slow
 def test_rows_whose_products_overflow_are_invalid_and_do_not_hang():
     # Few rows are kept as they are: finite in float32, while their products are not.
     def huge():
@@ -315,6 +317,7 @@ def test_rows_whose_products_overflow_are_invalid_and_do_not_hang():
     assert spectra.reason(0) == "the spectrum of Dense_1 is not finite"
 
 
+@pytest.mark.slow
 def test_features_agree_between_float32_and_float64_and_batch_sizes(names):
     some = [activation(name) for name in names[::12]]
     task = make_task()

@@ -228,7 +228,7 @@ with study.trial() as trial:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_preempted_job_gives_its_claim_back_at_once(path: Path, number: int):
     command = [sys.executable, "-c", PREEMPTED, path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as job:
