@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from aqx.enumeration.meanings import check_meanings
 from aqx.errors import AqxError, InputError
 from aqx.machine import cores, free_memory, nvidia_smi, version_of
+from aqx.operators import own_operators
 from aqx.store import Database
 from aqx.store.encoding import differences
 from aqx.store.health import FileHealth, check_file
@@ -234,6 +234,10 @@ def _look_at_room(seen: Diagnosis, folder: Path) -> None:
 
 
 def _look_at_operators(seen: Diagnosis, db: Database) -> None:
+    if not own_operators():
+        return
+    from aqx.enumeration.meanings import check_meanings  # brings JAX
+
     try:
         check_meanings(db)
     except AqxError as error:

@@ -172,6 +172,11 @@ def operator_table() -> OperatorTable:
     return _in_force
 
 
+def own_operators() -> tuple[Operator, ...]:
+    """Return the operators in force that `register` added."""
+    return tuple(operator for operator in _in_force.operators if operator.name not in _BUILT_IN.by_name)
+
+
 def operator_names(operators: str | Iterable[str]) -> tuple[str, ...]:
     """Return the operator names that a set's name ("paper", "aquasurf", "extended") or a list of names stands for.
 

@@ -110,7 +110,7 @@ def check_steps(folder: Path, setting: str, how_much: str) -> None:
     found = dict(line.split(" ", 1) for line in lines if " " in line)
     assert {name: found[name] for name in expected} == expected
     if how_much == "whole":
-        assert found["report"] == "True" and found["sampler"] == "6"
+        assert found["report"] == "True" and found["sampler"] == "7"
 
 
 @pytest.mark.parametrize("name", FAST)

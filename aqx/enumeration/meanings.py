@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 
-from aqx import store
 from aqx.errors import StoreError
-from aqx.operators import SETS, Operator, operator_table
+from aqx.operators import Operator, own_operators
 from aqx.store import Database
+from aqx.store.functions import another_operator, operators_of
 
 
 def check_meanings(db: Database) -> None:
@@ -18,11 +18,11 @@ def check_meanings(db: Database) -> None:
     Raises:
         StoreError: one computes something else.
     """
-    own = {op.name: op for op in operator_table().operators if op.name not in SETS["extended"]}
-    known = store.functions.operators_of(db) if own else {}
+    own = {operator.name: operator for operator in own_operators()}
+    known = operators_of(db) if own else {}
     changed = sorted(name for name, op in own.items() if name in known and _behaviour(op) != known[name])
     if changed:
-        raise StoreError(store.functions.another_operator(db, changed[0]))
+        raise StoreError(another_operator(db, changed[0]))
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from aqx.activation import Activation, activation
 from aqx.errors import InputError
+from aqx.numerics.settings import own_settings
 from aqx.search import Confirmation, Ledger
 
 USUAL = ("relu(x)", "gelu(x)", "swish(x)")
@@ -67,6 +68,7 @@ def curve(name: str, kind: Literal["found", "usual"] = "found", result: float | 
     return FunctionCurve(name, kind, result, *drawn)
 
 
+@own_settings()
 def values_and_slopes(act: Activation, x: Float[np.ndarray, " P"]) -> tuple[np.ndarray, np.ndarray]:
     """Return a function and its derivative at some points, as they are in float32 [P], [P]."""
     x = np.asarray(x, np.float32)

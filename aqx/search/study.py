@@ -11,8 +11,8 @@ from typing import Any
 
 from aqx import surrogate as surrogates
 from aqx.duration import checked_limit
-from aqx.enumeration.meanings import check_meanings
 from aqx.errors import AqxError, Exhausted, InputError, TaskError, one_line
+from aqx.operators import own_operators
 from aqx.search.confirmation import confirm
 from aqx.search.ledger import (
     ASKED_LEASE_SECONDS,
@@ -109,7 +109,7 @@ class Study:
         self.retry_policy: RetryPolicy = retry
         self.pruner: str = pruner
         self.db: Database = db if isinstance(db, Database) else Database(db, create=True)
-        check_meanings(self.db)
+        self._check_meanings()
         self.task_id: int = register_task(self.db, self.task.name, self.task.identity())
         self.ledger: Ledger = Ledger(self.db, get_task(self.db, self.task.name), self._announce)
         settings = StudySettings(seed, self.preset.name, pruner)
@@ -180,7 +180,7 @@ class Study:
             yield trial
 
     def _trial(self, lease_seconds: float) -> Trial:
-        check_meanings(self.db)
+        self._check_meanings()
         (record,) = self.queue.claim(lease_seconds)
         rule = rule_of(self.pruner)
         return Trial(record.id, record.name, record.seed, self.ledger, self.task, rule, record.token)
@@ -233,7 +233,7 @@ class Study:
             raise InputError(f"budget={budget!r} is not a number of trainings; give an integer from 0")
         if not isinstance(spectra, int) or spectra < 0:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
-        check_meanings(self.db)
+        self._check_meanings()
         limit = checked_limit(time_limit)
         most = self._together(together, executor is None and workers in (None, 1))
         finished: list[Record] = []
@@ -308,6 +308,13 @@ class Study:
                 "the same call tries them again once this is mended"
             )
 
+    def _check_meanings(self) -> None:
+        """Refuse operators that mean something else than when the database was filled; see `check_meanings`."""
+        if own_operators():
+            from aqx.enumeration.meanings import check_meanings  # brings JAX
+
+            check_meanings(self.db)
+
     def _try_hopeless_again(self) -> None:
         """Queue the baselines once more where all of them have failed: somebody calls again who has mended the task."""
         if tried := self._hopeless(self.ledger.snapshot()):
@@ -362,7 +369,7 @@ class Study:
         """
         most = self._together(together, executor is None and workers in (None, 1))
         limit = checked_limit(time_limit)
-        check_meanings(self.db)
+        self._check_meanings()
         return confirm(self.ledger, self.queue, top, seeds, executor, workers, most, limit, progress)
 
     def add(self, name: str, seed: int = 0, **metrics: Any) -> Record:

@@ -18,7 +18,7 @@ from aqx.enumeration.meanings import check_meanings
 from aqx.errors import AqxError, InputError
 from aqx.fisher.reference import reference
 from aqx.numerics.settings import own_settings
-from aqx.operators import SETS
+from aqx.operators import own_operators
 from aqx.spectra.acceptance import accept, refuse_if_all_baselines_break
 from aqx.spectra.devices import announce, leads
 from aqx.spectra.engine import Engine, Spectra
@@ -194,7 +194,8 @@ def _follow(engine: Engine) -> SpectraReport:
 
 def _namer(engine: Engine, operators: Sequence[str]) -> Namer:
     """A namer whose programs have no operator that the model cannot be traced with: it would break all of a shape."""
-    return Namer([name for name in operators if name in SETS["extended"] or traces(engine.subject, name)])
+    own = {operator.name for operator in own_operators()}
+    return Namer([name for name in operators if name not in own or traces(engine.subject, name)])
 
 
 def _started(engine: Engine, acts: Sequence[Activation]) -> Callable[[], Spectra]:

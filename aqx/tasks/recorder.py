@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 class InitRecorder:
@@ -60,7 +61,7 @@ class InitRecorder:
 
 def _concrete(leaf: Any) -> Any:
     """In place of a value of a transform one of its shape and type, and any other as it is."""
-    if not isinstance(leaf, jax.core.Tracer):
+    if not isinstance(leaf, Tracer):
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         key = jax.random.key(0)
