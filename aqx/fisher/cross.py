@@ -177,16 +177,18 @@ def _backward(spec: Tap, kept: tuple[Array, Array], g: Array) -> tuple[None, Arr
     if rows.bias:
         edge = rows.gradients(wide_g).sum((0, 1))[:, None]
         product = jnp.concatenate([product, edge], axis=1)
-    A = G = jnp.zeros((rows.dimensions[0], 0, 0), spec.dtype)
+    inputs = gradients = jnp.zeros((rows.dimensions[0], 0, 0), spec.dtype)
     if any(spec.kept):
-        A, G, _ = use_factors(spec, a, g)
-    A, G = (part if kept else part[:, :0] for part, kept in zip((A, G), spec.kept, strict=True))
+        inputs, gradients, _ = use_factors(spec, a, g)
+    inputs, gradients = (
+        part if kept else part[:, :0] for part, kept in zip((inputs, gradients), spec.kept, strict=True)
+    )
     found = {
         "product": product,
         "noise": jnp.stack([kernel, bias]).reshape(1, 1, 2),
-        "A": A.reshape(rows.dimensions[0], spec.kept[0], product.shape[1]),
-        "G": G.reshape(rows.dimensions[0], spec.kept[1], product.shape[2]),
-        "squares": jnp.stack([_squares(A), _squares(G), of_g]).reshape(1, 1, 3),
+        "A": inputs.reshape(rows.dimensions[0], spec.kept[0], product.shape[1]),
+        "G": gradients.reshape(rows.dimensions[0], spec.kept[1], product.shape[2]),
+        "squares": jnp.stack([_squares(inputs), _squares(gradients), of_g]).reshape(1, 1, 3),
         # Weights that are scaled scale the dummies beside them too: what is returned then comes back scaled, and what
         # is returned of the square of the mark even more so.
         "mark": jnp.concatenate([mark[..., :1] ** 2, jnp.ones_like(mark[..., :1])], axis=-1),
