@@ -128,6 +128,11 @@ class Activation:
         return y.astype(out)
 
     @cached_property
+    def _text(self) -> str:
+        """All that a pickle carries, as one line that a checkpoint can hold."""
+        return json.dumps(self.__reduce__()[1], default=np.ndarray.tolist)
+
+    @cached_property
     def _operators(self) -> tuple[Operator, ...]:
         if not self.is_concrete:
             raise UnsupportedError("this Activation is traced or stacked: its name and tree are not known here")
@@ -267,13 +272,16 @@ def _serve_flax() -> None:
             serialization.register_serialization_state(Activation, _state_of, _of_state)
 
 
-def _state_of(act: Activation) -> dict[str, str]:
-    return {"activation": json.dumps(act.__reduce__()[1], default=np.ndarray.tolist)}
+def _state_of(act: Activation) -> str | Activation:
+    # Text and no dict: modules of Flax Linen ask for the state of their attributes, and take a dict apart.
+    return act if any(isinstance(leaf, Tracer) for leaf in (*act.opcodes, *act.constants)) else act._text
 
 
-def _of_state(target: Activation, state: dict[str, str]) -> Activation:
+def _of_state(target: Activation, state: str | Activation) -> Activation:
     del target
-    schema, nodes, constants = json.loads(state["activation"])
+    if isinstance(state, Activation):
+        return state
+    schema, nodes, constants = json.loads(state)
     return _restore(schema, nodes, tuple(_host(np.array(constant)) for constant in constants))
 
 
