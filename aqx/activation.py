@@ -128,11 +128,6 @@ class Activation:
         return y.astype(out)
 
     @cached_property
-    def _text(self) -> str:
-        """All that a pickle carries, as one line that a checkpoint can hold."""
-        return json.dumps(self.__reduce__()[1], default=np.ndarray.tolist)
-
-    @cached_property
     def _operators(self) -> tuple[Operator, ...]:
         if not self.is_concrete:
             raise UnsupportedError("this Activation is traced or stacked: its name and tree are not known here")
@@ -274,7 +269,9 @@ def _serve_flax() -> None:
 
 def _state_of(act: Activation) -> str | Activation:
     # Text and no dict: modules of Flax Linen ask for the state of their attributes, and take a dict apart.
-    return act if any(isinstance(leaf, Tracer) for leaf in (*act.opcodes, *act.constants)) else act._text
+    if any(isinstance(leaf, Tracer) for leaf in (*act.opcodes, *act.constants)):
+        return act
+    return json.dumps(act.__reduce__()[1], default=np.ndarray.tolist)
 
 
 def _of_state(target: Activation, state: str | Activation) -> Activation:
