@@ -284,7 +284,12 @@ class Study:
             best = goal.best(done_in_search(snapshot.trials))
             show(snapshot, f"best {best.objective:.4f} {best.name}" if best else "")
 
+        first = True
+
         def work(snapshot: Snapshot) -> bool:
+            nonlocal first
+            if first:  # by what is read anyway
+                first, snapshot = False, self._hopeless_tried_again(snapshot)
             show(snapshot, "")
             last = train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers, limit)
             return self.queue.lacks_results(last, budget)
@@ -292,7 +297,6 @@ class Study:
         def is_ours(trial: Record | Brief) -> bool:
             return trial.purpose in (Purpose.SEARCH, Purpose.BASELINE)
 
-        self._try_hopeless_again()
         if budget and self.task.train is not None:
             without_spectra(self.queue.make_ready)
         # What another process is at counts towards the budget, but that process may be dead.
@@ -315,11 +319,14 @@ class Study:
 
             check_meanings(self.db)
 
-    def _try_hopeless_again(self) -> None:
+    def _hopeless_tried_again(self, snapshot: Snapshot) -> Snapshot:
         """Queue the baselines once more where all of them have failed: somebody calls again who has mended the task."""
-        if tried := self._hopeless(self.ledger.snapshot()):
-            _log.warning("aqx: every baseline of task %r failed before; they are tried again", self.task.name)
-            self.retry(*(group[-1].trial_id for group in tried))
+        tried = self._hopeless(snapshot)
+        if not tried:
+            return snapshot
+        _log.warning("aqx: every baseline of task %r failed before; they are tried again", self.task.name)
+        self.retry(*(group[-1].trial_id for group in tried))
+        return self.ledger.snapshot()
 
     def _hopeless(self, snapshot: Snapshot) -> list[list[Brief]]:
         """The trials of each baseline where every one of them has failed, and none where one has not."""
