@@ -25,9 +25,9 @@ from aqx.fisher.layers import Apply, Layer
 from aqx.fisher.outputs import Loss, per_example_losses
 from aqx.fisher.rows import ConvRows, Rows
 
-# What XLA may lose of a sum of products, relative to √(Σ|a|² Σ|g|²), in float64 and in float32: some powers of ten less
-# than any fault, which is as large as a gradient.
-_LOST = {64: 1e-9, 32: 3e-5}
+# What XLA may lose of a sum of products, relative to √(Σ|a|² Σ|g|²), in float64 and in float32: less than any fault,
+# which is as large as a gradient. All in float64 would tell no more, and on a CPU its convolutions take minutes.
+_LOST = {64: 1e-9, 32: 1e-4}
 # A layer of fewer bits rounds the result once for each of its uses, and its parts.
 _ROUNDINGS = 8
 # The value of a dummy by which a tap sees whether it gets what is stored, whole as a quantised weight would be.
@@ -83,8 +83,8 @@ class Verdict:
 def cross_test(program: Program, layers: Sequence[Layer], state: Any, x: Any, y: Any) -> dict[str, Verdict]:
     """Compare what the taps see with the gradients of the stored weights.
 
-    At the given weights and at moved ones, as below a head that starts at zero all gradients are equal; in float64
-    wherever the model can be traced in it.
+    At the given weights and at moved ones, as below a head that starts at zero all gradients are equal; weights and
+    inputs of few bits are widened to float32 where the model can be traced with those.
 
     Args:
         program: the model.
@@ -100,9 +100,8 @@ def cross_test(program: Program, layers: Sequence[Layer], state: Any, x: Any, y:
         return {}
     with _own_settings():
         try:
-            with jax.enable_x64(True):
-                moved, given = _both(program, layers, *jax.tree.map(_wide, (state, x, y)))
-        except Exception:  # whatever Flax or the model raises: something in it insists on float32
+            moved, given = _both(program, layers, *jax.tree.map(_wide, (state, x, y)))
+        except Exception:  # whatever Flax or the model raises: something in it insists on the few bits
             moved, given = _both(program, layers, state, x, y)
     return {layer.path: _verdict(moved[layer.path], given[layer.path]) for layer in layers}
 
@@ -177,18 +176,13 @@ def _backward(spec: Tap, kept: tuple[Array, Array], g: Array) -> tuple[None, Arr
     if rows.bias:
         edge = rows.gradients(wide_g).sum((0, 1))[:, None]
         product = jnp.concatenate([product, edge], axis=1)
-    inputs = gradients = jnp.zeros((rows.dimensions[0], 0, 0), spec.dtype)
-    if any(spec.kept):
-        inputs, gradients, _ = use_factors(spec, a, g)
-    inputs, gradients = (
-        part if kept else part[:, :0] for part, kept in zip((inputs, gradients), spec.kept, strict=True)
-    )
+    kept_A, kept_G = _kept(spec, a, g, product.shape[1])
     found = {
         "product": product,
         "noise": jnp.stack([kernel, bias]).reshape(1, 1, 2),
-        "A": inputs.reshape(rows.dimensions[0], spec.kept[0], product.shape[1]),
-        "G": gradients.reshape(rows.dimensions[0], spec.kept[1], product.shape[2]),
-        "squares": jnp.stack([_squares(inputs), _squares(gradients), of_g]).reshape(1, 1, 3),
+        "A": kept_A,
+        "G": kept_G,
+        "squares": jnp.stack([_squares(kept_A), _squares(kept_G), of_g]).reshape(1, 1, 3),
         # Weights that are scaled scale the dummies beside them too: what is returned then comes back scaled, and what
         # is returned of the square of the mark even more so.
         "mark": jnp.concatenate([mark[..., :1] ** 2, jnp.ones_like(mark[..., :1])], axis=-1),
@@ -197,6 +191,16 @@ def _backward(spec: Tap, kept: tuple[Array, Array], g: Array) -> tuple[None, Arr
 
 
 _tap.defvjp(_forward, cast(Any, _backward))
+
+
+def _kept(spec: Tap, a: Array, g: Array, d: int) -> tuple[Float[Array, "B M d"], Float[Array, "B M p"]]:
+    """The rows of one use that the factors keep, none where they keep none."""
+    groups, _, p = spec.rows.dimensions
+    none = jnp.zeros((groups, 0, d), spec.dtype), jnp.zeros((groups, 0, p), spec.dtype)
+    if not any(spec.kept):
+        return none
+    factors = use_factors(spec, a, g)
+    return factors.A if spec.kept[0] else none[0], factors.G if spec.kept[1] else none[1]
 
 
 def _product(rows: Rows, a: Array, g: Array) -> tuple[Float[Array, "B d p"], Float[Array, ""]]:
@@ -332,7 +336,7 @@ def _wide(leaf: Any) -> Any:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         return leaf
-    return jnp.asarray(leaf, jnp.promote_types(dtype, jnp.float64))
+    return jnp.asarray(leaf, jnp.promote_types(dtype, jnp.float32))
 
 
 def _moved(parameters: Mapping[str, Mapping[str, Array]], by: Float[Array, ""]) -> dict[str, dict[str, Array]]:

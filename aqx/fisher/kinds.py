@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 
@@ -15,7 +15,6 @@ from aqx.fisher.rows import Call, Rows, conv_rows, dense_rows, embed_rows
 
 # (layer, shape of its kernel, call) -> rows; raises UnsupportedError where the layer is not Kronecker.
 MakeRows = Callable[[Any, tuple[int, ...], Call], Rows]
-Like = Literal["dense", "conv", "einsum", "embed"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ _LIKE: dict[str, tuple[MakeRows, Mapping[str, Any]]] = {
 _registered: dict[type, Kind] = {}
 
 
-def register_layer(layer: type, *, like: Like, kernel: str | None = None, bias: str = "bias") -> None:
+def register_layer(layer: Any, *, like: str, kernel: str | None = None, bias: str = "bias") -> None:
     """Have the layers of a type of one's own covered, as a kind of layer that aqx knows.
 
     What is registered is tested on each model like every other layer: where the type does something else with its
@@ -162,8 +161,8 @@ def register_layer(layer: type, *, like: Like, kernel: str | None = None, bias: 
     """
     if not isinstance(layer, type):
         raise InputError(f"layer={layer!r} is not a class; give the type of the layers, as register_layer(MyDense, …)")
-    if like not in get_args(Like):
-        raise InputError(f"like={like!r} is unknown; give one of {', '.join(get_args(Like))}")
+    if like not in _LIKE:
+        raise InputError(f"like={like!r} is unknown; give one of {', '.join(_LIKE)}")
     make_rows, defaults = _LIKE[like]
     name = kernel or ("embedding" if like == "embed" else "kernel")
     _registered[layer] = Kind(make_rows, name, bias, tuple(defaults.items()), like)

@@ -317,21 +317,21 @@ def test_nnx_layers_with_kernels_in_other_orders_stay():
     assert not reasons and covered == {"up", "einsum", "general"}
 
 
-def test_a_model_that_insists_on_float32_is_tested_in_it():
+def test_a_model_that_insists_on_few_bits_is_tested_in_them():
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
-            layer = nn.Dense(4, name="layer")
+            layer = nn.Dense(4, name="layer", param_dtype=jnp.bfloat16)
             layer(x)
             kernel = layer.variables["params"]["kernel"]
 
             def step(h, _):
                 return jnp.tanh(h @ kernel), None
 
-            h, _ = jax.lax.scan(step, jnp.ones((len(x), 4), jnp.float32), length=2)
+            h, _ = jax.lax.scan(step, jnp.ones((len(x), 4), jnp.bfloat16), length=2)
             return nn.Dense(2, name="head")(jnp.tanh(h) + layer(x))
 
-    assert named(Model(), X) == ({"layer": ELSEWHERE}, {"head"})
+    assert named(Model(), jnp.asarray(X, jnp.bfloat16)) == ({"layer": ELSEWHERE}, {"head"})
 
 
 def test_moved_weights_that_the_model_cannot_use_do_not_decide():
