@@ -55,7 +55,7 @@ class Program:
     settings: TapSettings
 
     def total(
-        self, parameters: Mapping[str, Mapping[str, Array]], dummies: Any, attach: Any, state: Any, x: Any, y: Any
+        self, parameters: Mapping[str, Mapping[str, Any]], dummies: Any, attach: Any, state: Any, x: Any, y: Any
     ) -> Float[Array, ""]:
         """The summed loss at parameters that take the place of those in the state."""
         pair = self.flavour.merge(self.structure, self.flavour.replaced(state, parameters))
@@ -339,13 +339,13 @@ def _wide(leaf: Any) -> Any:
     return jnp.asarray(leaf, jnp.promote_types(dtype, jnp.float32))
 
 
-def _moved(parameters: Mapping[str, Mapping[str, Array]], by: Float[Array, ""]) -> dict[str, dict[str, Array]]:
+def _moved(parameters: Mapping[str, Mapping[str, Any]], by: Float[Array, ""]) -> dict[str, dict[str, Any]]:
     """Parameters moved by a tenth of their size; those that are all zero to what an initialisation might give."""
-    moved: dict[str, dict[str, Array]] = {}
+    moved: dict[str, dict[str, Any]] = {}
     for i, (path, held) in enumerate(sorted(parameters.items())):
         moved[path] = dict(held)
         for j, (name, leaf) in enumerate(sorted(held.items())):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size:
+            if jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.inexact) and leaf.size:
                 size = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(leaf))))
                 step = jnp.where(size > 0, size / 10, 0.3 / max(9, int(np.prod(leaf.shape[:-1]))) ** 0.5)
                 noise = _noise(leaf.shape, 1 + i + j / 7)

@@ -129,10 +129,20 @@ class Coverage:
     def __str__(self) -> str:
         unused = dict.fromkeys(self.unreached, ", but the loss never reaches it: its eigenvalues are zero")
         lines = [f"{key}: {n:,} weights{unused.get(key, '')}" for key, n in self.weights.items()]
-        lines += [f"{part.path}: {part.weights:,} weights left out: {part.reason}" for part in self.left_out]
+        lines += [
+            f"{part.path or 'the model itself'}: {part.weights:,} weights left out: {part.reason}"
+            for part in self.left_out
+        ]
         if self.silent:
             lines.append(self.advice)
         return "\n".join([*lines, f"covered: {self.share:.2%} of all weights"])
+
+
+def shape_of(leaf: Any) -> tuple[int, ...]:
+    """Shape of a stored parameter; one that is a tuple or the like, which no layer of Flax has, is so many weights."""
+    if jax.tree.structure(leaf) == jax.tree.structure(0):
+        return jnp.shape(leaf)
+    return (sum(math.prod(jnp.shape(part)) for part in jax.tree.leaves(leaf)),)
 
 
 def insert_axes(shape: tuple[int, ...], stack: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax import traverse_util
 from flax.core import meta, unfreeze
 
@@ -15,7 +14,7 @@ from aqx.fisher import rows
 from aqx.fisher.einsum import einsum_rows
 from aqx.fisher.factors import Attach
 from aqx.fisher.kinds import Kind, Use, kind_of
-from aqx.fisher.layers import Apply, Sightings
+from aqx.fisher.layers import Apply, Sightings, shape_of
 
 KINDS: dict[type, Kind] = {
     nn.Dense: Kind(rows.dense_rows),
@@ -66,7 +65,7 @@ def structure(build: Callable[[], nn.Module]) -> nn.Module:
 def discover(model: nn.Module, variables: Mapping[str, Any], x: Any, apply: Apply) -> Sightings:
     """As `Flavour.discover`."""
     held = parameters(variables)
-    sightings = Sightings({path: {name: jnp.shape(leaf) for name, leaf in held[path].items()} for path in held})
+    sightings = Sightings({path: {name: shape_of(leaf) for name, leaf in held[path].items()} for path in held})
     reparametrised: list[str] = []
     plainly = _Plainly()
 

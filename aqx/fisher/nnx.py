@@ -7,14 +7,13 @@ from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from aqx.fisher import rows
 from aqx.fisher.einsum import einsum_rows
 from aqx.fisher.factors import Attach
 from aqx.fisher.kinds import Kind, Use, kind_of
-from aqx.fisher.layers import Apply, Sightings
+from aqx.fisher.layers import Apply, Sightings, shape_of
 
 KINDS: dict[type, Kind] = {
     nnx.Linear: Kind(rows.dense_rows),
@@ -51,7 +50,7 @@ def parameters(state: Any) -> dict[str, dict[str, Any]]:
     held: dict[str, dict[str, Any]] = {}
     for (*path, name), variable in nnx.to_flat_state(state):
         if isinstance(variable, nnx.Param):
-            held.setdefault("/".join(map(str, path)), {})[str(name)] = variable[...]
+            held.setdefault("/".join(map(str, path)), {})[str(name)] = variable.get_value()
     return held
 
 
@@ -74,7 +73,7 @@ def structure(build: Callable[[], nnx.Module]) -> nnx.GraphDef[Any]:
 def discover(model: nnx.Module, variables: None, x: Any, apply: Apply) -> Sightings:
     """As `Flavour.discover`."""
     held = parameters(nnx.state(model))
-    shapes = {path: {name: jnp.shape(leaf) for name, leaf in here.items()} for path, here in held.items()}
+    shapes = {path: {name: shape_of(leaf) for name, leaf in here.items()} for path, here in held.items()}
     modules = dict(_modules(model))
     # In the order of the modules; parameters in dicts and lists lie outside of any.
     sightings = Sightings({path: shapes[path] for path in (*modules, *shapes) if path in shapes})

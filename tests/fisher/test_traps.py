@@ -8,6 +8,7 @@ import fisher_oracle as oracle
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -214,3 +215,24 @@ def test_the_reference_refuses_examples_that_are_mapped_and_depend_on_one_anothe
     variables = initialised(Mapped(True), x)
     with pytest.raises(UnsupportedError, match="cannot tell the uses of layer apart"):
         fisher.reference(Mapped(True, norm=True), variables, x, y, loss=losses.softmax_cross_entropy)
+
+
+class PairOfWeights(nn.Module):
+    """A parameter that is a tuple, of arrays of different shapes."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale, shift = self.param("pair", lambda key: (jnp.ones(4), jnp.ones((3, 4))))
+        return nn.Dense(3)(jnp.tanh(nn.Dense(4)(x) * scale + shift.sum(0)))
+
+
+def test_a_parameter_that_is_a_tuple_is_counted_and_named():
+    x, y = np.random.default_rng(0).normal(size=(6, 4)), np.arange(6) % 3
+    model = PairOfWeights()
+    variables = model.init(jax.random.key(0), x)
+    coverage = fisher.coverage(model, variables, x)
+    assert coverage.share == (20 + 15) / (20 + 15 + 16) and "pair" in str(coverage)
+    found = fisher.eigenvalues(model, variables, x, y, loss=losses.softmax_cross_entropy)
+    expected = fisher.reference(model, variables, x, y, loss=losses.softmax_cross_entropy)
+    for path in ("Dense_0", "Dense_1"):
+        np.testing.assert_allclose(found[path], expected[path], atol=1e-9)
