@@ -193,7 +193,7 @@ def _backward(spec: Tap, kept: tuple[Array, Array], g: Array) -> tuple[None, Arr
 _tap.defvjp(_forward, cast(Any, _backward))
 
 
-def _kept(spec: Tap, a: Array, g: Array, d: int) -> tuple[Float[Array, "B M d"], Float[Array, "B M p"]]:
+def _kept(spec: Tap, a: Array, g: Array, d: int) -> tuple[Float[Array, "B M d"], Float[Array, "B K p"]]:
     """The rows of one use that the factors keep, none where they keep none."""
     groups, _, p = spec.rows.dimensions
     none = jnp.zeros((groups, 0, d), spec.dtype), jnp.zeros((groups, 0, p), spec.dtype)
