@@ -84,7 +84,7 @@ def cross_test(program: Program, layers: Sequence[Layer], state: Any, x: Any, y:
     """Compare what the taps see with the gradients of the stored weights.
 
     At the given weights and at moved ones, as below a head that starts at zero all gradients are equal; weights and
-    inputs of few bits are widened to float32 where the model can be traced with those.
+    inputs of few bits are widened to float32, or to what the others have, where the model can be traced with those.
 
     Args:
         program: the model.
@@ -100,7 +100,7 @@ def cross_test(program: Program, layers: Sequence[Layer], state: Any, x: Any, y:
         return {}
     with _own_settings():
         try:
-            moved, given = _both(program, layers, *jax.tree.map(_wide, (state, x, y)))
+            moved, given = _both(program, layers, *_widened((state, x, y)))
         except Exception:  # whatever Flax or the model raises: something in it insists on the few bits
             moved, given = _both(program, layers, state, x, y)
     return {layer.path: _verdict(moved[layer.path], given[layer.path]) for layer in layers}
@@ -254,7 +254,9 @@ def _verdict(moved: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -
     for seen in (moved, given):
         # Moved weights may be none that the model can use: where the true gradient is not finite, nothing is said.
         told = np.isfinite(seen["true"])
-        bad |= (told & ~(seen["apart"] <= seen["noise"])).any(0)
+        # A constant in float64 has the taps see float64 beside weights, and gradients of those, in float32.
+        noise = seen["noise"] + _ROUNDINGS * np.finfo(seen["true"].dtype).eps * seen["true"]
+        bad |= (told & ~(seen["apart"] <= noise)).any(0)
         squared, once = seen["mark"].T
         bad |= bool((~(np.abs(squared - _MARK**2 * once) <= 1e-4 * np.abs(once))).any())
         same = _SAME[8 * seen["kept"].itemsize]
@@ -332,11 +334,25 @@ def _own_settings() -> AbstractContextManager[Any]:
     return stack
 
 
-def _wide(leaf: Any) -> Any:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        return leaf
-    return jnp.asarray(leaf, jnp.promote_types(dtype, jnp.float32))
+def _widened(numbers: Any) -> Any:
+    """Numbers of few bits as those of the most that are among them, and of float32 at least.
+
+    Otherwise the gradient of a weight in float32 below inputs in float64 would be rounded, and what the taps see not.
+    """
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(numbers) if jnp.issubdtype(_dtype(leaf), jnp.inexact)}
+    widest = jnp.finfo(jnp.result_type(jnp.float32, *kinds)).dtype  # of complex numbers, that of their parts
+    return jax.tree.map(
+        lambda leaf: (
+            jnp.asarray(leaf, jnp.promote_types(leaf.dtype, widest))
+            if jnp.issubdtype(_dtype(leaf), jnp.inexact)
+            else leaf
+        ),
+        numbers,
+    )
+
+
+def _dtype(leaf: Any) -> Any:
+    return getattr(leaf, "dtype", bool)
 
 
 def _moved(parameters: Mapping[str, Mapping[str, Any]], by: Float[Array, ""]) -> dict[str, dict[str, Any]]:
@@ -345,7 +361,7 @@ def _moved(parameters: Mapping[str, Mapping[str, Any]], by: Float[Array, ""]) ->
     for i, (path, held) in enumerate(sorted(parameters.items())):
         moved[path] = dict(held)
         for j, (name, leaf) in enumerate(sorted(held.items())):
-            if jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.inexact) and leaf.size:
+            if jnp.issubdtype(_dtype(leaf), jnp.inexact) and leaf.size:
                 size = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(leaf))))
                 step = jnp.where(size > 0, size / 10, 0.3 / max(9, int(np.prod(leaf.shape[:-1]))) ** 0.5)
                 noise = _noise(leaf.shape, 1 + i + j / 7)

@@ -372,3 +372,19 @@ def test_coverage_is_what_eigenvalues_compute():
     variables = model.init(KEY, TOKENS)
     got = fisher.eigenvalues(model, variables, TOKENS, TOKENS, loss=losses.softmax_cross_entropy)
     assert set(got) == set(fisher.coverage(model, variables, TOKENS).weights) == {"dense"}
+
+
+@pytest.mark.parametrize("wide", ["inputs", "constant"])
+def test_float64_beside_weights_in_float32_is_no_fault(wide: str):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(4, param_dtype=jnp.float32)(x)
+            h = h * jnp.linspace(0.5, 1.5, 4, dtype=jnp.float64) if wide == "constant" else h
+            return nn.Dense(3, param_dtype=jnp.float32)(jnp.tanh(h))
+
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float64 if wide == "inputs" else np.float32)
+        variables = Model().init(jax.random.key(0), x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+        assert fisher.coverage(Model(), variables, x).share == 1
