@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -121,7 +122,8 @@ def held() -> Iterator[None]:
         for number, handler in before.items():
             _set(number, handler)
         for number in arrived:
-            before[signal.Signals(number)](number, None)
+            # With the frame, as it would have come: in the store there may be a moment yet that must not be torn.
+            before[signal.Signals(number)](number, sys._getframe())
 
 
 class _Noting:
