@@ -79,6 +79,15 @@ def of_database(
         before: what an earlier call returned; it is returned again where nothing has changed.
         keep: store an embedding that had to be fitted.
     """
+    if not keep:
+        return _read_or_fitted(db, task_id, preset, seed, before, keep)
+    with db.one_at_a_time():  # to read what another process has fitted takes a thirtieth of fitting it, too
+        return _read_or_fitted(db, task_id, preset, seed, before, keep)
+
+
+def _read_or_fitted(
+    db: Database, task_id: int, preset: Preset, seed: int, before: Candidates | None, keep: bool
+) -> Candidates:
     key = _key(task_id, preset, seed)
     while True:
         with db.read():  # all of one moment, in one turn at the lock

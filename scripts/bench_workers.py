@@ -1,11 +1,15 @@
 """Measure many processes that ask and tell on one database, and check that nothing is lost or claimed twice.
 
 scripts/bench_workers [--workers 16] [--trials 1000] [--only steady killed] [--json]
+scripts/bench_workers --on FILE [--workers 8] [--trials 400] [--json]
 
 Every worker is a process of its own: ask, a training of 5 ms (a sleep), tell, until each candidate has a result; the
 policy is `random`. The clock starts once all workers are ready. `steady` leaves them alone; in `killed`, one of them is
 killed (SIGKILL) every second and another started in its place. Each worker writes what it claims and tells to a log of
 its own, outside of the database, before and after it does so; the database is checked against these logs at the end.
+
+With a database that somebody has filled (`aqx enumerate`), a copy of it is worked on, for so many trials in all: how
+long each worker's first ask takes, for which it reads all candidates, and later ones and answers; and their CPU time.
 """
 
 from __future__ import annotations
@@ -16,12 +20,17 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+
+import numpy as np
 
 import aqx
 from aqx.enumeration import enumerate_space
@@ -54,8 +63,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--only", nargs="+", choices=["steady", "killed"], default=["steady", "killed"])
+    parser.add_argument("--on", type=Path, metavar="FILE", help="A database with candidates, which is copied.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.on:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measure_on(options.on, Path(folder), options.workers, options.trials), indent=2))
+        return
     reports = []
     for case in options.only:
         with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +84,56 @@ def main() -> None:
             f"| {r.case} | {r.workers} | {r.trials} | {r.seconds:.1f} | {r.per_second:.1f} | {r.kills} | {r.told} | "
             f"{r.retried} | {r.claimed_twice} | {r.lost} |"
         )
+
+
+def measure_on(database: Path, folder: Path, workers: int, trials: int) -> dict[str, float]:
+    """Let the workers take and answer so many trials each on a copy, and return seconds of asking and of telling."""
+    path = folder / "large.duckdb"
+    shutil.copyfile(database, path)
+    Database(path)
+    context = multiprocessing.get_context("spawn")
+    queue: Queue[tuple[float, list[float], list[float], float]] = context.Queue()
+    begin, share = context.Barrier(workers + 1), trials // workers
+    running = [context.Process(target=ask_and_tell, args=(str(path), share, begin, queue)) for _ in range(workers)]
+    for process in running:
+        process.start()
+    begin.wait()
+    began = time.monotonic()
+    found = [queue.get(timeout=600) for _ in running]
+    seconds = time.monotonic() - began
+    for process in running:
+        process.join()
+    first = [ask for ask, *_ in found]
+    asks = [seconds for _, later, *_ in found for seconds in later]
+    tells = [seconds for *_, answers, _ in found for seconds in answers]
+    return {
+        "first_ask_mean": float(np.mean(first)),
+        "first_ask_max": max(first),
+        "ask_median": float(np.median(asks)),
+        "ask_99": float(np.quantile(asks, 0.99)),
+        "tell_median": float(np.median(tells)),
+        "tell_99": float(np.quantile(tells, 0.99)),
+        "trials_per_second": workers * share / (seconds - min(first)),
+        "processor": sum(cpu for *_, cpu in found),
+    }
+
+
+def ask_and_tell(path: str, trials: int, begin: Barrier, queue: Queue[tuple[float, list[float], list[float], float]]):
+    """What a worker of `measure_on` does."""
+    study = aqx.Study(path, task(), surrogate="random")
+    asks: list[float] = []
+    tells: list[float] = []
+    begin.wait()
+    processor = time.process_time()
+    for _ in range(trials):
+        began = time.monotonic()
+        trial = study.ask()
+        asks.append(time.monotonic() - began)
+        time.sleep(TRAINING_SECONDS)
+        began = time.monotonic()
+        study.tell(trial, val_acc=random.random())
+        tells.append(time.monotonic() - began)
+    queue.put((asks[0], asks[1:], tells, time.process_time() - processor))
 
 
 def task() -> aqx.Task:

@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +20,7 @@ from aqx.store.engine import Engine
 from aqx.store.lock import Hold, Lock
 from aqx.store.trouble import LEFT_AS_IT_WAS, check_name, check_path, explain, warn_of_network
 
+_WORK_WAIT = 120.0
 _RESULTS_WAIT = 10  # times as long as others; then they are left for later
 
 T = TypeVar("T")
@@ -190,6 +190,13 @@ class Database:
             with self._begun(con), self._shared(con):
                 yield con
 
+    def one_at_a_time(self) -> contextlib.AbstractContextManager[None]:
+        """Let no two processes into such a block together: for long work whose result the next one finds stored.
+
+        Nothing is locked meanwhile. Who has waited for two minutes goes on all the same.
+        """
+        return self._lock.one_at_a_time(_WORK_WAIT)
+
     @contextlib.contextmanager
     def _shared(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
         self._open.connection = con
@@ -234,15 +241,10 @@ class Database:
         prepare: Callable[[], None] | None,
         unless: Callable[[], bool] | None,
     ) -> tuple[Hold | None, bool]:
-        deadline = time.monotonic() + patience
         try:
-            while True:
-                # What others have left in the log is brought into the file by whoever comes, to look or to write.
-                write = write or self._folds()
-                hold = self._lock.acquire(not write, max(0.0, deadline - time.monotonic()), prepare, unless)
-                if hold is None or write or not self._folds():
-                    return hold, write
-                hold.release()
+            if not write and self._folds():
+                self._fold()
+            return self._lock.acquire(not write, patience, prepare, unless), write
         except TimeoutError as error:
             who = f" ({holder})" if (holder := self._lock.holder()) else ""
             raise StoreError(
@@ -254,6 +256,16 @@ class Database:
             # Where no lock file can be made this user writes nothing either, and DuckDB itself keeps readers and
             # another user's writer apart.
             return None, False
+
+    def _fold(self) -> None:
+        """Bring the log into the file, if nobody has it: a log can be read from, too, and readers should not wait."""
+        with contextlib.suppress(TimeoutError, OSError, StoreError):
+            if hold := self._lock.acquire(False, 0):
+                try:
+                    with self._engine.attached(True, 0):
+                        pass
+                finally:
+                    hold.release()
 
     def _folds(self) -> bool:
         """Whether there is something in the log that this user may bring into the file."""

@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pathlib import Path
 # takes their turn, a lock on the file's first byte, and keeps it while they wait for the file; then it can be seen
 # whether anybody waits. Elsewhere (macOS) such a lock is not apart from the file's, and there are no turns.
 _HAS_TURNS = hasattr(fcntl, "F_OFD_SETLKW")
+_TURN, _WORK = 0, 1  # which byte is for turns, and which for `one_at_a_time`
 _LOOK_SECONDS = 0.02
 _TELL_SECONDS = 5.0
 _log = logging.getLogger("aqx")
@@ -106,6 +107,29 @@ class Lock:
                 of_threads.release()
         return None if fd is None else Hold(fd, of_threads, shared)
 
+    @contextlib.contextmanager
+    def one_at_a_time(self, patience: float | int) -> Iterator[None]:
+        """Let no two processes into such a block together, as far as the system allows; the lock itself stays free.
+
+        It is for work whose result the next one finds stored, and is spared; so whoever has waited long goes on too.
+
+        Args:
+            patience: seconds to wait.
+        """
+        fd = None
+        try:
+            with contextlib.suppress(OSError):  # who may not write there stores nothing either
+                fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            deadline = time.monotonic() + patience
+            while fd is not None and not _set_place(fd, _WORK, fcntl.F_WRLCK, wait=False):
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(_LOOK_SECONDS)
+            yield
+        finally:
+            if fd is not None:
+                os.close(fd)
+
     def holder(self) -> str:
         """Return who holds the lock alone, for people: process, host, since when; "" where it is not known."""
         try:
@@ -124,6 +148,9 @@ class Lock:
         while True:
             fd = self._opened(kind)
             if not _try(fd, kind):
+                if time.monotonic() >= deadline and not unless:
+                    os.close(fd)
+                    raise TimeoutError
                 waiting = _Waiting(fd, kind)
                 if prepare:
                     waiting.guarded(prepare)
@@ -248,18 +275,19 @@ def _try(fd: int, kind: int) -> bool:
 
 
 def _take_turn(fd: int, wait: bool) -> bool:
-    try:
-        _set_turn(fd, fcntl.F_WRLCK, wait)
-    except OSError as error:
-        return error.errno == errno.EBADF  # who may only read the file waits beside the queue
-    return True
+    return _set_place(fd, _TURN, fcntl.F_WRLCK, wait)
 
 
 def _end_turn(fd: int) -> None:
-    _set_turn(fd, fcntl.F_UNLCK, wait=False)
+    _set_place(fd, _TURN, fcntl.F_UNLCK, wait=False)
 
 
-def _set_turn(fd: int, kind: int, wait: bool) -> None:
+def _set_place(fd: int, place: int, kind: int, wait: bool) -> bool:
+    """Lock or free one byte of the file; whether that was to be had."""
     if _HAS_TURNS:
-        first_byte = struct.pack("hhqqi", kind, os.SEEK_SET, 0, 1, 0)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, first_byte)
+        byte = struct.pack("hhqqi", kind, os.SEEK_SET, place, 1, 0)
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, byte)
+        except OSError as error:
+            return error.errno == errno.EBADF  # who may only read the file waits beside the queue
+    return True

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from store_helpers import number, one_line, put, value_of
+from store_helpers import number, one_line, put, start_python, value_of
 
 from aqx.errors import StoreError
 from aqx.store import Database, claim_spectra, find_embedding, schema
+from aqx.store.lock import Hold
 
 
 def test_a_block_is_committed_when_it_ends_and_leaves_nothing_open(db_path: Path):
@@ -251,3 +252,30 @@ def test_list_columns_are_kept_in_small_row_groups(db_path: Path):
     with db.read() as con:
         groups = con.execute("SELECT DISTINCT row_group_id FROM pragma_storage_info('class_outputs')").fetchall()
     assert len(groups) == 2
+
+
+READING = """
+import sys
+from aqx.store import Database
+Database._fold = lambda self: None
+with Database(sys.argv[1]).read() as con:
+    print(con.execute("SELECT value FROM meta WHERE key = 'a'").fetchone()[0], flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_readers_stand_beside_each_other_whatever_lies_in_the_log(db_path: Path, monkeypatch: pytest.MonkeyPatch):
+    db = Database(db_path, create=True)
+    log = Path(f"{db_path}.wal")
+    monkeypatch.setattr(Hold, "others_wait", lambda self: True)
+    put(db, "a", "1")
+    assert log.stat().st_size, "it was left to who waits"
+    with start_python(READING, str(db_path)) as reader:
+        assert reader.stdout and reader.stdout.readline() == "1\n"
+        assert value_of(Database(db_path, timeout=1.0), "a") == "1" and log.exists()
+        with pytest.raises(StoreError, match="stayed locked"):
+            put(Database(db_path, timeout=0.1), "a", "2")
+        reader.communicate()
+    assert value_of(db, "a") == "1" and not log.exists(), "with nobody else there, who reads brings it into the file"
+    put(db, "a", "2")
+    assert value_of(db, "a") == "2"
