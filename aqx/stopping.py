@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -123,7 +122,7 @@ def held() -> Iterator[None]:
             _set(number, handler)
         for number in arrived:
             # With the frame, as it would have come: in the store there may be a moment yet that must not be torn.
-            before[signal.Signals(number)](number, sys._getframe())
+            before[signal.Signals(number)](number, inspect.currentframe())
 
 
 class _Noting:

@@ -16,6 +16,7 @@ import pytest
 from store_helpers import as_nobody, number, one_line, put, run_python, start_python, value_of
 
 from aqx.errors import StoreError
+from aqx.stopping import asked, stoppable
 from aqx.store import Database
 from aqx.store.engine import Engine
 
@@ -235,7 +236,7 @@ else:
 
 def test_an_interruption_at_the_end_of_a_transaction_waits_for_it(db_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A program that uses the library, and has no handlers of aqx: what is half closed could not be opened again."""
-    db, checkpoint = Database(db_path, create=True), Engine._checkpoint
+    db, checkpoint = Database(db_path, create=True), Engine.__dict__["_checkpoint"]
 
     def interrupted(self: Engine, on: bool) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -244,9 +245,12 @@ def test_an_interruption_at_the_end_of_a_transaction_waits_for_it(db_path: Path,
     monkeypatch.setattr(Engine, "_checkpoint", interrupted)
     with pytest.raises(KeyboardInterrupt):
         put(db, "a", "1")
+    with stoppable(once=True):  # as in the command, which is sent the signal again: what was stored is told first
+        put(db, "b", "2")
+        assert asked() is None
     monkeypatch.undo()
-    put(db, "b", "2")
-    assert (value_of(db, "a"), value_of(db, "b")) == ("1", "2")
+    put(db, "c", "3")
+    assert (value_of(db, "a"), value_of(db, "b"), value_of(db, "c")) == ("1", "2", "3")
 
 
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=pytest.mark.slow)])
