@@ -255,7 +255,7 @@ def _verdict(moved: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -
         # Moved weights may be none that the model can use: where the true gradient is not finite, nothing is said.
         told = np.isfinite(seen["true"])
         # A constant in float64 has the taps see float64 beside weights, and gradients of those, in float32.
-        noise = seen["noise"] + _ROUNDINGS * np.finfo(seen["true"].dtype).eps * seen["true"]
+        noise = seen["noise"] + _ROUNDINGS * float(jnp.finfo(seen["true"].dtype).eps) * seen["true"]
         bad |= (told & ~(seen["apart"] <= noise)).any(0)
         squared, once = seen["mark"].T
         bad |= bool((~(np.abs(squared - _MARK**2 * once) <= 1e-4 * np.abs(once))).any())
