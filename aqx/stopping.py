@@ -15,6 +15,7 @@ TERMINATED = 128 + signal.SIGTERM
 # Schedulers send the last ones ahead of time; who handles them may well raise an exception to get out.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+_STORE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "store", "")
 # What Python wraps around them makes a number of each handler, and takes 50 times as long.
 _get, _set = inspect.unwrap(signal.getsignal), inspect.unwrap(signal.signal)
 
@@ -105,24 +106,94 @@ def stoppable(once: bool = False) -> Iterator[None]:
         _asked = None
 
 
-@contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Put Ctrl-C and SIGTERM off until the block ends: for moments that must not be torn in two."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    before = {number: handler for number in _SIGNALS if callable(handler := _get(number))}
-    for number in before:
-        _set(number, lambda number, _: arrived.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            _set(number, handler)
-        for number in arrived:
+class held(contextlib.AbstractContextManager[None]):
+    """Put Ctrl-C and SIGTERM off until the block ends, or a `let_through` block inside: for what must not be torn.
+
+    These are classes, as a signal can come between the lines of a generator, and then nobody ends it.
+    """
+
+    def __enter__(self) -> None:
+        self._off = self._around = None
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if _off:
+            self._around, self._passed, _off.passes = _off, _off.passes, False
+        else:
+            self._off = _PutOff()
+            self._off.begin()
+
+    def __exit__(self, *_: object) -> None:
+        if self._off:
+            self._off.end()
+        elif self._around and self._passed:
+            self._around.let_pass()
+
+
+class let_through(contextlib.AbstractContextManager[None]):
+    """Let a signal come that a `held` block around this one puts off; just one, so that there is time to tidy up."""
+
+    def __enter__(self) -> None:
+        self._around = _off if threading.current_thread() is threading.main_thread() else None
+        if self._around:
+            self._around.let_pass()
+
+    def __exit__(self, *_: object) -> None:
+        if self._around:
+            self._around.passes = False
+
+
+class _PutOff:
+    """The handler of all signals while a `held` block runs; afterwards it calls the one that was there before."""
+
+    def __init__(self) -> None:
+        self.passes = False
+        self._arrived: list[int] = []
+        self._before = {number: handler for number in _SIGNALS if callable(handler := _get(number))}
+
+    def begin(self) -> None:
+        global _off
+        for number in self._before:
+            _set(number, self)
+        _off = self
+
+    def end(self) -> None:
+        self._restore()
+        self._deliver()
+
+    def let_pass(self) -> None:
+        self._deliver()
+        self.passes = True
+
+    def _deliver(self) -> None:
+        """Call the handlers of what has arrived."""
+        while self._arrived:
             # With the frame, as it would have come: in the store there may be a moment yet that must not be torn.
-            before[signal.Signals(number)](number, inspect.currentframe())
+            self._forward(self._arrived.pop(0), inspect.currentframe())
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _off is not self:
+            self._restore()
+        elif not self.passes or (frame and frame.f_code.co_filename in _BOOKKEEPING):
+            self._arrived.append(number)
+            return
+        self.passes, passed = False, self.passes
+        self._forward(number, frame)
+        self.passes = passed
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._before[signal.Signals(number)](number, frame)
+
+    def _restore(self) -> None:
+        global _off
+        _off = None
+        for number, handler in self._before.items():
+            if _get(number) is self:
+                _set(number, handler)
+
+
+_off: _PutOff | None = None
+# Where a signal would leave a context manager that has begun and is not ended.
+_BOOKKEEPING = {__file__, contextlib.__file__, _STORE + "connection.py"}
 
 
 class _Noting:
@@ -142,9 +213,6 @@ class _Noting:
         except BaseException as error:
             _asked = error
             raise
-
-
-_STORE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "store", "")
 
 
 def _is_delicate(frame: FrameType | None) -> bool:

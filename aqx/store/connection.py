@@ -14,7 +14,7 @@ from typing import TypeVar
 import duckdb
 
 from aqx.errors import StoreError
-from aqx.stopping import held
+from aqx.stopping import held, let_through
 from aqx.store import pending, schema
 from aqx.store.engine import Engine
 from aqx.store.lock import Hold, Lock
@@ -77,7 +77,8 @@ class Database:
         check_path(self._file, create)
         warn_of_network(self._file)
         if self.path.exists() and not os.path.exists(self._lock.path):
-            self._engine.look()
+            with held():
+                self._engine.look()
         if create and not self.path.exists():
             with self._locked(write=True):
                 if not self.path.exists():
@@ -108,7 +109,7 @@ class Database:
         Raises:
             StoreError: the file cannot be locked, opened or written; nothing of the block is stored.
         """
-        with self._locked(write=True), self._writing(bulk) as con:
+        with self._locked(write=True), self._writing(bulk) as con, let_through():
             yield con
 
     def hand_in(
@@ -187,7 +188,7 @@ class Database:
             return
         with self._locked(write=False) as write, self._attached(write) as con:
             self._check_signature(con)
-            with self._begun(con), self._shared(con):
+            with self._begun(con), self._shared(con), let_through():
                 yield con
 
     def one_at_a_time(self) -> contextlib.AbstractContextManager[None]:
@@ -216,19 +217,23 @@ class Database:
         prepare: Callable[[], None] | None = None,
         unless: Callable[[], bool] | None = None,
     ) -> Iterator[bool]:
-        """Hold the lock, or not where `unless` says so; yields whether the file may be written."""
+        """Hold the lock, or not where `unless` says so; yields whether the file may be written.
+
+        Signals wait until the block ends, but for what is in `let_through`.
+        """
         if self._process != os.getpid():
             # What a forked child inherits, an open transaction above all, is its parent's.
             raise StoreError(f"{self._file} was opened before this process was forked; open it anew in the child")
         if self._hold:
             raise StoreError(f"a transaction on {self._file} is already open in this thread; end it before the next")
-        try:
-            self._open.hold, write = self._acquire(write, patience, prepare, unless)
-            yield write
-        finally:
-            hold, self._open.hold = self._hold, None
-            if hold:
-                hold.release()
+        with held():  # an interruption between two lines could leave the lock taken, or the file attached
+            try:
+                self._open.hold, write = self._acquire(write, patience, prepare, unless)
+                yield write
+            finally:
+                hold, self._open.hold = self._hold, None
+                if hold:
+                    hold.release()
 
     @property
     def _hold(self) -> Hold | None:
@@ -297,10 +302,10 @@ class Database:
             with contextlib.suppress(duckdb.Error):
                 con.execute("ROLLBACK")
             raise
-        with held():  # an interruption inside would leave DuckDB in the middle of it
-            con.execute("COMMIT")
+        con.execute("COMMIT")
 
     def _migrate(self) -> None:
         with self._locked(write=True), self._attached(write=True) as con, self._begun(con):
             version, _ = schema.read_signature(con, self._file)
-            schema.migrate(con, version)
+            with let_through():
+                schema.migrate(con, version)

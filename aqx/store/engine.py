@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import duckdb
 
 from aqx.errors import StoreError
-from aqx.stopping import held
+from aqx.stopping import let_through
 from aqx.store import schema
 from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, explain
 
@@ -76,8 +76,7 @@ class Engine:
         except duckdb.Error as error:
             raise explain(self.path, error) from error
         finally:
-            with held():  # an interruption inside would leave the file attached
-                self._detach(con, write, others_wait)
+            self._detach(con, write, others_wait)
 
     def _attach(self, con: duckdb.DuckDBPyConnection, write: bool, deadline: float) -> None:
         """Attach the file, once no program that sees no lock file of ours has it open."""
@@ -89,7 +88,8 @@ class Engine:
             except duckdb.IOException as error:
                 if _IN_USE not in str(error) or time.monotonic() >= deadline:
                     raise
-            time.sleep(_FOREIGN_SECONDS)
+            with let_through():
+                time.sleep(_FOREIGN_SECONDS)
 
     @contextlib.contextmanager
     def bulk(self, on: bool) -> Iterator[None]:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from aqx.stopping import let_through
+
 # Linux wakes who has waited longest first (since 5.0), but lets readers pass a writer that waits. So everybody first
 # takes their turn, a lock on the file's first byte, and keeps it while they wait for the file; then it can be seen
 # whether anybody waits. Elsewhere (macOS) such a lock is not apart from the file's, and there are no turns.
@@ -96,8 +98,11 @@ class Lock:
         if not of_threads.acquire(blocking=False):
             if prepare:
                 prepare()
-            if not of_threads.acquire(timeout=timeout):
-                raise TimeoutError
+            while not of_threads.acquire(timeout=min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    raise TimeoutError
+                with let_through():
+                    pass
             prepare = None
         fd = None
         try:
@@ -241,7 +246,7 @@ class _Waiting:
         """
         began, told = time.monotonic(), False
         try:
-            while not self._ended.wait(min(_LOOK_SECONDS if unless else 1.0, max(0.0, deadline - time.monotonic()))):
+            while not self._waited(min(_LOOK_SECONDS if unless else 1.0, max(0.0, deadline - time.monotonic()))):
                 if unless and unless():
                     self._give_up()
                     return False
@@ -254,6 +259,10 @@ class _Waiting:
         except BaseException:
             self._give_up()
             raise
+
+    def _waited(self, seconds: float) -> bool:
+        with let_through():
+            return self._ended.wait(seconds)
 
     def _give_up(self) -> None:
         with self._guard:
