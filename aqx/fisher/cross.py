@@ -314,7 +314,8 @@ class _Cut:
 
 def _quick_to_compile() -> dict[str, Any] | None:
     """Compiler options for a program that runs twice: on a CPU most of its time is spent on optimising it."""
-    if jax.default_backend() != "cpu":
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if (jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)) != "cpu":
         return None
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

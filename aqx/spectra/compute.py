@@ -328,7 +328,8 @@ def _difference(engine: Engine, name: str) -> float:
         raise InputError(f"names: {name!r} cannot be compared: {reason}")
     model, variables = build_model(task, activation(name), subject.x)
     try:
-        slow = reference(model, variables, subject.x, subject.y, loss=task.loss, apply=task.apply)
+        with jax.default_matmul_precision("highest"):  # as the engine's
+            slow = reference(model, variables, subject.x, subject.y, loss=task.loss, apply=task.apply)
     except (AqxError, np.linalg.LinAlgError) as error:
         raise InputError(f"names: {name!r} cannot be compared: {error}") from error
     worst = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,30 @@ def candidate_mesh() -> Mesh:
 def on_every_device(mesh: Mesh, tree: Any) -> Any:
     """Copy arrays to each device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """A context in which JAX computes on a CPU where there is one: a GPU's compiler takes many times longer."""
+    if jax.default_backend() == "cpu":
+        return contextlib.nullcontext()
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names a GPU alone
+        return contextlib.nullcontext()
+
+
+def compiled_quickly(lowered: Any) -> Any:
+    """Compile a program of many matrix products of different shapes for a GPU.
+
+    XLA would write dozens of kernels for each product and try them all, seconds a product; the library's kernel is as
+    good for float32 in full precision.
+    """
+    try:
+        return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):  # of another version of XLA
+            raise
+        return lowered.compile()
 
 
 def leads() -> bool:

@@ -19,6 +19,7 @@ from aqx.fisher.probe import Probe, probe_model
 from aqx.fisher.spectrum import Factor, eigenvalues_of, eigenvalues_of_A, factor_of_A, factor_of_G
 from aqx.numerics.settings import own_settings
 from aqx.operators import operator_table
+from aqx.spectra.devices import on_cpu
 from aqx.spectra.memory import peak_bytes
 from aqx.spectra.traced_features import traced_features
 from aqx.tasks import Task, build_model, guard
@@ -101,6 +102,11 @@ def prepare(task: Task, fisher: str = "empirical", sharing: str = "expand") -> S
     Raises:
         TaskError: the batch or the model cannot be used; one line says why.
     """
+    with on_cpu():  # many small programs
+        return _prepare(task, fisher, sharing)
+
+
+def _prepare(task: Task, fisher: str, sharing: str) -> Subject:
     x, y, _ = check_batch(task)
     x, y = jax.tree.map(jnp.asarray, (x, y))
     act = activation(_STAND_IN)
@@ -227,4 +233,5 @@ def fixed_inputs(subject: Subject) -> dict[str, Float[Array, "S B d"]]:
             if layer.path in free
         }
 
-    return compute(subject.state, subject.x, subject.y)
+    with on_cpu():
+        return compute(subject.state, subject.x, subject.y)
