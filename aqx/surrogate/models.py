@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import logging
 import warnings
@@ -17,6 +18,9 @@ from aqx.surrogate.threads import in_threads
 from aqx.surrogate.trees import over_trees
 
 _log = logging.getLogger("aqx")
+# What models import in their functions. The parts of each import each other in a circle: of two threads that import
+# some at the same time, one may find the other's half of a module.
+_IMPORTED = ("scipy.linalg", "scipy.optimize", "sklearn.neighbors", "sklearn.tree")
 
 # (coordinates of results [N, K], their targets [N], coordinates to predict [M, K], seed) -> mean [M], spread [M]
 Model = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -40,6 +44,8 @@ def average(*models: Model) -> Model:
 def _predict_by_average(
     models: tuple[Model, ...], x: np.ndarray, y: np.ndarray, query: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    for name in _IMPORTED:
+        importlib.import_module(name)
     means, spreads = zip(*in_threads(lambda model: model(x, y, query, seed), models), strict=True)
     return np.mean(means, axis=0), np.sqrt(np.mean(np.square(spreads), axis=0) + np.var(means, axis=0))
 

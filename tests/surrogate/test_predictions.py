@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import store_helpers
 
 from aqx.surrogate import PRESETS
 from aqx.surrogate.gaussian_process import _likelihood, gaussian_process
@@ -65,3 +66,25 @@ def test_rows_are_known_where_every_number_is_finite():
     assert known.all.tolist() == [False, False, False, False, True, True, True]
     assert known.outputs.tolist() == [False, True, False, False, True, True, True]
     assert Known.of(rows[:, :0], PRESETS["random"]).all.all()
+
+
+def test_libraries_are_imported_by_the_thread_that_asks():
+    """Parts of SciPy import each other in a circle: two threads at it have ended a search with an ImportError."""
+    code = """
+import sys, threading
+import numpy as np
+from aqx.surrogate import PRESETS
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is not threading.main_thread():
+            others.add(name.partition(".")[0])
+
+others = set()
+sys.meta_path.insert(0, Watch())
+x = np.random.default_rng(0).normal(size=(30, 24)).astype(np.float32)
+PRESETS["ensemble"].model(x, x[:, 0], x, 0)
+assert "scipy.linalg" in sys.modules and "sklearn.tree" in sys.modules
+print(sorted(others & {"scipy", "sklearn"}))
+"""
+    assert store_helpers.run_python(code).stdout == "[]\n"
