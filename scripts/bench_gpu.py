@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 # Seconds for each stage; eight minutes altogether.
-STAGES = {"kernel": 100, "population": 150, "spectra": 130, "demo": 100}
+STAGES = {"kernel": 80, "population": 130, "spectra": 190, "demo": 80}
 _FIGURES = "figures: "
 
 

@@ -450,6 +450,23 @@ print("same")
 """
 
 
+def test_the_first_function_may_be_met_inside_of_a_shard_map(monkeypatch: pytest.MonkeyPatch):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+    everywhere, act = jax.sharding.PartitionSpec(), activation("pow(x,x)")
+    specs = {"mesh": mesh, "in_specs": (everywhere, everywhere), "out_specs": everywhere, "check_vma": False}
+    form._is_portable.cache_clear()
+    with kernel.forced("kernel"):
+        traced = jax.make_jaxpr(jax.shard_map(lambda act, x: act(x), **specs))(act, jnp.ones(4))
+    assert "aqx_values" in str(traced)
+
+    form._trouble.cache_clear()
+    monkeypatch.setattr(form, "_tried", lambda: str(jax.sharding.get_abstract_mesh().axis_names))
+    jax.make_jaxpr(jax.shard_map(lambda act, x: act(x), **specs))(act, jnp.ones(4))
+    told = kernel.reason()
+    form._trouble.cache_clear()
+    assert told == "()"
+
+
 def test_sharded_over_devices():
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
 

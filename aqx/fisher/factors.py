@@ -125,7 +125,8 @@ def looking_at(g: Array, cotangent: Float[Array, "*shape"]) -> Float[Array, "*sh
 
 def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
     rows, expand = spec.rows, spec.settings.sharing == "expand"
-    if expand and not spec.kept[0] and isinstance(rows, ConvRows) and patches.is_quicker(rows):
+    # To a GPU operations are cheap, and dozens of products for each layer take it a minute to compile.
+    if expand and not spec.kept[0] and isinstance(rows, ConvRows) and patches.is_quicker(rows) and not gpu_in_use():
         maps = a.reshape(-1, *a.shape[-len(rows.kernel) - 1 :])
         moment = patches.patch_moment(rows, maps)[None]
         return _with_ones(moment, patches.patch_sum(rows, maps)[None], count) if rows.bias else moment
@@ -146,6 +147,11 @@ def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
 def as_computed(a: Array, g: Array) -> Array:
     """A layer's input as its kernel meets it: one that computes in bfloat16 rounds it first."""
     return a.astype(g.dtype) if jnp.finfo(g.dtype).bits < jnp.finfo(a.dtype).bits else a
+
+
+def gpu_in_use() -> bool:
+    """Whether JAX computes on a GPU unless told otherwise, so that programs for one are worth their tracing."""
+    return jax.default_backend() in ("gpu", "cuda", "rocm")
 
 
 def _flat(rows: Float[Array, "N T B d"]) -> Float[Array, "B M d"]:

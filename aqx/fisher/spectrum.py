@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from aqx.fisher.factors import Factors, Tap
+from aqx.fisher.factors import Factors, Tap, gpu_in_use
 from aqx.fisher.tridiagonal import eigenvalues_by_bisection
 
 _BLOCKED = 256
@@ -94,11 +94,6 @@ def _finished(factor: Factor, values: Float[Array, "S B k"]) -> Float[Array, "S 
         zeros = jnp.zeros((*values.shape[:-1], factor.zeros), values.dtype)
         values = jnp.sort(jnp.concatenate([zeros, values], axis=-1), axis=-1)
     return jnp.where(factor.finite, values, jnp.nan)
-
-
-def gpu_in_use() -> bool:
-    """Whether JAX computes on a GPU unless told otherwise, so that programs for one are worth their tracing."""
-    return jax.default_backend() in ("gpu", "cuda", "rocm")
 
 
 def products(of_A: Float[Array, "B d"], of_G: Float[Array, "B p"]) -> Float[Array, " B*d*p"]:

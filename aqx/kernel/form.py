@@ -6,7 +6,8 @@ import contextlib
 import functools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -73,9 +74,19 @@ def reason() -> str:
     return _trouble() or "a CUDA device, and Pallas lowers to it"
 
 
+def _apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Call in a thread of its own: what is being traced in this one, by jax.shard_map, leaves its marks on programs."""
+    with ThreadPoolExecutor(1, "aqx-kernel") as pool:
+        return pool.submit(function, *args).result()
+
+
 @functools.cache
 def _trouble() -> str | None:
     """Why there is no kernel here, or None if there is one."""
+    return _apart(_tried)
+
+
+def _tried() -> str | None:
     try:
         device = jax.devices("cuda")[0]
     except RuntimeError:
@@ -101,6 +112,10 @@ def has_kernel(schema: Tree, table: OperatorTable) -> bool:
 
 @functools.cache
 def _is_portable(table: OperatorTable, kind: Kind, arity: int) -> bool:
+    return _apart(_all_portable, table, kind, arity)
+
+
+def _all_portable(table: OperatorTable, kind: Kind, arity: int) -> bool:
     x = jax.ShapeDtypeStruct((8,), jnp.float32)
     for operator in table.by_kind[kind]:
 

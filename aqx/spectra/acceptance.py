@@ -11,6 +11,7 @@ import numpy as np
 from aqx.activation import activation
 from aqx.errors import TaskError
 from aqx.numerics.settings import own_settings
+from aqx.spectra.devices import on_cpu
 from aqx.spectra.digest import digest_of
 from aqx.spectra.engine import invalid_because
 from aqx.spectra.subject import Subject, spectra_of
@@ -35,12 +36,13 @@ def accept(subject: Subject) -> dict[str, Any]:
     def forward(state: Any, x: Any) -> Any:
         return apply_model(task, *subject.model(act, state), x)
 
-    outputs = guard("the model", lambda: forward(subject.state, subject.x))
-    try:
-        check_finite(check_loss(task, outputs, subject.y, n))
-    except TaskError as error:
-        raise Unacceptable(str(error)) from error
-    return guard("loss", lambda: digest_of(task, subject.state, subject.x, subject.y, outputs))
+    with on_cpu():
+        outputs = guard("the model", lambda: forward(subject.state, subject.x))
+        try:
+            check_finite(check_loss(task, outputs, subject.y, n))
+        except TaskError as error:
+            raise Unacceptable(str(error)) from error
+        return guard("loss", lambda: digest_of(task, subject.state, subject.x, subject.y, outputs))
 
 
 def same_batch(subject: Subject) -> bool:
@@ -63,7 +65,8 @@ def refuse_if_all_baselines_break(subject: Subject) -> None:
     reasons: list[str] = []
     for name in subject.task.baselines:
         act = activation(name)
-        _, finite = guard(name, lambda act=act: program(act, {}, subject.state, subject.x, subject.y))
+        with on_cpu():
+            _, finite = guard(name, lambda act=act: program(act, {}, subject.state, subject.x, subject.y))
         reason = invalid_because(subject, np.asarray(finite))
         if reason is None:
             return

@@ -15,6 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aqx.errors import InputError
 
 AXIS = "candidates"
+# XLA would write dozens of kernels for each matrix product and try them all, seconds a product; the library's own
+# choice is as good for float32 in full precision.
+_QUICK = {"xla_gpu_enable_triton_gemm": False}
 
 
 def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -61,13 +64,9 @@ def on_cpu() -> contextlib.AbstractContextManager[Any]:
 
 
 def compiled_quickly(lowered: Any) -> Any:
-    """Compile a program of many matrix products of different shapes for a GPU.
-
-    XLA would write dozens of kernels for each product and try them all, seconds a product; the library's kernel is as
-    good for float32 in full precision.
-    """
+    """Compile a program of many matrix products of different shapes for a GPU."""
     try:
-        return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+        return lowered.compile(compiler_options=_QUICK)
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):  # of another version of XLA
             raise

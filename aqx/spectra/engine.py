@@ -33,8 +33,10 @@ _WIDEST = 1024
 _WIDER = 8
 # Assumed where the system does not say how much memory is free.
 _UNKNOWN_MEMORY = 2 << 30
-# The share of the free memory that candidates in flight may take together.
+# The share of the free memory that candidates in flight may take together. Programs for a GPU are known to take four
+# times what is told from their values: it keeps copies in other orders of axes, and computes what it can early.
 _MEMORY = 0.5
+_MEMORY_OF_GPU = 0.2
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Engine:
         self._resident = on_every_device(self.mesh, (subject.state, subject.x, subject.y))
         self.width: int = width or (1 if self._on_cpu else self._width_that_fits())
         self._widths: dict[Any, int] = {}
+        self._excess = 1.0  # of what the last program needs over what there is
         self._fixed: dict[str, Array] | None = None
         self._programs: dict[Any, Callable[..., Any]] = {}
         self._shapes: set[Any] = set()
@@ -145,7 +148,7 @@ class Engine:
         return lambda: self._collect(parts, futures, len(activations))
 
     def halve(self) -> None:
-        """Compute half as many candidates at once from now on.
+        """Compute half as many candidates at once from now on, or fewer where it is known that half will not fit.
 
         Raises:
             TaskError: it is one already.
@@ -154,7 +157,9 @@ class Engine:
             self.threads //= 2
         elif self.width > 1:
             # Of a shape that has few candidates so far, less is at once already.
-            self.width = max(1, min(self.width, max(self._widths.values(), default=self.width)) // 2)
+            times = 2 ** max(1, math.ceil(math.log2(max(1.0, self._excess))))
+            self.width = max(1, min(self.width, max(self._widths.values(), default=self.width)) // times)
+            self._excess = 1.0
             self._widths.clear()
             self._programs.clear()
         else:
@@ -186,7 +191,8 @@ class Engine:
 
     def _width_that_fits(self) -> int:
         """The largest power of two of candidates, up to `_WIDEST`, that the memory holds."""
-        fits = int(_MEMORY * self._free_memory() / max(1, self.subject.bytes_each))
+        share = _MEMORY if self._on_cpu else _MEMORY_OF_GPU
+        fits = int(share * self._free_memory() / max(1, self.subject.bytes_each))
         # Process 0's memory decides for all, as they must run the same programs.
         return agreed(1 << (max(1, min(fits, _WIDEST)).bit_length() - 1))
 
@@ -209,6 +215,7 @@ class Engine:
             compiled = self._compile(arguments, width)
             needed = max(1, compiled.memory_analysis().temp_size_in_bytes)
             self.threads = max(1, min(self.threads, int(_MEMORY * self._free_memory() / needed)))
+            self._check_memory(needed, width)
             self._programs[key] = compiled
         compiled, fetched = self._programs[key], self.threads > 1
 
@@ -245,6 +252,14 @@ class Engine:
         # distance from the CPU's.
         with jax.default_matmul_precision("highest"):
             return compiled_quickly(jitted.lower(*arguments))
+
+    def _check_memory(self, needed: int, width: int) -> None:
+        """Refuse a program that will not fit before it is tried: then it is known how many candidates would."""
+        if self._on_cpu or width == 1:
+            return
+        self._excess = needed / max(1, self._free_memory())
+        if self._excess > 1:
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {width} candidates need {needed:,} bytes")
 
     def _free_memory(self) -> int:
         device = self.mesh.local_devices[0]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from aqx.spectra.devices import compiled_quickly, on_cpu
+from aqx.spectra.devices import _QUICK, compiled_quickly, on_cpu
 
 
 def test_beside_a_gpu_small_programs_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
@@ -45,6 +45,6 @@ def test_an_option_that_this_xla_does_not_know_is_left_out():
 
 def test_the_option_is_one_of_this_xla():
     lowered = jax.jit(jnp.matmul).lower(jnp.eye(2), jnp.eye(2))
-    lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
+    lowered.compile(compiler_options=_QUICK)
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
         lowered.compile(compiler_options={"xla_gpu_of_no_version": False})

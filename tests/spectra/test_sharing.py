@@ -234,10 +234,32 @@ def test_the_width_is_what_the_memory_holds(as_on_a_gpu: None, monkeypatch: pyte
     each = subject.bytes_each
     # Values of 16 examples, and the matrices of two layers: a few kilobytes, told before anything is compiled.
     assert 1_000 < each < 100_000
-    for room, width in ((2**40, 1024), (each * 2 * 100, 64), (each * 2 * 64, 64), (each * 2 * 63, 32), (1, 1)):
+    for room, width in ((2**40, 1024), (each * 5 * 100, 64), (each * 5 * 64, 64), (each * 5 * 63, 32), (1, 1)):
         free(monkeypatch, room)
         assert Engine(subject).width == width
     assert Engine(subject, width=5).width == 5
+
+
+def test_a_program_that_will_not_fit_is_not_tried(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    """Each program takes a GPU a minute to compile: the next one is as narrow as the memory asks."""
+
+    class Program:
+        def __init__(self, width: int):
+            self.width = width
+
+        def memory_analysis(self) -> SimpleNamespace:
+            return SimpleNamespace(temp_size_in_bytes=self.width * 2**20)
+
+    widths: list[int] = []
+    monkeypatch.setattr(Engine, "_compile", lambda self, _, width: widths.append(width) or Program(width))
+    free(monkeypatch, 100 * 2**20)
+    engine = Engine(prepare(toy.task), width=1024)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"RESOURCE_EXHAUSTED: 1024 candidates need 1,073,741,824 b"):
+        engine.start([*ACTS * 128])
+    engine.halve()
+    assert engine.width == 64
+    engine.halve()
+    assert engine.width == 32 and widths == [1024]
 
 
 def test_one_program_per_shape_as_wide_as_its_candidates(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
