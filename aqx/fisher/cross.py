@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -46,6 +46,7 @@ class Program:
         apply: how it is applied.
         loss: per example.
         settings: of its taps.
+        wide: whether modules that are told to compute in few bits compute in float32.
     """
 
     flavour: Flavour
@@ -53,13 +54,14 @@ class Program:
     apply: Apply
     loss: Loss
     settings: TapSettings
+    wide: bool = True
 
     def total(
         self, parameters: Mapping[str, Mapping[str, Any]], dummies: Any, attach: Any, state: Any, x: Any, y: Any
     ) -> Float[Array, ""]:
         """The summed loss at parameters that take the place of those in the state."""
         pair = self.flavour.merge(self.structure, self.flavour.replaced(state, parameters))
-        outputs = self.flavour.run(*pair, dummies, x, self.apply, attach)
+        outputs = self.flavour.run(*pair, dummies, x, self.apply, attach, self.wide)
         return per_example_losses(self.loss, outputs, y, self.settings.examples).sum()
 
 
@@ -83,8 +85,8 @@ class Verdict:
 def cross_test(program: Program, layers: Sequence[Layer], state: Any, x: Any, y: Any) -> dict[str, Verdict]:
     """Compare what the taps see with the gradients of the stored weights.
 
-    At the given weights and at moved ones, as below a head that starts at zero all gradients are equal; weights and
-    inputs of few bits are widened to float32, or to what the others have, where the model can be traced with those.
+    At the given weights and at moved ones, as below a head that starts at zero all gradients are equal; few bits are
+    widened to float32, or to what the others have, where the model can be traced so, as sums in them tell too little.
 
     Args:
         program: the model.
@@ -102,7 +104,7 @@ def cross_test(program: Program, layers: Sequence[Layer], state: Any, x: Any, y:
         try:
             moved, given = _both(program, layers, *_widened((state, x, y)))
         except Exception:  # whatever Flax or the model raises: something in it insists on the few bits
-            moved, given = _both(program, layers, state, x, y)
+            moved, given = _both(replace(program, wide=False), layers, state, x, y)
     return {layer.path: _verdict(moved[layer.path], given[layer.path]) for layer in layers}
 
 
@@ -113,9 +115,10 @@ def _both(program: Program, layers: Sequence[Layer], state: Any, x: Any, y: Any)
 
         def total(tested: Mapping[str, Mapping[str, Array]], dummies: Any) -> Float[Array, ""]:
             changed = {path: {**held, **tested.get(path, {})} for path, held in parameters.items()}
-            return program.total(changed, dummies, _Attach(program.settings), state, x, y)
+            return program.total(changed, dummies, _Attach(program.settings, stored, program.wide), state, x, y)
 
         tested = {layer.path: {name: parameters[layer.path][name] for name in layer.names} for layer in layers}
+        stored = tuple((path, str(leaf.dtype)) for path, held in tested.items() for leaf in held.values())
         truth, seen = jax.grad(total, argnums=(0, 1))(tested, {layer.path: _zeros(layer) for layer in layers})
         return {layer.path: _compared(layer, truth[layer.path], seen[layer.path]) for layer in layers}
 
@@ -145,33 +148,39 @@ class _Attach:
     """Attaches a tap that sums products of input and gradient, and what tells how much these may lose."""
 
     settings: TapSettings
+    stored: tuple[tuple[str, str], ...]  # types of the stored weights, by path
+    wide: bool
 
     def __call__(self, path: str, rows: Rows, a: Array, out: Array, dummies: Mapping[str, Array]) -> Array:
+        types = [out.dtype, *(jnp.dtype(name) for of, name in self.stored if of == path)]
+        narrowest = str(max(types, key=lambda dtype: jnp.finfo(dtype).eps))
         kept = dummies["A"].shape[-2], dummies["G"].shape[-2]
         spec = Tap(path, rows, self.settings, str(dummies["product"].dtype), kept)
-        return _tap(spec, a, out, dict(dummies))
+        return _tap(spec, narrowest, a, out, dict(dummies))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap(spec: Tap, a: Array, out: Array, dummies: dict[str, Array]) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _tap(spec: Tap, narrowest: str, a: Array, out: Array, dummies: dict[str, Array]) -> Array:
     return out
 
 
-def _forward(spec: Tap, a: Array, out: Array, dummies: dict[str, Array]) -> tuple[Array, tuple[Array, Array]]:
+def _forward(
+    spec: Tap, narrowest: str, a: Array, out: Array, dummies: dict[str, Array]
+) -> tuple[Array, tuple[Array, Array]]:
     return out, (a, dummies["mark"])
 
 
-def _backward(spec: Tap, kept: tuple[Array, Array], g: Array) -> tuple[None, Array, dict[str, Array]]:
+def _backward(spec: Tap, narrowest: str, kept: tuple[Array, Array], g: Array) -> tuple[None, Array, dict[str, Array]]:
     rows, (a, mark) = spec.rows, kept
     wide_a = a if rows.one_hot else as_computed(a, g).astype(spec.dtype)
     wide_g = g.astype(spec.dtype)
     product, of_a = _product(rows, wide_a, wide_g)
     flat = wide_g.reshape(-1, rows.dimensions[2])
     of_g, uses = _squares(flat), len(flat)
-    bits = jnp.finfo(g.dtype).bits
-    lost, eps = _LOST[64 if bits >= 64 else 32], _ROUNDINGS * float(jnp.finfo(g.dtype).eps)
-    kernel = eps * jnp.sqrt(_squares(product)) + lost * jnp.sqrt(of_a * of_g)
-    # A sum over positions alone is accumulated in the few bits, too.
+    bits, eps = jnp.finfo(narrowest).bits, _ROUNDINGS * float(jnp.finfo(narrowest).eps)
+    lost = _LOST[64 if bits >= 64 else 32]
+    # XLA may accumulate in few bits, too, and round an input for the one product and not for the other.
+    kernel = eps * jnp.sqrt(_squares(product)) + max(lost, eps if bits < 32 else 0) * jnp.sqrt(of_a * of_g)
     bias = eps * jnp.sqrt(_squares(flat.sum(0))) + max(lost, eps if bits < 32 else 0) * jnp.sqrt(uses * of_g)
     if rows.bias:
         edge = rows.gradients(wide_g).sum((0, 1))[:, None]
@@ -281,6 +290,7 @@ def used_elsewhere(
         x: as in `cross_test`.
         y: as in `cross_test`.
     """
+    program = replace(program, wide=False)
 
     @partial(jax.jit, compiler_options=_quick_to_compile())
     def gradients(state: Any, x: Any, y: Any) -> dict[str, list[Array]]:

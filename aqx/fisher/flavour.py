@@ -52,6 +52,7 @@ class Flavour(Protocol):
         x: Any,
         apply: Apply,
         attach: Attach,
+        wide: bool = False,
     ) -> Any:
         """The model's outputs, after `attach(path, rows, a, out, dummies)` has taken the place of each layer's output.
 
@@ -62,5 +63,6 @@ class Flavour(Protocol):
             x: a batch.
             apply: `apply(model, variables, x)`.
             attach: hashable; what it does may depend on nothing but itself and its arguments.
+            wide: whether modules that are told to compute in fewer bits compute in float32.
         """
         ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from aqx.errors import InputError, UnsupportedError
 from aqx.fisher.einsum import einsum_rows
@@ -166,6 +167,15 @@ def register_layer(layer: Any, *, like: str, kernel: str | None = None, bias: st
     make_rows, defaults = _LIKE[like]
     name = kernel or ("embedding" if like == "embed" else "kernel")
     _registered[layer] = Kind(make_rows, name, bias, tuple(defaults.items()), like)
+
+
+def few_bits(layer: Any) -> bool:
+    """Whether a module is told to compute in fewer bits than float32."""
+    dtype = getattr(layer, "dtype", None)
+    try:
+        return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    except (TypeError, ValueError):  # what people call dtype may be anything
+        return False
 
 
 def kind_of(layer: type, kinds: Mapping[type, Kind]) -> Kind | None:

@@ -7,13 +7,14 @@ from typing import Any, cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
 from flax.core import meta, unfreeze
 
 from aqx.fisher import rows
 from aqx.fisher.einsum import einsum_rows
 from aqx.fisher.factors import Attach
-from aqx.fisher.kinds import Kind, Use, kind_of
+from aqx.fisher.kinds import Kind, Use, few_bits, kind_of
 from aqx.fisher.layers import Apply, Sightings, shape_of
 
 KINDS: dict[type, Kind] = {
@@ -105,6 +106,7 @@ def run(
     x: Any,
     apply: Apply,
     attach: Attach,
+    wide: bool = False,
 ) -> Any:
     """As `Flavour.run`."""
     # nn.jit keeps its traces by the structure of the variables, so the names say what is attached.
@@ -114,8 +116,15 @@ def run(
     def intercept(
         call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
     ) -> Any:
-        out = plainly(call, args, kwargs, context)
         module = context.module
+        dtype, narrow = getattr(module, "dtype", None), wide and few_bits(module)
+        if narrow:
+            object.__setattr__(module, "dtype", jnp.float32)  # as a module is frozen
+        try:
+            out = plainly(call, args, kwargs, context)
+        finally:
+            if narrow:
+                object.__setattr__(module, "dtype", dtype)
         kind = kind_of(type(module), KINDS) if context.method_name == "__call__" else None
         if kind is None or module.scope is None:
             return out

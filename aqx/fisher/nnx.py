@@ -7,12 +7,13 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from aqx.fisher import rows
 from aqx.fisher.einsum import einsum_rows
 from aqx.fisher.factors import Attach
-from aqx.fisher.kinds import Kind, Use, kind_of
+from aqx.fisher.kinds import Kind, Use, few_bits, kind_of
 from aqx.fisher.layers import Apply, Sightings, shape_of
 
 KINDS: dict[type, Kind] = {
@@ -114,10 +115,14 @@ def run(
     x: Any,
     apply: Apply,
     attach: Attach,
+    wide: bool = False,
 ) -> Any:
     """As `Flavour.run`."""
     clone = _clone(model)
     modules = dict(_modules(clone))
+    for module in modules.values():
+        if wide and few_bits(module):
+            module.dtype = jnp.float32
     for path, beside in dummies.items():
         module = modules[path]
         kind = kind_of(type(module), KINDS)

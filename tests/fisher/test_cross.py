@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from aqx import fisher, losses
+from aqx.fisher import cross
 
 N = 6
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -388,3 +389,32 @@ def test_float64_beside_weights_in_float32_is_no_fault(wide: str):
         variables = Model().init(jax.random.key(0), x)
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
         assert fisher.coverage(Model(), variables, x).share == 1
+
+
+class Narrow(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, dtype=jnp.bfloat16)(nn.tanh(nn.Dense(4, dtype=jnp.bfloat16)(x)))
+
+
+class NarrowNNX(nnx.Module):
+    def __init__(self):
+        self.first, self.last = (nnx.Linear(4, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)) for _ in range(2))
+
+    def __call__(self, x):
+        return self.last(nnx.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("model", [Narrow(), NarrowNNX()], ids=["linen", "nnx"])
+def test_layers_of_few_bits_are_tested_in_float32(model, monkeypatch: pytest.MonkeyPatch):
+    tap, types = cross._tap, []
+
+    def watched(*args):
+        types.append(args[3].dtype)
+        return tap(*args)
+
+    monkeypatch.setattr(cross, "_tap", watched)
+    assert not named(model, X)[0]
+    assert types and set(types) == {jnp.dtype(jnp.float32)}
+    again = model.apply(model.init(jax.random.key(0), X), X) if isinstance(model, nn.Module) else model(X)
+    assert again.dtype == jnp.bfloat16  # as before
