@@ -27,6 +27,7 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
+from aqx.duration import written
 from aqx.errors import TaskError
 from aqx.machine import cores, gpu_ids
 from aqx.stopping import held, when_let_go
@@ -36,12 +37,19 @@ _starting = threading.Lock()
 _log = logging.getLogger("aqx")
 
 _POLL_SECONDS = 0.1  # how late at most a process is ended that takes too long
-_deadline: Any = None  # in a worker process: when by the monotonic clock it is to be ended; 0 for never
+_IMPORT_SECONDS = 120.0  # at least so long may a worker with a time limit take to import what it is to run
+# In a worker process: when by the monotonic clock it is to be ended, 0 for never; and whether it has come to `allow`.
+_deadline: Any = None
+_begun: Any = None
 
 
 _NEVER_STARTED = (
     "a worker process ended before it could start; a script that uses several workers, or a time limit, must be a "
     'file, and needs `if __name__ == "__main__":` around all that it does, as each worker imports it'
+)
+_HANGS = (
+    "a worker process took longer than {} to import what it is to train, and was ended; let the task file not compute "
+    "or wait for something while it is imported, or give a longer time limit"
 )
 
 
@@ -52,6 +60,7 @@ class OverTime(Exception):
 def allow(seconds: float | int | None) -> None:
     """Let what runs now in this worker process take so many seconds from now on, None for any; elsewhere do nothing."""
     if _deadline is not None:
+        _begun.value = 1
         _deadline.value = 0.0 if seconds is None else time.monotonic() + seconds
 
 
@@ -69,16 +78,19 @@ class WorkerPool(Executor):
     Args:
         workers: how many; `submit` waits while all are busy.
         share: whether each has its part of the GPUs only.
+        time_limit: what a process will `allow` itself, if anything: as long, and two minutes at least, it may take to
+            import what it is to run (its future raises `TaskError`).
 
     Raises:
         TaskError: this process is a worker itself, which imports the script that wants workers.
     """
 
-    def __init__(self, workers: int, share: bool = True):
+    def __init__(self, workers: int, share: bool = True, time_limit: float | int | None = None):
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             # A worker that imports the script: to go on would claim work that dies with it.
             raise TaskError(_NEVER_STARTED)
         self._threads = max(1, cores() // workers)
+        self._import_limit = time_limit and max(time_limit, _IMPORT_SECONDS)
         self._closed = threading.Event()
         self._last_resort = when_let_go(self.kill)
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -113,18 +125,19 @@ class WorkerPool(Executor):
         """Have an idle process run `fn`, as soon as one is."""
         worker = self._idle.get()
         try:
-            inner = worker.submit(fn, *args, **kwargs)
+            inner = worker.run(self._import_limit, fn, *args, **kwargs)
         except BrokenExecutor:  # it died while it was idle
             worker = self._start(worker.settings)
-            inner = worker.submit(fn, *args, **kwargs)
+            inner = worker.run(self._import_limit, fn, *args, **kwargs)
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
 
         def give_back(ended: Future[Any]) -> None:
             # The executor holds its own lock here where it broke: it is shut down at the end, with the others.
             error = CancelledError() if ended.cancelled() else ended.exception()
-            died = worker.over_time or isinstance(error, BrokenExecutor)
-            if isinstance(error, BrokenExecutor) and not any(each.has_started for each in self._all):
+            died = worker.ended_for or isinstance(error, BrokenExecutor)
+            never = isinstance(error, BrokenExecutor) and not any(each.has_started for each in self._all)
+            if never and not worker.ended_for:
                 self._idle.put(worker)
                 future.set_exception(TaskError(_NEVER_STARTED))
                 return
@@ -132,7 +145,7 @@ class WorkerPool(Executor):
             if error is None:
                 future.set_result(ended.result())
             else:
-                future.set_exception(OverTime() if worker.over_time else error)
+                future.set_exception(worker.ended_for or error)
 
         inner.add_done_callback(give_back)
         return future
@@ -159,10 +172,10 @@ class _Worker(ProcessPoolExecutor):
 
     def __init__(self, settings: Mapping[str, str], threads: int):
         self.settings = settings
-        self.over_time = False
+        self.ended_for: OverTime | TaskError | None = None
         self._context = _Context(settings)
-        self._deadline, self._started = RawValue("d"), RawValue("b")
-        shared = (threads, self._deadline, self._started)
+        self._deadline, self._started, self._begun = RawValue("d"), RawValue("b"), RawValue("b")
+        shared = (threads, self._deadline, self._started, self._begun)
         super().__init__(1, mp_context=self._context, initializer=_settle, initargs=shared)
 
     @property
@@ -170,10 +183,17 @@ class _Worker(ProcessPoolExecutor):
         """Whether the process has come so far that it can run what it is given."""
         return bool(self._started.value)
 
+    def run(self, import_limit: float | int | None, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have the process run `fn`, which has so many seconds until it says what it allows itself."""
+        self._begun.value = 0
+        self._import_limit = import_limit
+        self._deadline.value = time.monotonic() + import_limit if import_limit else 0.0
+        return self.submit(fn, *args, **kwargs)
+
     def end_if_overdue(self) -> None:
         """Kill the process where its time is up."""
-        if 0 < self._deadline.value < time.monotonic() and not self.over_time:
-            self.over_time = True
+        if 0 < self._deadline.value < time.monotonic() and not self.ended_for:
+            self.ended_for = OverTime() if self._begun.value else TaskError(_HANGS.format(written(self._import_limit)))
             self.kill()
 
     def kill(self) -> None:
@@ -295,10 +315,10 @@ class ThisProcess(Executor):
         return future
 
 
-def _settle(threads: int, deadline: Any, started: Any) -> None:
+def _settle(threads: int, deadline: Any, started: Any, begun: Any) -> None:
     """Set what JAX and BLAS read when they start; what the user has set stays."""
-    global _deadline
-    _deadline = deadline
+    global _deadline, _begun
+    _deadline, _begun = deadline, begun
     started.value = 1
     # The parent hears of Ctrl-C too, and kills what it does not wait for. Not ignored: what a training starts would be.
     signal.signal(signal.SIGINT, lambda *_: None)

@@ -97,7 +97,8 @@ def workplace(
         yield executor, workers or getattr(executor, "_max_workers", None) or 1
         return
     width = workers or 1
-    with WorkerPool(width, share=width > 1) if width > 1 or time_limit is not None else ThisProcess() as own:
+    apart = width > 1 or time_limit is not None
+    with WorkerPool(width, width > 1, time_limit) if apart else ThisProcess() as own:
         yield own, width
 
 

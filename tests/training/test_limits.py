@@ -21,6 +21,7 @@ from aqx.search import Study, summarize
 from aqx.search.summary import unusually_long
 from aqx.store import Database
 from aqx.tasks import load_task
+from aqx.training import processes
 
 OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "add", "mul", "sub"]
 
@@ -108,6 +109,25 @@ def test_a_training_that_hangs_is_ended_and_has_failed(path: Path, tmp_path: Pat
     (failed,) = study.records(status="failed")
     assert failed.reason == "took longer than the time limit of 2s, and was ended" and failed.seconds == 2
     assert len(pids(tmp_path)) == 2 and wait_until(lambda: not any(map(is_alive, pids(tmp_path))))
+
+
+def test_a_worker_that_hangs_while_it_imports_the_task_is_ended(path: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(processes, "_IMPORT_SECONDS", 3)
+    reference = hanging_task(tmp_path, limit=2)
+    file = tmp_path / "hangs.py"
+    log = str(tmp_path / "pids")
+    file.write_text(
+        "import multiprocessing, os, time\n"
+        "if multiprocessing.parent_process():\n"
+        f"    print(os.getpid(), file=open({log!r}, 'a'), flush=True)\n"
+        f"    time.sleep(600)\n{file.read_text()}"
+    )
+    study = Study(path, reference)
+    with pytest.raises(TaskError, match="a worker process took longer than 3s to import what it is to train"):
+        study.search(budget=1, spectra=0, workers=2)
+    assert wait_until(lambda: not any(map(is_alive, pids(tmp_path))))
+    # It is no function's fault, and nothing stays claimed.
+    assert {record.status for record in study.records()} <= {"queued", "stale"}
 
 
 @pytest.mark.slow
