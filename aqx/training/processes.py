@@ -173,6 +173,7 @@ class _Worker(ProcessPoolExecutor):
     def __init__(self, settings: Mapping[str, str], threads: int):
         self.settings = settings
         self.ended_for: OverTime | TaskError | None = None
+        self._import_limit: float | int = 0
         self._context = _Context(settings)
         self._deadline, self._started, self._begun = RawValue("d"), RawValue("b"), RawValue("b")
         shared = (threads, self._deadline, self._started, self._begun)
@@ -186,7 +187,7 @@ class _Worker(ProcessPoolExecutor):
     def run(self, import_limit: float | int | None, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         """Have the process run `fn`, which has so many seconds until it says what it allows itself."""
         self._begun.value = 0
-        self._import_limit = import_limit
+        self._import_limit = import_limit or 0
         self._deadline.value = time.monotonic() + import_limit if import_limit else 0.0
         return self.submit(fn, *args, **kwargs)
 
