@@ -7,8 +7,8 @@ depends on them. Where that sum differs from one ordinary `jax.grad`, a spectrum
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -100,7 +100,7 @@ def cross_test(program: Program, layers: Sequence[Layer], state: Any, x: Any, y:
     """
     if not layers:
         return {}
-    with _own_settings():
+    with own_settings(), jax.default_matmul_precision("highest"):
         try:
             moved, given = _both(program, layers, *_widened((state, x, y)))
         except Exception:  # whatever Flax or the model raises: something in it insists on the few bits
@@ -304,7 +304,7 @@ def used_elsewhere(
         found = jax.grad(total)({layer.path: {n: parameters[layer.path][n] for n in layer.names} for layer in layers})
         return {layer.path: [jnp.abs(found[layer.path][name]).sum() for name in layer.names] for layer in layers}
 
-    with _own_settings():
+    with own_settings(), jax.default_matmul_precision("highest"):
         found = jax.device_get(gradients(state, x, y))
     roles = ("kernel", "bias")
     return {
@@ -330,19 +330,19 @@ def _quick_to_compile() -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def _own_settings() -> AbstractContextManager[Any]:
-    """JAX as this test needs it, whatever the user has set: moved weights may lead anywhere, and sums must be exact."""
-    stack = ExitStack()
-    for setting in (
-        jax.debug_nans(False),
-        jax.debug_infs(False),
-        jax.numpy_rank_promotion("allow"),
-        jax.numpy_dtype_promotion("standard"),
-        jax.default_matmul_precision("highest"),
-        jax.transfer_guard("allow"),
-    ):
-        stack.enter_context(setting)
-    return stack
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """JAX as this library needs it, whatever is set: moved weights may lead anywhere, and x may be of NumPy."""
+    with ExitStack() as stack:
+        for setting in (
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+            jax.numpy_rank_promotion("allow"),
+            jax.numpy_dtype_promotion("standard"),
+            jax.transfer_guard("allow"),
+        ):
+            stack.enter_context(setting)
+        yield
 
 
 def _widened(numbers: Any) -> Any:

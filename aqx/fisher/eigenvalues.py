@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from aqx.fisher.cross import own_settings
 from aqx.fisher.layers import Apply, Coverage
 from aqx.fisher.outputs import Loss
 from aqx.fisher.probe import examples_of, probe_model
 from aqx.fisher.spectrum import eigenvalues_of_A, eigenvalues_of_G, products
 
 
+@own_settings()
 def eigenvalues(
     model: Any,
     variables: Mapping[str, Any] | None,
@@ -89,6 +91,7 @@ def eigenvalues(
     return {key: spectra[key] for layer in probe.layers for key in layer.keys}
 
 
+@own_settings()
 def coverage(
     model: Any,
     variables: Mapping[str, Any] | None,

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from aqx.errors import UnsupportedError
+from aqx.fisher.cross import own_settings
 from aqx.fisher.einsum import EinsumRows
 from aqx.fisher.factors import looking_at
 from aqx.fisher.layers import Apply, Layer, insert_axes
@@ -22,6 +23,7 @@ from aqx.fisher.probe import Probe, probe_model
 from aqx.fisher.rows import ConvRows, EmbedRows, LinearRows, Rows
 
 
+@own_settings()
 def reference(
     model: Any,
     variables: Mapping[str, Any] | None,

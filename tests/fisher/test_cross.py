@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import fisher_oracle as oracle
 import flax.linen as nn
 import jax
@@ -366,6 +368,30 @@ def test_the_settings_of_others_do_not_stop_it(setting):
         assert named(mlp(), X) == ({}, {"layers_0", "layers_2"})
     finally:
         jax.config.update(setting, before)
+
+
+@pytest.mark.parametrize(
+    "set_",
+    [
+        partial(jax.transfer_guard, "disallow"),
+        partial(jax.numpy_rank_promotion, "raise"),
+        partial(jax.numpy_dtype_promotion, "strict"),
+        partial(jax.debug_nans, True),
+    ],
+    ids=["transfer_guard", "rank_promotion", "dtype_promotion", "debug_nans"],
+)
+def test_spectra_are_the_same_whatever_is_set(set_):
+    model = nn.Sequential([nn.Conv(2, (3,)), nn.relu, nn.Dense(3)])
+    x, y = np.tile(X[:, :, None], 2), np.arange(N)[:, None] % np.ones(4, int) % 3
+    batch = model, model.init(KEY, x), x, y
+    loss = losses.softmax_cross_entropy
+    wanted = fisher.eigenvalues(*batch, loss=loss)
+    with set_():
+        found = fisher.eigenvalues(*batch, loss=loss), fisher.reference(*batch, loss=loss)
+        assert set(fisher.coverage(*batch[:3]).weights) == set(wanted)
+    for path, values in wanted.items():
+        np.testing.assert_array_equal(found[0][path], values)
+        np.testing.assert_allclose(found[1][path], values, atol=1e-5 * values.max())
 
 
 def test_coverage_is_what_eigenvalues_compute():
