@@ -1,7 +1,7 @@
 """Measure many processes that ask and tell on one database, and check that nothing is lost or claimed twice.
 
 scripts/bench_workers [--workers 16] [--trials 1000] [--only steady killed] [--json]
-scripts/bench_workers --on FILE [--workers 8] [--trials 400] [--json]
+scripts/bench_workers --on FILE [--workers 8] [--trials 400] [--policy ensemble] [--json]
 
 Every worker is a process of its own: ask, a training of 5 ms (a sleep), tell, until each candidate has a result; the
 policy is `random`. The clock starts once all workers are ready. `steady` leaves them alone; in `killed`, one of them is
@@ -64,11 +64,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--only", nargs="+", choices=["steady", "killed"], default=["steady", "killed"])
     parser.add_argument("--on", type=Path, metavar="FILE", help="A database with candidates, which is copied.")
+    parser.add_argument("--policy", default="random", help="What chooses, with --on.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.on:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure_on(options.on, Path(folder), options.workers, options.trials), indent=2))
+            found = measure_on(options.on, Path(folder), options.workers, options.trials, options.policy)
+            print(json.dumps(found, indent=2))
         return
     reports = []
     for case in options.only:
@@ -86,7 +88,7 @@ def main() -> None:
         )
 
 
-def measure_on(database: Path, folder: Path, workers: int, trials: int) -> dict[str, float]:
+def measure_on(database: Path, folder: Path, workers: int, trials: int, policy: str) -> dict[str, float]:
     """Let the workers take and answer so many trials each on a copy, and return seconds of asking and of telling."""
     path = folder / "large.duckdb"
     shutil.copyfile(database, path)
@@ -94,7 +96,8 @@ def measure_on(database: Path, folder: Path, workers: int, trials: int) -> dict[
     context = multiprocessing.get_context("spawn")
     queue: Queue[tuple[float, list[float], list[float], float]] = context.Queue()
     begin, share = context.Barrier(workers + 1), trials // workers
-    running = [context.Process(target=ask_and_tell, args=(str(path), share, begin, queue)) for _ in range(workers)]
+    arguments = str(path), share, begin, queue, policy
+    running = [context.Process(target=ask_and_tell, args=arguments) for _ in range(workers)]
     for process in running:
         process.start()
     begin.wait()
@@ -118,9 +121,11 @@ def measure_on(database: Path, folder: Path, workers: int, trials: int) -> dict[
     }
 
 
-def ask_and_tell(path: str, trials: int, begin: Barrier, queue: Queue[tuple[float, list[float], list[float], float]]):
+def ask_and_tell(
+    path: str, trials: int, begin: Barrier, queue: Queue[tuple[float, list[float], list[float], float]], policy: str
+) -> None:
     """What a worker of `measure_on` does."""
-    study = aqx.Study(path, task(), surrogate="random")
+    study = aqx.Study(path, task(), surrogate=policy)
     asks: list[float] = []
     tells: list[float] = []
     begin.wait()

@@ -20,6 +20,9 @@ from aqx.store.trial_rows import AnyTrial, Brief, Purpose, Status, by_training, 
 from aqx.surrogate import Fitted, Preset
 from aqx.tasks import Task
 
+# Taken in the order of the last fit by who has lost a choice to another process: to fit again and again, each time for
+# one choice that all make alike, takes N processes N² fits.
+_RUNNERS_UP = 32
 _log = logging.getLogger("aqx")
 
 
@@ -154,6 +157,7 @@ class Queue:
             at_hand = self._at_hand(snapshot)
             claimed, now = self._take(at_hand, lease_seconds, most) if at_hand else ([], None)
             snapshot = now or snapshot
+        lost = 0
         while not claimed:
             assert snapshot is not None
             room = most if budget is None else min(most, budget - suggested(snapshot.trials))
@@ -163,8 +167,11 @@ class Queue:
             # This takes its time, in which others need not wait; if one of them is quicker, look again.
             ready = self._ready(snapshot)
             chosen = ready.fitted.suggest(room, ready.table.usable).index
+            if lost:  # among many workers another one may be quicker every time
+                chosen = np.append(chosen, ready.fitted.runners_up(_RUNNERS_UP, ready.table.usable))
             wanted = [Wanted(id_, None, Purpose.SEARCH) for id_ in ready.table.class_ids(chosen)]
             claimed, snapshot = self._take(_within(budget, wanted), lease_seconds, room)
+            lost += 1
         return claimed
 
     def lacks_results(self, snapshot: Snapshot, budget: int) -> bool:

@@ -191,10 +191,10 @@ class Database:
             with self._begun(con), self._shared(con), let_through():
                 yield con
 
-    def one_at_a_time(self) -> contextlib.AbstractContextManager[None]:
+    def one_at_a_time(self) -> contextlib.AbstractContextManager[bool]:
         """Let no two processes into such a block together: for long work whose result the next one finds stored.
 
-        Nothing is locked meanwhile. Who has waited for two minutes goes on all the same.
+        It yields whether nobody was inside. Nothing is locked meanwhile; who has waited for two minutes goes on anyway.
         """
         return self._lock.one_at_a_time(_WORK_WAIT)
 

@@ -113,24 +113,28 @@ class Lock:
         return None if fd is None else Hold(fd, of_threads, shared)
 
     @contextlib.contextmanager
-    def one_at_a_time(self, patience: float | int) -> Iterator[None]:
+    def one_at_a_time(self, patience: float | int) -> Iterator[bool]:
         """Let no two processes into such a block together, as far as the system allows; the lock itself stays free.
 
         It is for work whose result the next one finds stored, and is spared; so whoever has waited long goes on too.
 
         Args:
             patience: seconds to wait.
+
+        Yields:
+            Whether nobody was inside.
         """
-        fd = None
+        fd, at_once = None, True
         try:
             with contextlib.suppress(OSError):  # who may not write there stores nothing either
                 fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
             deadline = time.monotonic() + patience
             while fd is not None and not _set_place(fd, _WORK, fcntl.F_WRLCK, wait=False):
+                at_once = False
                 if time.monotonic() >= deadline:
                     break
                 time.sleep(_LOOK_SECONDS)
-            yield
+            yield at_once
         finally:
             if fd is not None:
                 os.close(fd)

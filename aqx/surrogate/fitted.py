@@ -144,8 +144,7 @@ class Fitted:
             raise InputError(f"candidates has the shape {candidates.shape}; give one bool for each of {rows} rows")
         if n < 1:
             raise InputError(f"n={n} is too small; ask for 1 or more suggestions")
-        free = self.known.outputs.copy() if candidates is None else self.known.outputs & candidates
-        free[self.observed] = free[self.pending] = False
+        free = self._free(candidates)
         if not free.any():
             raise Exhausted("no candidate is left to suggest")
         rng, fitted = np.random.default_rng(self.seed), self
@@ -158,6 +157,27 @@ class Fitted:
             free[picks[-1][0]] = False
         index, mean, spread = zip(*picks, strict=True)
         return Suggestions(np.array(index), np.array(mean, float), np.array(spread, float))
+
+    def runners_up(self, n: int, candidates: Bool[np.ndarray, " C"] | None = None) -> Int[np.ndarray, " R"]:
+        """Choose candidates for somebody who has lost what `suggest` chose to others, and will not fit once more.
+
+        Args:
+            n: how many, at most.
+            candidates: which rows may be chosen [C]; all by default.
+
+        Returns:
+            Rows in the order of this very fit, the most wanted first; drawn by chance where it guides no choice.
+        """
+        free = np.flatnonzero(self._free(candidates))
+        if not len(free) or not self._guides(free):
+            return np.random.default_rng(self.seed).permutation(free)[:n]
+        return self._best_of(np.isin(np.arange(len(self.embedding)), free), n)
+
+    def _free(self, candidates: np.ndarray | None) -> np.ndarray:
+        """Which rows may be chosen [C]."""
+        free = self.known.outputs.copy() if candidates is None else self.known.outputs & candidates
+        free[self.observed] = free[self.pending] = False
+        return free
 
     def rank(self) -> Int[np.ndarray, " R"]:
         """Order candidates by mean + exploration · spread of their prediction, the most promising first.

@@ -66,6 +66,26 @@ def test_ask_and_tell_take_one_fit_and_three_turns_at_the_lock(path: Path, count
     assert counted.fits == 4 and counted.locks == 12
 
 
+@pytest.mark.parametrize("results", [0, 8])
+def test_who_is_always_too_late_fits_no_third_time(
+    path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch, results: int
+):
+    study, other = Study(path, toy.task), Study(path, toy.task)
+    study.search(budget=results, spectra=0)
+    claim, taken = type(study.queue.ledger).claim, []
+
+    def too_late(ledger, wanted, *args):
+        if isinstance(wanted, list) and len(taken) < 5:
+            taken.extend(claim(other.queue.ledger, wanted[:3], *args[:-1], 3)[0])
+        return claim(ledger, wanted, *args)
+
+    monkeypatch.setattr(type(study.queue.ledger), "claim", too_late)
+    counted.fits = 0
+    trial = study.ask()
+    assert len(taken) >= 4 and trial.name not in {record.name for record in taken}
+    assert counted.fits == (3 if results else 0)  # one, and where others are in training, one without them first
+
+
 def test_results_that_come_together_are_stored_and_read_in_one_turn(path: Path, counted: Counted):
     study = Study(path, toy.task)
     study.search(budget=6, spectra=0)
