@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aqx.errors import UnsupportedError
+from aqx.errors import AqxError, InputError, UnsupportedError, one_line
 from aqx.fisher.cross import own_settings
 from aqx.fisher.einsum import EinsumRows
 from aqx.fisher.factors import looking_at
@@ -75,10 +75,20 @@ def reference(
     probe = probe_model(model, variables, x, y, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
     try:
         return _spectra(probe, model, variables, x, y, seed, unrolled=False)
-    except UnsupportedError:
+    except InputError:
+        raise
+    except Exception:  # whatever JAX raises where a transform hides a use of a layer
+        pass
+    try:
         # Without jit a scan is a loop in Python, so that each of its steps is a use of its own; it takes its time.
         with jax.disable_jit():
             return _spectra(probe, model, variables, x, y, seed, unrolled=True)
+    except (AqxError, np.linalg.LinAlgError):
+        raise
+    except Exception as error:
+        raise UnsupportedError(
+            f"reference cannot follow this model ({one_line(error)}); use aqx.fisher.eigenvalues"
+        ) from error
 
 
 def _spectra(

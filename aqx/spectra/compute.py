@@ -15,7 +15,7 @@ import numpy as np
 
 from aqx.activation import Activation, activation
 from aqx.enumeration.meanings import check_meanings
-from aqx.errors import AqxError, InputError
+from aqx.errors import AqxError, InputError, one_line
 from aqx.fisher.reference import reference
 from aqx.numerics.settings import own_settings
 from aqx.operators import own_operators
@@ -26,6 +26,7 @@ from aqx.spectra.naming import Namer
 from aqx.spectra.quantiles import QUANTILES, spectrum_features
 from aqx.spectra.subject import Subject, prepare, traces
 from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
+from aqx.stopping import is_stop
 from aqx.store import Database, any_valid
 from aqx.tasks import Task, build_model
 
@@ -330,8 +331,11 @@ def _difference(engine: Engine, name: str) -> float:
     try:
         with jax.default_matmul_precision("highest"):  # as the engine's
             slow = reference(model, variables, subject.x, subject.y, loss=task.loss, apply=task.apply)
-    except (AqxError, np.linalg.LinAlgError) as error:
-        raise InputError(f"names: {name!r} cannot be compared: {error}") from error
+    except Exception as error:  # whatever the model raises, too
+        if is_stop(error):
+            raise
+        told = str(error) if isinstance(error, AqxError) else one_line(error)
+        raise InputError(f"names: {name!r} cannot be compared: {told}") from error
     worst = 0.0
     for key, (of_A, of_G) in spectra.pairs.items():
         if key not in slow:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.experimental.ode import odeint
 
 from aqx import fisher, losses
-from aqx.errors import UnsupportedError
+from aqx.errors import InputError, UnsupportedError
 from aqx.spectra import check
 from aqx.tasks import Task
 
@@ -170,3 +170,35 @@ def test_one_function_that_cannot_be_compared_does_not_end_the_check(caplog):
         with caplog.at_level(logging.WARNING):
             assert check(task, ["exp(x)", "tanh(x)"]) < 1e-3
         assert "'exp(x)' cannot be compared" in caplog.text
+
+
+class Mapped(nn.Module):
+    """A layer that works on one example after another, by its variables."""
+
+    act: Any = jnp.tanh
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(4, name="layer")
+        layer(x)
+        variables = layer.variables
+        h = jax.lax.map(lambda row: layer.clone(parent=None).apply(variables, row), x)
+        return nn.Dense(3, name="head")(self.act(h))
+
+
+def test_what_the_plain_reference_cannot_follow_is_said_in_one_line():
+    with jax.enable_x64(False):
+        x, y = narrow(5, 4), np.arange(5) % 3
+        variables = Mapped().init(KEY, x)
+        got = fisher.eigenvalues(Mapped(), variables, x, y, loss=losses.softmax_cross_entropy)
+        plain = nn.Sequential([nn.Dense(4), jnp.tanh, nn.Dense(3)])
+        held = variables["params"]
+        same = {"params": {"layers_0": held["layer"], "layers_2": held["head"]}}
+        wanted = fisher.eigenvalues(plain, same, x, y, loss=losses.softmax_cross_entropy)
+        for path, twin in (("layer", "layers_0"), ("head", "layers_2")):
+            np.testing.assert_allclose(got[path], wanted[twin], atol=1e-5 * wanted[twin].max())
+        with pytest.raises(UnsupportedError, match=r"reference cannot follow this model \(.+\); use aqx.fisher.eigenv"):
+            fisher.reference(Mapped(), variables, x, y, loss=losses.softmax_cross_entropy)
+        task = Task("t", Mapped, lambda: (x, y), losses.softmax_cross_entropy)
+        with pytest.raises(InputError, match=r"names: 'tanh\(x\)' cannot be compared: reference cannot follow"):
+            check(task, ["tanh(x)", "relu(x)"])
