@@ -123,8 +123,8 @@ class Coverage:
         some = ", ".join(self.silent[:3]) + (f" and {len(self.silent) - 3} more" if len(self.silent) > 3 else "")
         return (
             f"the gradients at {some} are exactly zero at these weights, as below a head that starts at zero, so are "
-            "their eigenvalues, whatever the activation: let the head start from small random weights (its kernel_init; "
-            "for the spectra alone, Task(init=…))"
+            "their eigenvalues, whatever the activation: let the head start from small random weights (its kernel_init"
+            ", for the spectra alone Task(init=…))"
         )
 
     def __str__(self) -> str:
