@@ -185,7 +185,8 @@ class _PutOff:
 
     def _restore(self) -> None:
         global _off
-        _off = None
+        if _off is self:
+            _off = None
         for number, handler in self._before.items():
             if _get(number) is self:
                 _set(number, handler)

@@ -16,7 +16,7 @@ import pytest
 from store_helpers import as_nobody, number, one_line, put, run_python, start_python, value_of
 
 from aqx.errors import StoreError
-from aqx.stopping import asked, stoppable
+from aqx.stopping import asked, held, let_through, stoppable
 from aqx.store import Database
 from aqx.store.engine import Engine
 
@@ -251,6 +251,30 @@ def test_an_interruption_at_the_end_of_a_transaction_waits_for_it(db_path: Path,
     monkeypatch.undo()
     put(db, "c", "3")
     assert (value_of(db, "a"), value_of(db, "b"), value_of(db, "c")) == ("1", "2", "3")
+
+
+def test_signals_wait_until_they_are_let_through_and_the_second_until_the_end():
+    before, steps = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), held():
+        signal.raise_signal(signal.SIGINT)
+        with held():
+            signal.raise_signal(signal.SIGINT)
+        steps.append("waited")
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), held():
+        signal.raise_signal(signal.SIGINT)
+        with let_through():
+            steps.append("not reached")
+    with pytest.raises(KeyboardInterrupt) as second, held():
+        with pytest.raises(KeyboardInterrupt) as first, let_through():
+            with held():
+                signal.raise_signal(signal.SIGINT)
+                steps.append("waited inside")
+            steps.append("not reached")
+        signal.raise_signal(signal.SIGINT)
+        steps.append("tidied up")
+    assert first.value is not second.value and signal.getsignal(signal.SIGINT) is before
+    assert steps == ["waited", "waited inside", "tidied up"]
 
 
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=pytest.mark.slow)])
