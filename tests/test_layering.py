@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluation": ("activation", "space"),
     "store": ("errors", "metrics", "writing", "lazy"),
     "enumeration": ("evaluation", "store"),
-    "surrogate": ("errors",),
+    "surrogate": ("errors", "machine"),
     "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
     "population": ("activation", "machine"),
     "tasks": ("lazy", "population", "losses", "objective", "duration", "writing"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+
+from aqx.machine import cores
 
 _MOST = 8
 Item = TypeVar("Item")
@@ -17,7 +18,7 @@ Result = TypeVar("Result")
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return what the function gives for each item, in their order."""
     work = list(items)
-    threads = min(_MOST, os.cpu_count() or 1, len(work))
+    threads = min(_MOST, cores(), len(work))
     if threads < 2:
         return [function(item) for item in work]
     with ThreadPoolExecutor(threads) as pool:
