@@ -79,11 +79,10 @@ def of_database(
         before: what an earlier call returned; it is returned again where nothing has changed.
         keep: store an embedding that had to be fitted.
     """
-    if not keep:
-        return _read_or_fitted(db, task_id, preset, seed, before, keep)
-    with db.one_at_a_time() as at_once:  # to read what another process has fitted takes a tenth of fitting it, too
-        if at_once:
-            return _read_or_fitted(db, task_id, preset, seed, before, keep)
+    if keep:
+        with db.one_at_a_time() as at_once:  # to read what another process has fitted takes a tenth of fitting it, too
+            if at_once:
+                return _read_or_fitted(db, task_id, preset, seed, before, keep)
     return _read_or_fitted(db, task_id, preset, seed, before, keep)  # many can read at a time
 
 

@@ -75,7 +75,7 @@ def reference(
     probe = probe_model(model, variables, x, y, loss=loss, fisher=fisher, sharing=sharing, apply=apply)
     try:
         return _spectra(probe, model, variables, x, y, seed, unrolled=False)
-    except InputError:
+    except (InputError, np.linalg.LinAlgError):
         raise
     except Exception:  # whatever JAX raises where a transform hides a use of a layer
         pass

@@ -157,7 +157,7 @@ class Queue:
             at_hand = self._at_hand(snapshot)
             claimed, now = self._take(at_hand, lease_seconds, most) if at_hand else ([], None)
             snapshot = now or snapshot
-        lost = 0
+        lost = False
         while not claimed:
             assert snapshot is not None
             room = most if budget is None else min(most, budget - suggested(snapshot.trials))
@@ -171,7 +171,7 @@ class Queue:
                 chosen = np.append(chosen, ready.fitted.runners_up(_RUNNERS_UP, ready.table.usable))
             wanted = [Wanted(id_, None, Purpose.SEARCH) for id_ in ready.table.class_ids(chosen)]
             claimed, snapshot = self._take(_within(budget, wanted), lease_seconds, room)
-            lost += 1
+            lost = True
         return claimed
 
     def lacks_results(self, snapshot: Snapshot, budget: int) -> bool:

@@ -168,10 +168,11 @@ class Fitted:
         Returns:
             Rows in the order of this very fit, the most wanted first; drawn by chance where it guides no choice.
         """
-        free = np.flatnonzero(self._free(candidates))
-        if not len(free) or not self._guides(free):
-            return np.random.default_rng(self.seed).permutation(free)[:n]
-        return self._best_of(np.isin(np.arange(len(self.embedding)), free), n)
+        free = self._free(candidates)
+        rows = np.flatnonzero(free)
+        if len(rows) and self._guides(rows):
+            return self._best_of(free, n)
+        return np.random.default_rng(self.seed).permutation(rows)[:n]
 
     def _free(self, candidates: np.ndarray | None) -> np.ndarray:
         """Which rows may be chosen [C]."""
