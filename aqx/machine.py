@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,6 +85,9 @@ def _valid(listed: str) -> list[str]:
 
 def nvidia_smi() -> str:
     """Return what `nvidia-smi -L` lists; nothing where there is no such program, or no GPU."""
+    import shutil
+    import subprocess
+
     if not shutil.which("nvidia-smi"):
         return ""
     try:

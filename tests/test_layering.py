@@ -56,6 +56,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 # The room outside of which a library is not imported; `datasets` of scikit-learn only holds data, and tasks use it.
 HOMES: dict[str, tuple[str, ...]] = {
     "duckdb": ("store",),
+    "_duckdb": ("store",),
     "fcntl": ("store", "writing"),
     "pyarrow": ("store",),
     "umap": ("surrogate",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import platform
 import sys
@@ -179,6 +178,8 @@ def _processor() -> str:
     text = platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
         text += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    import hashlib
+
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -186,12 +186,13 @@ def open_results(db: str, task: str) -> Ledger:
     from aqx.tasks.reading import identity_in_source
 
     database = Database(db)
-    known = {row.name: row.identity for row in list_tasks(database)}
-    if task in known:
-        return load_results(database, task)
-    identity = identity_in_source(task) or {}
-    if identity and known.get(str(identity["name"])) == identity:
-        return load_results(database, str(identity["name"]))
+    with database.read():  # once, for both
+        known = {row.name: row.identity for row in list_tasks(database)}
+        if task in known:
+            return load_results(database, task)
+        identity = identity_in_source(task) or {}
+        if identity and known.get(str(identity["name"])) == identity:
+            return load_results(database, str(identity["name"]))
     return load_results(database, open_study(db, task).task.name)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-import statistics
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class Ledger:
         """The seed, surrogate and pruner of the study that claimed most; None where the database does not know."""
         studies = list_studies(self.db, self.task.task_id)
         claimed = [trial.study_id for trial in self.trials if trial.study_id in studies]
-        return studies[statistics.mode(claimed)] if claimed else next(iter(studies.values()), None)
+        return studies[Counter(claimed).most_common(1)[0][0]] if claimed else next(iter(studies.values()), None)
 
     def class_id(self, name: str) -> str:
         """Return the class of a function, enumerated or not."""
@@ -246,7 +247,7 @@ def rank_functions(records: Iterable[Record], goal: Objective) -> list[Ranking]:
         if record.status is Status.DONE:
             results.setdefault(record.class_id or record.name, []).append(record)
     ranking = [
-        Ranking(group[0].name, group[0].class_id, statistics.fmean(r.objective or 0.0 for r in group), len(group))
+        Ranking(group[0].name, group[0].class_id, math.fsum(r.objective or 0.0 for r in group) / len(group), len(group))
         for group in results.values()
     ]
     return sorted(ranking, key=lambda r: -goal.sign * r.objective)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -141,7 +140,9 @@ def unusually_long(
     took = [trial.seconds for trial in trials if trial.status.is_finished and trial.seconds is not None]
     if not took:
         return []
-    usual = statistics.median(took)
+    from statistics import median  # takes as long as a transaction
+
+    usual = median(took)
     running = [
         LongTrial(
             trial.trial_id,
@@ -292,7 +293,7 @@ def _score(results: Ledger, class_id: str) -> Score:
         rank=None if place is None else place + 1,
         ranked=len(ranking),
         confirmed={
-            metric: statistics.fmean(float(trial.metrics.get(metric, math.nan)) for trial in fresh)
+            metric: math.fsum(float(trial.metrics.get(metric, math.nan)) for trial in fresh) / len(fresh)
             for metric in dict.fromkeys((results.objective, reported))
             if fresh
         },

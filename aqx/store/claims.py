@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NamedTuple
 
-import duckdb
-
 from aqx.errors import InputError, StoreError
 from aqx.metrics import clean_reason, clean_text
 from aqx.store.connection import Database
 from aqx.store.counts import FeatureCounts, count_features
+from aqx.store.driver import duckdb
 from aqx.store.lease import is_gone
 from aqx.store.moment import Moment
 from aqx.store.trial_rows import (

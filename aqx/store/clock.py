@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import socket
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -61,7 +60,7 @@ def machine() -> str:
         return str(uuid.uuid4())
     with contextlib.suppress(OSError):  # in a namespace of time the count is another one
         boot += os.readlink("/proc/self/ns/time").removeprefix("time:")
-    return f"{boot}@{socket.gethostname()}"  # copies of a virtual machine have one boot
+    return f"{boot}@{os.uname().nodename}"  # copies of a virtual machine have one boot
 
 
 def begin() -> datetime:

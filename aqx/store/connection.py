@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import duckdb
-
 from aqx.errors import StoreError
 from aqx.stopping import held, let_through
 from aqx.store import pending, schema
+from aqx.store.driver import duckdb
 from aqx.store.engine import Engine
 from aqx.store.lock import Hold, Lock
 from aqx.store.trouble import LEFT_AS_IT_WAS, check_name, check_path, explain, warn_of_network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import duckdb
+from aqx.store.driver import duckdb
 
 
 class FeatureCounts(NamedTuple):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import duckdb
+from aqx.store.driver import duckdb
 
 if TYPE_CHECKING:  # NumPy takes a fifth of a second, and who reads trials needs none of it
     import numpy as np
+    from duckdb import DuckDBPyRelation
     from jaxtyping import Float32
 
 
@@ -33,6 +35,7 @@ def arrow_table(columns: Mapping[str, Any]) -> Any:
     """Columns, Arrow's or NumPy's, as a table that DuckDB reads."""
     import pyarrow as pa
 
+    import_module("duckdb")  # teaches its connections to read Arrow
     return pa.table(dict(columns))
 
 
@@ -83,13 +86,21 @@ def insert_rows(
     return inserted
 
 
+def relation(
+    con: duckdb.DuckDBPyConnection, query: str, parameters: list[Any] | dict[str, Any] | None = None
+) -> DuckDBPyRelation:
+    """What a query says, not run yet: to be read as Arrow's tables."""
+    import_module("duckdb")  # equips its connections with `sql`
+    return con.sql(query, params=parameters)
+
+
 def read_matrix(
     con: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any]
 ) -> tuple[np.ndarray, Float32[np.ndarray, "C D"]]:
     """Run a query for (class id as text, list of floats) and return the ids [C] and the matrix."""
     import numpy as np
 
-    table = con.sql(query, params=list(parameters)).to_arrow_table()
+    table = relation(con, query, list(parameters)).to_arrow_table()
     ids, rows = (column.combine_chunks() for column in table.columns)
     matrix = rows.flatten().to_numpy().astype(np.float32, copy=False)
     return np.array(ids.to_pylist(), dtype=object), matrix.reshape(len(ids), -1) if len(ids) else np.zeros(
@@ -101,7 +112,7 @@ def read_columns(
     con: duckdb.DuckDBPyConnection, query: str, parameters: list[Any] | dict[str, Any]
 ) -> dict[str, np.ndarray]:
     """Run a query and return its columns; one of lists of equal length is a matrix, one of text an array of objects."""
-    table = con.sql(query, params=parameters).to_arrow_table()
+    table = relation(con, query, parameters).to_arrow_table()
     return {
         name: _as_array(column.combine_chunks()) for name, column in zip(table.column_names, table.columns, strict=True)
     }

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import duckdb
-
 from aqx.errors import InputError
 from aqx.metrics import clean_reason, clean_text, decode_metrics, encode_metrics
+from aqx.store.driver import duckdb
 from aqx.store.trial_rows import Status, TrialRow, change_one, check_unfinished, select_one
 
 

@@ -7,11 +7,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-import duckdb
-
 from aqx.errors import StoreError
 from aqx.stopping import let_through
 from aqx.store import schema
+from aqx.store.driver import duckdb
 from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, explain
 
 # Measured on 400,000 rows of FLOAT[256]: row groups of 16k take 2.7 s of CPU and 366 MB, the default of 120k 3.0 s and

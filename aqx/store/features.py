@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import duckdb
 import numpy as np
 from jaxtyping import Bool, Float32, UInt64
 
@@ -15,7 +14,8 @@ from aqx.errors import StoreError
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.counts import FeatureCounts, count_features
-from aqx.store.encoding import arrow_table, insert_rows, matrix_column, read_columns
+from aqx.store.driver import duckdb
+from aqx.store.encoding import arrow_table, insert_rows, matrix_column, read_columns, relation
 from aqx.store.functions import CLASS_ID, ID_HALVES, read_points
 from aqx.store.subjects import current_subject
 from aqx.store.trouble import LEFT_AS_IT_WAS
@@ -100,7 +100,7 @@ def _read_rows(con: duckdb.DuckDBPyConnection, rows: str, wanted: np.ndarray) ->
     place[wanted[present]] = present
     con.register("wanted", arrow_table({"row": wanted[present]}))
     try:
-        for batch in con.sql(f"FROM ({rows}) SEMI JOIN wanted USING (row)").to_arrow_reader(_BATCH):
+        for batch in relation(con, f"FROM ({rows}) SEMI JOIN wanted USING (row)").to_arrow_reader(_BATCH):
             row, value = batch["row"].to_numpy(), batch["value"].flatten().to_numpy().reshape(len(batch), -1)
             if not matrix.shape[1]:
                 matrix = np.full((len(wanted), value.shape[1]), np.nan, np.float32)

@@ -7,11 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import duckdb
-
 from aqx.errors import StoreError
 from aqx.store.connection import Database
-from aqx.store.encoding import arrow_table, insert_rows, integer_column, matrix_column, text_column
+from aqx.store.driver import duckdb
+from aqx.store.encoding import arrow_table, insert_rows, integer_column, matrix_column, relation, text_column
 
 if TYPE_CHECKING:  # NumPy takes a fifth of a second, and who reads trials needs none of it
     import numpy as np
@@ -242,7 +241,7 @@ def known_classes(db: Database) -> tuple[UInt64[np.ndarray, "C 2"], np.ndarray, 
     import numpy as np
 
     with db.read() as con:
-        found = con.sql(f"SELECT {ID_HALVES}, size, name FROM class_info").to_arrow_table()
+        found = relation(con, f"SELECT {ID_HALVES}, size, name FROM class_info").to_arrow_table()
     ids = np.stack([found["hi"].to_numpy(), found["lo"].to_numpy()], axis=1)
     return ids, found["size"].to_numpy(), found["name"].to_pylist()
 

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import duckdb
-
 from aqx.errors import StoreError
 from aqx.store import pending, schema
 from aqx.store.connection import Database
+from aqx.store.driver import duckdb
 from aqx.store.moment import Moment
 from aqx.store.spectra import lapsed_claims
 from aqx.store.trial_rows import Purpose, Status, by_training, select_brief, since_retry

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,7 @@ _log = logging.getLogger("aqx")
 
 def worker_name() -> str:
     """Return who claims, for people to read: host and process."""
-    return f"{socket.gethostname()}:{os.getpid()}:{os.path.basename(sys.argv[0] or 'python')}"
+    return f"{os.uname().nodename}:{os.getpid()}:{os.path.basename(sys.argv[0] or 'python')}"
 
 
 def this_process() -> str:

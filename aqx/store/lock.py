@@ -7,7 +7,6 @@ import errno
 import fcntl
 import logging
 import os
-import socket
 import struct
 import threading
 import time
@@ -39,7 +38,7 @@ class Hold:
         self._fd = fd
         self._of_threads = of_threads
         self._alone = not shared
-        self._sign(f"{os.getpid()} {datetime.now().isoformat(' ', 'seconds')} {socket.gethostname()}")
+        self._sign(f"{os.getpid()} {datetime.now().isoformat(' ', 'seconds')} {os.uname().nodename}")
 
     def others_wait(self) -> bool:
         """Return whether anybody waits for the lock; never, where that cannot be seen."""
@@ -146,7 +145,7 @@ class Lock:
             pid = int(number)
         except (OSError, ValueError):
             return ""
-        here = host == socket.gethostname()
+        here = host == os.uname().nodename
         if here and not is_running(pid):
             return ""
         return f"process {pid} on {host}{' (stopped)' if here and _is_stopped(pid) else ''}, since {day} {hour}"

@@ -25,9 +25,8 @@ import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-import duckdb
-
 from aqx.store import clock
+from aqx.store.driver import duckdb
 
 _SKEW = timedelta(minutes=1)  # clocks that differ by more are worth a word
 _told: set[str] = set()

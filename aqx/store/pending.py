@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,11 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from aqx.errors import InputError
 from aqx.metrics import decode_metrics, encode_metrics
 from aqx.store import clock
+from aqx.store.driver import duckdb
 from aqx.store.endings import Encoded, Ending, encoded, store_ending
 from aqx.store.lock import is_running
 from aqx.store.trial_rows import Purpose, Status, TrialRow
@@ -67,7 +65,7 @@ class Note:
         """
         texts = {trial_id: encoded(ending) for trial_id, ending in endings.items()}
         path = folder_of(database) / f"{time.time_ns()}-{uuid.uuid4().hex}.json"
-        return cls(path, identity, task_id, clock.now(), texts, (socket.gethostname(), os.getpid()))
+        return cls(path, identity, task_id, clock.now(), texts, (os.uname().nodename, os.getpid()))
 
     @classmethod
     def read(cls, path: Path) -> Note:
@@ -156,7 +154,7 @@ class Note:
         if self.waits is None:
             return False
         host, pid = self.waits
-        return host != socket.gethostname() or is_running(pid)
+        return host != os.uname().nodename or is_running(pid)
 
     def take_answer(self) -> Answers:
         """Read what became of it, once it `is_answered`."""

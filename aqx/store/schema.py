@@ -6,12 +6,11 @@ import functools
 import re
 import uuid
 from collections.abc import Sequence
-from importlib.resources import files
-
-import duckdb
+from pathlib import Path
 
 from aqx.errors import StoreError
 from aqx.store import clock
+from aqx.store.driver import duckdb
 from aqx.store.moment import Moment
 from aqx.store.trouble import LEFT_AS_IT_WAS
 
@@ -84,7 +83,7 @@ def current_version() -> int:
 
 @functools.cache
 def _schema_sql() -> str:
-    return files("aqx.store").joinpath("schema.sql").read_text(encoding="utf-8")
+    return Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 
 
 def create_schema(con: duckdb.DuckDBPyConnection) -> None:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-import duckdb
-
 from aqx.errors import InputError, StoreError
 from aqx.metrics import clean_reason
 from aqx.store import clock
 from aqx.store.connection import Database
+from aqx.store.driver import duckdb
 from aqx.store.encoding import arrow_table, insert_rows, integer_column, matrix_column, read_matrix, text_column
 from aqx.store.moment import Moment
 from aqx.store.subjects import current_subject

@@ -8,10 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
-
 from aqx.store import clock
 from aqx.store.connection import Database
+from aqx.store.driver import duckdb
 from aqx.store.tasks import check_form, store_form
 
 Digest = Mapping[str, str | Sequence[float]]

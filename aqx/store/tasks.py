@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import duckdb
-
 from aqx.errors import InputError, StoreError
 from aqx.store import clock
 from aqx.store.connection import Database
+from aqx.store.driver import duckdb
 from aqx.store.encoding import differences
 
 _OPTIONS = ("fisher", "sharing", "quantiles")

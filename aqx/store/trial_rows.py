@@ -12,10 +12,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
-import duckdb
-
 from aqx.errors import InputError
 from aqx.metrics import clean_text, decode_metrics
+from aqx.store.driver import duckdb
 from aqx.store.moment import Moment
 
 

@@ -7,9 +7,8 @@ import functools
 import logging
 import os
 
-import duckdb
-
 from aqx.errors import StoreError
+from aqx.store.driver import duckdb
 
 # Mistakes in a statement or its values are ours, not the machine's: they keep their own type and traceback.
 OUR_MISTAKES = (
