@@ -24,7 +24,7 @@ from aqx.spectra.devices import announce, leads
 from aqx.spectra.engine import Engine, Spectra
 from aqx.spectra.naming import Namer
 from aqx.spectra.quantiles import QUANTILES, spectrum_features
-from aqx.spectra.subject import Subject, prepare, traces
+from aqx.spectra.subject import Subject, loss_of, prepare, traces
 from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
 from aqx.stopping import is_stop
 from aqx.store import Database, any_valid
@@ -330,7 +330,7 @@ def _difference(engine: Engine, name: str) -> float:
     model, variables = build_model(task, activation(name), subject.x)
     try:
         with jax.default_matmul_precision("highest"):  # as the engine's
-            slow = reference(model, variables, subject.x, subject.y, loss=task.loss, apply=task.apply)
+            slow = reference(model, variables, subject.x, subject.y, loss=loss_of(task), apply=task.apply)
     except Exception as error:  # whatever the model raises, too
         if is_stop(error):
             raise

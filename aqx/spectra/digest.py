@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqx.tasks import Task
+from aqx.tasks.model import losses_of
 
 # Of a wide array its rows of so many values are projected, in place of all values by directions as long.
 _WIDTH = 1009
@@ -39,7 +40,7 @@ def digest_of(task: Task, state: Any, x: Any, y: Any, outputs: Any) -> dict[str,
     floating = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     parts: dict[str, Any] = {"batch x": x, "batch y": y, "initial weights": _values(state)}
     if floating:
-        parts["loss"] = task.loss(jax.tree.map(noise, outputs), y)
+        parts["loss"] = losses_of(task, jax.tree.map(noise, outputs), y)
     return {part: entry for name, value in parts.items() for part, entry in _entries(name, jax.tree.leaves(value))}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from aqx.spectra.memory import peak_bytes
 from aqx.spectra.traced_features import traced_features
 from aqx.tasks import Task, build_model, guard
 from aqx.tasks.check import check_batch
-from aqx.tasks.model import new_model
+from aqx.tasks.model import losses_of, new_model
 
 # Any finite function will do: it only has to let the model be initialised and traced.
 _STAND_IN = "tanh(x)"
@@ -115,7 +115,7 @@ def _prepare(task: Task, fisher: str, sharing: str) -> Subject:
     def traced() -> tuple[Subject, Any]:
         try:
             probe = probe_model(
-                model, variables, x, y, loss=task.loss, fisher=fisher, sharing=sharing, apply=task.apply
+                model, variables, x, y, loss=loss_of(task), fisher=fisher, sharing=sharing, apply=task.apply
             )
             if not probe.layers:
                 raise TaskError(f"the model of task {task.name!r} has no layer that aqx covers: {probe.coverage}")
@@ -129,6 +129,11 @@ def _prepare(task: Task, fisher: str, sharing: str) -> Subject:
     matrices = sum(aval.size * aval.dtype.itemsize for aval in program.out_avals)
     products = 4 * sum(subject.probe.coverage.weights.values())
     return replace(subject, bytes_each=max(peak_bytes(program.jaxpr), 3 * matrices + 3 * products))
+
+
+def loss_of(task: Task) -> Callable[[Any, Any], Any]:
+    """The task's loss, per example; a joint one gives each example the gradient of the whole batch's loss."""
+    return partial(losses_of, task) if task.joint_loss else task.loss
 
 
 def traces(subject: Subject, operator: str) -> bool:

@@ -18,7 +18,7 @@ from aqx.errors import TaskError
 from aqx.numerics.settings import own_settings
 from aqx.tasks.derived import Alone
 from aqx.tasks.guard import guard
-from aqx.tasks.model import apply_model, build_model
+from aqx.tasks.model import apply_model, build_model, losses_of
 from aqx.tasks.task import Task
 
 
@@ -152,23 +152,29 @@ def check_loss(task: Task, outputs: Any, y: Any, n: int) -> np.ndarray:
     for leaf in jax.tree.leaves(outputs):
         if not jnp.ndim(leaf) or len(leaf) != n:
             raise TaskError(f"the model must return outputs of {n} examples [{n}, ...], but they are {_describe(leaf)}")
-    values = guard("loss", lambda: task.loss(outputs, y))
+    values = guard("loss", lambda: losses_of(task, outputs, y))
     shape = jnp.shape(values)
     if shape == ():
         raise TaskError(
-            f"loss must be per example, shape [{n}], but it returned one number; leave out the mean over the batch"
+            f"loss must be per example, shape [{n}], but it returned one number; leave out the mean over the batch, "
+            "or, where it cannot be told apart by example, give Task(joint_loss=True)"
         )
     if shape != (n,):
         raise TaskError(
             f"loss must be per example, shape [{n}], but its shape is {list(shape)}; average over all other axes"
         )
+    if task.joint_loss:
+        return np.asarray(values, np.float64)
     # A loss of the right shape may still mix the examples, e.g. the batch's mean repeated: half a batch tells.
     half = (n + 1) // 2
     first_half = jax.tree.map(lambda leaf: leaf[:half], (outputs, y))
     alone = np.asarray(guard("loss", lambda: task.loss(*first_half)), np.float64)
     together = np.asarray(values, np.float64)[:half]
     if alone.shape != (half,) or not np.allclose(alone, together, rtol=1e-3, atol=1e-5, equal_nan=True):
-        raise TaskError("loss of one example depends on the others in the batch; it must be computed for each alone")
+        raise TaskError(
+            "loss of one example depends on the others in the batch; it must be computed for each alone, or be "
+            "declared by Task(joint_loss=True)"
+        )
     return np.asarray(values, np.float64)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from aqx.errors import TaskError
 from aqx.tasks.guard import guard
@@ -64,6 +65,14 @@ def _variables_of(given: Any) -> dict[str, Any]:
             f"but it returned {f'{list(given)[:3]}' if isinstance(given, dict) else type(given).__name__}"
         )
     return unfreeze(given)
+
+
+def losses_of(task: Task, outputs: Any, y: Any) -> Any:
+    """Return what the task's loss gives for a batch; one number of a joint loss stands at each of its N examples."""
+    values = task.loss(outputs, y)
+    if task.joint_loss and jnp.shape(values) == ():
+        return jnp.broadcast_to(values, jnp.shape(jax.tree.leaves(outputs)[0])[:1])
+    return values
 
 
 def apply_model(task: Task, model: Any, variables: Any, x: Any) -> Any:

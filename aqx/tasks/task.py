@@ -63,6 +63,9 @@ class Task:
         build_model: `build_model(act)` returns a Flax Linen module, `build_model(act, rngs)` an NNX one.
         batch: `batch()` returns one batch (x, y) of N examples, the one that Fisher features are computed on.
         loss: `loss(outputs [N, ...], y)` returns the loss of each example, shape [N]; `aqx.losses` has the usual ones.
+        joint_loss: whether the loss of an example depends on the others in its batch (contrastive, normalised by the
+            batch's tokens or advantages). The gradient at an example is then that of the whole batch's loss; what
+            `loss` returns may be that as one number, the mean over the batch, too.
         apply: `apply(model, variables, x)` returns the outputs. Default `model.apply(variables, x)`; for an NNX model,
             whose variables are None, `model(x)`.
         init: `init(model, key, x)` returns the initial variables of a Linen model. Default `model.init(key, x)`, or
@@ -109,6 +112,7 @@ class Task:
     seed: int = 0
     time_limit: float | int | None = None
     init: Callable[..., Any] | None = None
+    joint_loss: bool = False
     # Set by `refer_to`; a copy made by `dataclasses.replace` starts without it, as nothing holds that copy.
     reference: FileReference | NamedReference | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -121,6 +125,8 @@ class Task:
             value = getattr(self, argument)
             if not callable(value) and not (value is None and argument not in ("build_model", "batch", "loss")):
                 raise TaskError(f"{argument}={value!r} is not callable; give a function")
+        if not isinstance(self.joint_loss, bool):
+            raise TaskError(f"joint_loss={self.joint_loss!r} is neither True nor False")
         try:
             Objective(self.objective, self.direction)
             object.__setattr__(self, "time_limit", checked_limit(self.time_limit))

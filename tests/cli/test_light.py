@@ -31,7 +31,7 @@ try:
 finally:
     heavy = ["jax", "flax", "umap", "sklearn"]
     if sys.argv[1] in ("summary", "top", "trials", "tell", "completion", "--help", "--version"):
-        heavy += ["numpy", "jaxtyping", "pyarrow"]
+        heavy += ["numpy", "jaxtyping", "pyarrow", "duckdb", "statistics"]
     imported = [name for name in heavy if sys.modules.get(name)]
     assert not imported, imported
 """
