@@ -169,8 +169,9 @@ def test_a_class_that_breaks_the_model_is_not_usable(db, fits):
     assert np.flatnonzero(~after.usable).tolist() == [5] and len(fits) == 1
 
 
-def test_a_process_goes_on_with_what_another_has_stored_meanwhile(db):
+def test_a_process_goes_on_with_what_another_has_stored_meanwhile(db, monkeypatch):
     """The second fits as well, but a little later and to another place: the first one's stays."""
+    monkeypatch.setattr("aqx.store.connection._WORK_WAIT", 0.1)  # for the other process, which waits for this one
     shapes = ENSEMBLE.embed
     assert isinstance(shapes, Projection)
     found = []

@@ -46,7 +46,7 @@ def test_a_lock_held_too_long_is_an_error_and_a_dead_process_holds_none(db_path:
 
 
 def test_a_program_that_ignores_the_lock_file_is_named(db_path: Path):
-    db = Database(db_path, create=True)
+    db = Database(db_path, create=True, timeout=3)
     hold = "import sys, duckdb; con = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
     with start_python(hold, str(db_path)) as holder:
         assert holder.stdout and holder.stdout.readline()
