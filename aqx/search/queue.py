@@ -13,6 +13,7 @@ import numpy as np
 from aqx import candidates, surrogate
 from aqx.candidates import Candidates
 from aqx.errors import Exhausted, InputError
+from aqx.machine import cores
 from aqx.search.ledger import Ledger, Record, seed_of_trial
 from aqx.store import StudySettings, functions
 from aqx.store.claims import Settled, Snapshot, Wanted
@@ -163,16 +164,28 @@ class Queue:
             room = most if budget is None else min(most, budget - suggested(snapshot.trials))
             if room <= 0:
                 raise Exhausted("nothing is left but suggestions")
-            prepare(snapshot)
             # This takes its time, in which others need not wait; if one of them is quicker, look again.
-            ready = self._ready(snapshot)
-            chosen = ready.fitted.suggest(room, ready.table.usable).index
-            if lost:  # among many workers another one may be quicker every time
-                chosen = np.append(chosen, ready.fitted.runners_up(_RUNNERS_UP, ready.table.usable))
-            wanted = [Wanted(id_, None, Purpose.SEARCH) for id_ in ready.table.class_ids(chosen)]
+            wanted = self._chosen(snapshot, room, lost, prepare)
             claimed, snapshot = self._take(_within(budget, wanted), lease_seconds, room)
             lost = True
         return claimed
+
+    def _chosen(self, snapshot: Snapshot, most: int, lost: bool, prepare: Callable[[Snapshot], object]) -> list[Wanted]:
+        """What the surrogate would train next; after a lost choice, its runners-up too.
+
+        More processes that predict than there are cores would be no quicker, and whoever stores a result would wait for
+        them.
+        """
+        self._candidates(snapshot)  # many can read at a time
+        with self.ledger.db.few_at_a_time(cores()) as at_once:
+            if not at_once:
+                snapshot = self.ledger.snapshot()
+            prepare(snapshot)
+            ready = self._ready(snapshot)
+            chosen = ready.fitted.suggest(most, ready.table.usable).index
+            if lost:  # among many workers another one may be quicker every time
+                chosen = np.append(chosen, ready.fitted.runners_up(_RUNNERS_UP, ready.table.usable))
+            return [Wanted(id_, None, Purpose.SEARCH) for id_ in ready.table.class_ids(chosen)]
 
     def lacks_results(self, snapshot: Snapshot, budget: int) -> bool:
         """Return whether fewer suggestions than `budget` have ended, or a baseline has not."""

@@ -197,6 +197,13 @@ class Database:
         """
         return self._lock.one_at_a_time(_WORK_WAIT)
 
+    def few_at_a_time(self, count: int) -> contextlib.AbstractContextManager[bool]:
+        """Let no more than so many processes into such a block together, as `one_at_a_time` lets one.
+
+        It yields whether there was room at once.
+        """
+        return self._lock.few_at_a_time(count, _WORK_WAIT)
+
     @contextlib.contextmanager
     def _shared(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
         self._open.connection = con

@@ -20,7 +20,7 @@ from aqx.stopping import let_through
 # takes their turn, a lock on the file's first byte, and keeps it while they wait for the file; then it can be seen
 # whether anybody waits. Elsewhere (macOS) such a lock is not apart from the file's, and there are no turns.
 _HAS_TURNS = hasattr(fcntl, "F_OFD_SETLKW")
-_TURN, _WORK = 0, 1  # which byte is for turns, and which for `one_at_a_time`
+_TURN, _WORK, _PLACES = 0, 1, 16  # which byte is for turns, which for `one_at_a_time`, the first of `few_at_a_time`
 _LOOK_SECONDS = 0.02
 _TELL_SECONDS = 5.0
 _log = logging.getLogger("aqx")
@@ -111,8 +111,7 @@ class Lock:
                 of_threads.release()
         return None if fd is None else Hold(fd, of_threads, shared)
 
-    @contextlib.contextmanager
-    def one_at_a_time(self, patience: float | int) -> Iterator[bool]:
+    def one_at_a_time(self, patience: float | int) -> contextlib.AbstractContextManager[bool]:
         """Let no two processes into such a block together, as far as the system allows; the lock itself stays free.
 
         It is for work whose result the next one finds stored, and is spared; so whoever has waited long goes on too.
@@ -120,15 +119,23 @@ class Lock:
         Args:
             patience: seconds to wait.
 
-        Yields:
-            Whether nobody was inside.
+        Returns:
+            A block that yields whether nobody was inside.
         """
+        return self._room(range(_WORK, _WORK + 1), patience)
+
+    def few_at_a_time(self, count: int, patience: float | int) -> contextlib.AbstractContextManager[bool]:
+        """Let no more than so many processes into such a block together, as `one_at_a_time` lets one."""
+        return self._room(range(_PLACES, _PLACES + count), patience)
+
+    @contextlib.contextmanager
+    def _room(self, places: range, patience: float | int) -> Iterator[bool]:
         fd, at_once = None, True
         try:
             with contextlib.suppress(OSError):  # who may not write there stores nothing either
                 fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
             deadline = time.monotonic() + patience
-            while fd is not None and not _set_place(fd, _WORK, fcntl.F_WRLCK, wait=False):
+            while fd is not None and not any(_set_place(fd, place, fcntl.F_WRLCK, wait=False) for place in places):
                 at_once = False
                 if time.monotonic() >= deadline:
                     break
