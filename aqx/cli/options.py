@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -20,8 +20,11 @@ from aqx.tasks.reading import tasks_in_source
 if TYPE_CHECKING:
     from aqx.search import Ledger, Study
     from aqx.space import Space
+    from aqx.store import Database
     from aqx.tasks import Task
 
+# Of a task that the database knows: it must be found, it would be of use, it is not looked for.
+Code = Literal["needed", "useful", "left"]
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 _PACKAGE = Path(__file__).parent.parent
 
@@ -88,8 +91,15 @@ def complete_presets(ctx: click.Context, parameter: click.Parameter, incomplete:
     return [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
 
 
-def built_in_tasks() -> list[str]:
-    """Read the names of the built-in tasks from the table's source, as to import it takes a second."""
+def built_in_tasks(downloads: bool = False) -> list[str]:
+    """Read the names of the built-in tasks from the table's source, as to import it takes a second.
+
+    With `downloads` also those whose data the user has to download, for which the table is imported.
+    """
+    if downloads:
+        from aqx.tasks import builtin_tasks
+
+        return list(builtin_tasks(downloads=True))
     return re.findall(r'^    "([\w-]+)": "aqx\.tasks\.', (_PACKAGE / "tasks" / "loading.py").read_text(), re.M)
 
 
@@ -103,7 +113,14 @@ task = click.option(
     "--task",
     required=True,
     metavar="T",
-    help="A built-in task, or path/to/file.py:name.",
+    help="A built-in task, path/to/file.py:name, or a name in the database.",
+    shell_complete=complete_tasks,
+)
+# Where something was trained already, the database knows the task.
+task_if_needed = click.option(
+    "--task",
+    metavar="T",
+    help="A built-in task, path/to/file.py:name, or a name in the database; default the only one with trials.",
     shell_complete=complete_tasks,
 )
 quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -165,17 +182,74 @@ def open_task(reference: str) -> Task:
         return load_task(reference)
 
 
-def open_study(db: str, task: str, surrogate: str | None = None, seed: int = 0) -> Study:
-    """Open the study of an existing database; only `enumerate` makes one."""
+def open_study(
+    db: str, task: str | None, surrogate: str | None = None, seed: int = 0, *, code: Code = "needed"
+) -> Study:
+    """Open the study of an existing database; only `enumerate` makes one.
+
+    A task that the database knows by its name need not bring its code where nothing is trained or described.
+
+    Nothing is stored of a new task before something is trained or described: a command that only looks, or fails,
+    leaves the database as it was.
+    """
     from aqx.search import Study
     from aqx.store import Database
     from aqx.surrogate import DEFAULT
 
     database = Database(db)  # what is wrong with it shows before the task is imported
-    return Study(database, open_task(task), seed=seed, surrogate=surrogate or DEFAULT)
+    chosen = task_of(database, named_task(database, task), code)
+    return Study(database, chosen, seed=seed, surrogate=surrogate or DEFAULT, enter=False)
 
 
-def open_results(db: str, task: str) -> Ledger:
+def task_of(db: str | Database, reference: str, code: Code = "needed") -> Task:
+    """Load a task by its file, by a built-in name, or by the name that the database has it by.
+
+    Of one that is known by its name alone the code is looked for where it was. Without its code, looking, claiming and
+    telling can be done with a task.
+    """
+    from aqx.store import Database
+    from aqx.store.tasks import find_task, read_notes
+    from aqx.tasks.stored import without_code
+
+    db = db if isinstance(db, Database) else Database(db)
+    stored = None if reference.endswith(".py") or ".py:" in reference else find_task(db, reference)
+    if stored is None or (code != "left" and reference in built_in_tasks(downloads=True)):
+        return open_task(reference)
+    notes = read_notes(db, stored.task_id)
+    place = notes.get("code", "")
+    if code != "left" and os.path.isfile(place.rpartition(":")[0]) and (found := open_task(place)).name == stored.name:
+        return found
+    if code == "needed":
+        where = f"; it was {place}" if place else ""
+        raise click.UsageError(
+            f"the code of task {stored.name!r} is not here{where}; give --task FILE.py:NAME",
+            click.get_current_context(),
+        )
+    return without_code(stored.name, stored.identity, notes.get("baselines") or _known_baselines(db, stored.name))
+
+
+def _known_baselines(db: Database, task: str) -> list[str]:
+    from aqx.search import load_results
+
+    return list(load_results(db, task).baselines.values())
+
+
+def named_task(db: str | Database, task: str | None) -> str:
+    """Return the task that is meant: the given one, else the only one of the database, or the only one with trials."""
+    from aqx.search.ledger import only_task
+    from aqx.store import Database, list_tasks
+
+    if task is not None:
+        return task
+    database = db if isinstance(db, Database) else Database(db)
+    if (found := only_task(database)) is not None:
+        return found
+    names = ", ".join(row.name for row in list_tasks(database))
+    held = f"{database.path} holds several: {names}" if names else f"{database.path} holds none yet"
+    raise click.UsageError(f"which task? {held}; give --task", click.get_current_context())
+
+
+def open_results(db: str, task: str | None) -> Ledger:
     """Read what an existing database holds of a task.
 
     The task's code, which needs JAX, is loaded only where the database does not know it, or where its file's text does
@@ -186,14 +260,15 @@ def open_results(db: str, task: str) -> Ledger:
     from aqx.tasks.reading import identity_in_source
 
     database = Database(db)
-    with database.read():  # once, for both
+    with database.read():  # once, for all
+        task = named_task(database, task)
         known = {row.name: row.identity for row in list_tasks(database)}
         if task in known:
             return load_results(database, task)
         identity = identity_in_source(task) or {}
         if identity and known.get(str(identity["name"])) == identity:
             return load_results(database, str(identity["name"]))
-    return load_results(database, open_study(db, task).task.name)
+    return open_study(db, task).ledger
 
 
 def check_filled(db: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import LARGEST, Count, check_filled, open_study, open_task, space_of
-from aqx.cli.screen import prints_to_stderr, progress_shown, say, show_json, show_result
+from aqx.cli.options import LARGEST, Count, check_filled, named_task, open_study, open_task, space_of, task_of
+from aqx.cli.screen import columns_of, prints_to_stderr, progress_shown, say, show_json, show_result, show_rows
+from aqx.errors import InputError
 from aqx.text import clipped
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ MOST_POINTS = 100_000  # the longest array of DuckDB
 
 @main.group()
 def task() -> None:
-    """Try a task before you search on it."""
+    """Try a task before you search on it; list and remove those of a database."""
 
 
 @task.command(
@@ -42,6 +44,54 @@ def check(reference: str, train: bool, quiet: bool, as_json: bool) -> None:
         if progress:  # a training has no steps that aqx could count
             progress(1, 1, "")
     show_result(report, str(report), as_json)
+
+
+@task.command("list", needs="a database.", examples=["aqx task list found.duckdb"])
+@options.db
+@options.as_json
+def list_(db: str, as_json: bool) -> None:
+    """List the tasks of a database, with what is stored of each."""
+    from aqx.search import summarize
+
+    rows = [row for row in summarize(db) if row.task is not None]
+    show_rows(rows, columns_of("task", "spectra", "done", "running", "failed", "best", "objective"), as_json)
+
+
+@task.command(
+    needs="a database that has the task.",
+    examples=[
+        "aqx task remove found.duckdb tried --yes",
+        "aqx task remove found.duckdb old --yes --results",
+    ],
+)
+@options.db
+@click.argument("name", required=False)
+@click.option("--task", metavar="NAME", help="The task's name in the database.")
+@click.option("--yes", is_flag=True, help="Do it.")
+@click.option("--results", is_flag=True, help="Also where the task has results, which are deleted with it.")
+@options.as_json
+def remove(db: str, name: str | None, task: str | None, yes: bool, results: bool, as_json: bool) -> None:
+    """Delete a task with its trials and spectra, for good.
+
+    One that has results is deleted only with --results. Functions stay; they belong to all tasks.
+    """
+    from aqx.store import Database
+    from aqx.store.tasks import get_task, remove_task
+
+    ctx = click.get_current_context()
+    if (name is None) == (task is None):
+        raise click.UsageError("give the task's NAME once: aqx task remove DB --task NAME --yes", ctx)
+    database, chosen = Database(db), name or task or ""
+    get_task(database, chosen)  # which says what there is
+    if not yes:
+        raise click.UsageError(f"this would delete task {chosen!r} for good; add --yes to do so", ctx)
+    try:
+        removed = remove_task(database, chosen, with_results=results)
+    except InputError as error:
+        hint = "" if results else "; add --results to delete them too"
+        raise click.UsageError(str(error) + hint * ("results" in str(error)), ctx) from None
+    text = f"{chosen} removed, with {removed['trials']:,} trials and {removed['spectra']:,} spectra"
+    show_result({"removed": chosen, **removed}, text, as_json)
 
 
 @main.command(
@@ -107,7 +157,7 @@ def enumerate_(
     ],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option("--limit", type=Count(), metavar="N", help="At most N classes now.")
 @click.option("--batch", type=Count(), metavar="K", help="Candidates per transaction; default some seconds'.")
 @click.option("--names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
@@ -141,7 +191,7 @@ def enumerate_(
 @options.as_json
 def eigs(
     db: str,
-    task: str,
+    task: str | None,
     limit: int | None,
     batch: int | None,
     names: tuple[str, ...],
@@ -168,7 +218,8 @@ def eigs(
 
     if distributed or any(option is not None for option in (coordinator, processes, process)):
         engine.connect(coordinator, processes, process)
-    loaded = open_task(task)
+    # Of the processes of one run only the first needs the database.
+    loaded = open_task(task) if task is not None and not os.path.isfile(db) else task_of(db, named_task(db, task))
     if check:
         _compare_with_reference(loaded, names, as_json)
         return
@@ -213,10 +264,10 @@ def _compare_with_reference(task: Task, names: tuple[str, ...], as_json: bool) -
 )
 @options.db
 @click.argument("file", shell_complete=options.complete_files)
-@options.task
+@options.task_if_needed
 @options.quiet
 @options.as_json
-def import_(db: str, file: str, task: str, quiet: bool, as_json: bool) -> None:
+def import_(db: str, file: str, task: str | None, quiet: bool, as_json: bool) -> None:
     """Record the results in a file of another program.
 
     It is an AQuaSurF database, a table (.parquet, .csv) or an Act-Bench file (JSON). A row whose name, seed and metrics
@@ -224,7 +275,7 @@ def import_(db: str, file: str, task: str, quiet: bool, as_json: bool) -> None:
     """
     from aqx.benchmark import import_results
 
-    study = open_study(db, task)
+    study = open_study(db, task, code="left")
     with progress_shown("import", quiet) as progress:
         report = import_results(study, file, progress)
     if as_json:

@@ -23,7 +23,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
     ],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option("--budget", type=Count(0), default=100, show_default=True, help="Candidates to train.")
 @options.workers
 @options.together
@@ -42,7 +42,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
 @options.as_json
 def search(
     db: str,
-    task: str,
+    task: str | None,
     budget: int,
     workers: int,
     together: int | None,
@@ -83,7 +83,7 @@ def search(
     examples=["aqx confirm found.duckdb --task mnist1d", "aqx confirm found.duckdb --task train.py:task --top 3"],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option("--top", type=Count(), default=5, show_default=True, metavar="K", help="The best K.")
 @click.option(
     "--seeds", type=Count(2, MOST_SEEDS), default=10, show_default=True, metavar="S", help="Fresh seeds each."
@@ -97,7 +97,7 @@ def search(
 def confirm(
     ctx: click.Context,
     db: str,
-    task: str,
+    task: str | None,
     top: int,
     seeds: int,
     workers: int,

@@ -56,15 +56,15 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
     examples=["aqx suggest found.duckdb --task mnist1d -n 10"],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option("-n", "count", type=Count(), default=5, show_default=True, help="How many.")
 @options.surrogate
 @options.seed
 @options.as_json
-def suggest(db: str, task: str, count: int, surrogate: str | None, seed: int, as_json: bool) -> None:
+def suggest(db: str, task: str | None, count: int, surrogate: str | None, seed: int, as_json: bool) -> None:
     """Show what would be trained next, without claiming it."""
     check_filled(db)
-    study = open_study(db, task, surrogate, seed)
+    study = open_study(db, task, surrogate, seed, code="left")
     show_rows(study.suggest(count), columns_of("name", "mean", "spread"), as_json)
 
 
@@ -73,17 +73,18 @@ def suggest(db: str, task: str, count: int, surrogate: str | None, seed: int, as
     examples=["aqx top found.duckdb --task mnist1d -n 20"],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option("-n", "count", type=Count(), default=10, show_default=True, help="How many.")
 @options.as_json
-def top(db: str, task: str, count: int, as_json: bool) -> None:
+def top(db: str, task: str | None, count: int, as_json: bool) -> None:
     """List the best results.
 
     They are the best of many noisy trainings, so that the first look better than they are.
     """
-    best = open_results(db, task).ranking[:count]
+    results = open_results(db, task)
+    best = results.ranking[:count]
     show_rows(best, columns_of("name", "objective", "trials"), as_json)
-    missing = f"nothing has been trained yet; do so: aqx search {db} --task {task}"
+    missing = f"nothing has been trained yet; do so: aqx search {db} --task {task or results.task.name}"
     say(f"these are {OPTIMISTIC}" if best else missing, error=True)
 
 

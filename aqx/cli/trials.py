@@ -22,7 +22,7 @@ from aqx.text import printable
     ],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option("--hours", type=Hours(), default=24.0, show_default=True, help="Its lease.")
 @options.surrogate
 @options.seed
@@ -30,14 +30,16 @@ from aqx.text import printable
     "--token", "with_token", is_flag=True, help="Print the claim's token as a fourth word, for aqx tell --token."
 )
 @options.as_json
-def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, with_token: bool, as_json: bool) -> None:
+def claim(
+    db: str, task: str | None, hours: float, surrogate: str | None, seed: int, with_token: bool, as_json: bool
+) -> None:
     """Claim a function, to train it in any framework.
 
     Prints the function's name, the trial's id and its seed. Answer with aqx tell DB --task T --trial ID METRIC=NUMBER.
     One that brings the claim's token, too, cannot land on another trial of this id after the database was restored from
     a copy. A claim without an answer lapses after its lease; a later answer is accepted all the same.
     """
-    trial = open_study(db, task, surrogate, seed).ask(hours * 3600)
+    trial = open_study(db, task, surrogate, seed, code="left").ask(hours * 3600)
     known = {"name": trial.name, "trial": trial.id, "seed": trial.seed, "token": trial.token}
     words = list(known.values())[: 4 if with_token else 3]
     say(json.dumps(known) if as_json else printable(" ".join(map(str, words))))
@@ -52,7 +54,7 @@ def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, wi
     ],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.argument("words", nargs=-1, metavar="[NAME] METRIC=NUMBER…")
 @click.option("--trial", "trial_id", type=Count(most=LARGEST), metavar="ID", help="Answer to aqx claim; no NAME then.")
 @click.option("--token", metavar="TOKEN", help="With --trial: from the claim, so that no other trial is answered.")
@@ -61,7 +63,7 @@ def claim(db: str, task: str, hours: float, surrogate: str | None, seed: int, wi
 @options.as_json
 def tell(
     db: str,
-    task: str,
+    task: str | None,
     words: tuple[str, ...],
     trial_id: int | None,
     token: str | None,
@@ -111,12 +113,12 @@ def _metric(text: str) -> tuple[str, float]:
     examples=["aqx trials found.duckdb --task mnist1d", "aqx trials found.duckdb --task mnist1d --status failed"],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option(
     "--status", type=click.Choice(["queued", "running", "stale", "done", "pruned", "failed"]), help="Only these."
 )
 @options.as_json
-def trials_(db: str, task: str, status: str | None, as_json: bool) -> None:
+def trials_(db: str, task: str | None, status: str | None, as_json: bool) -> None:
     """List what was trained where, and what came of it."""
     columns = columns_of("id", "name", "purpose", "status", "objective", "seconds", "worker", "reason")
     show_rows(open_results(db, task).records(status=status), columns, as_json)
@@ -127,17 +129,17 @@ def trials_(db: str, task: str, status: str | None, as_json: bool) -> None:
     examples=["aqx retry found.duckdb --task mnist1d", "aqx retry found.duckdb --task mnist1d --trial 17"],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option(
     "--trial", "trial_ids", type=Count(most=LARGEST), multiple=True, metavar="ID", help="This one; repeatable."
 )
 @options.as_json
-def retry(db: str, task: str, trial_ids: tuple[int, ...], as_json: bool) -> None:
+def retry(db: str, task: str | None, trial_ids: tuple[int, ...], as_json: bool) -> None:
     """Queue functions to be trained once more.
 
     Default those that failed or were lost. What is stored of them stays.
     """
-    queued = open_study(db, task).retry(*trial_ids)
+    queued = open_study(db, task, code="left").retry(*trial_ids)
     names = ", ".join(printable(record.name) for record in queued[:5]) + (", …" if len(queued) > 5 else "")
     text = f"{len(queued)} queued; the next search or claim takes them first" + (f": {names}" if names else "")
     show_result({"queued": queued}, text, as_json)
@@ -148,18 +150,18 @@ def retry(db: str, task: str, trial_ids: tuple[int, ...], as_json: bool) -> None
     examples=["aqx reset found.duckdb --task mnist1d --keep-done", "aqx reset found.duckdb --task mnist1d --yes"],
 )
 @options.db
-@options.task
+@options.task_if_needed
 @click.option("--keep-done", is_flag=True, help="Keep the trials that have a result.")
 @click.option("--yes", is_flag=True, help="Delete results too.")
 @click.option("--spectra", is_flag=True, help="Delete the task's Fisher spectra, and trials only if asked to as well.")
 @options.as_json
-def reset(db: str, task: str, keep_done: bool, yes: bool, spectra: bool, as_json: bool) -> None:
+def reset(db: str, task: str | None, keep_done: bool, yes: bool, spectra: bool, as_json: bool) -> None:
     """Delete a task's trials, or its Fisher spectra, for good.
 
     Those that are running stay, and so do functions; spectra are deleted with --spectra alone, and can be computed
     again.
     """
-    study = open_study(db, task)
+    study = open_study(db, task, code="left")
     removed = {"spectra": study.reset_spectra()} if spectra else {}
     if spectra and not keep_done and not yes:
         show_result(removed, f"{removed['spectra']:,} spectra deleted", as_json)

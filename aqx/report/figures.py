@@ -16,6 +16,7 @@ from aqx.report.panels import COLOURS, as_label, check_plot, save
 from aqx.report.payload import spread_out, timeline
 from aqx.report.survey import survey
 from aqx.search import Ledger, load_results
+from aqx.search.ledger import only_task
 from aqx.search.verdict import stored_verdict
 from aqx.store import Database
 from aqx.surrogate import draw_map
@@ -42,7 +43,7 @@ def write_figure(
         db: the database.
         figure: "progress", "verdict", "functions", "map", "calibration" or "timeline".
         path: the file, ending in .png, .svg or .pdf.
-        task: the task's name; may be left out where the database holds only one.
+        task: the task's name; may be left out where the database holds only one, or trials of only one.
         progress: called as progress(done, total, note) while candidates are placed on the map.
 
     Returns:
@@ -56,7 +57,7 @@ def write_figure(
     if figure not in FIGURES:
         raise InputError(f"figure={figure!r} is none; give one of {', '.join(FIGURES)}")
     check_plot(path)
-    save(FIGURES[figure](load_results(db, task), progress), path)
+    save(FIGURES[figure](load_results(db, task or only_task(db)), progress), path)
     return Path(path)
 
 

@@ -14,6 +14,7 @@ from aqx.machine import version_of
 from aqx.report.overview import Overview, look_over
 from aqx.report.payload import as_json, describe_page, pack_candidates
 from aqx.search import load_results
+from aqx.search.ledger import only_task
 from aqx.store import Database
 from aqx.writing import replacing
 
@@ -31,7 +32,7 @@ def write_report(
     Args:
         db: the database.
         path: the file, replaced if it exists.
-        task: the task's name; may be left out where the database holds only one.
+        task: the task's name; may be left out where the database holds only one, or trials of only one.
         progress: called as progress(done, total, note).
 
     Returns:
@@ -53,7 +54,7 @@ def write_report(
     """
     plotly = _plotly()
     with replacing(path) as draft:
-        draft.write_text(render(look_over(load_results(db, task), progress), plotly), "utf-8")
+        draft.write_text(render(look_over(load_results(db, task or only_task(db)), progress), plotly), "utf-8")
     return Path(path)
 
 

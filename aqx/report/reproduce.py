@@ -65,7 +65,7 @@ def _operators(schema: str, operators: str) -> str:
 
 def facts(results: Ledger) -> list[tuple[str, str]]:
     """Return what else one needs to know: what was searched, and versions, devices and code of the trainings."""
-    stored, spectra = functions.count_functions(results.db), count_spectra(results.db, results.task.task_id)
+    stored, spectra = functions.count_functions(results.db), count_spectra(results.db, results.task_id)
     lines = [
         ("database", results.db.path.name),
         (

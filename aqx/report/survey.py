@@ -62,7 +62,7 @@ def survey(results: Ledger) -> Survey:
     The study's own surrogate predicts. The default one does where that only draws, is no preset of this aqx, or is not
     known; and on its coordinates the map is drawn, which all have.
     """
-    task_id, settings, default = results.task.task_id, results.settings, PRESETS[surrogate.DEFAULT]
+    task_id, settings, default = results.task_id, results.settings, PRESETS[surrogate.DEFAULT]
     own = PRESETS.get(settings.surrogate, default) if settings else default
     preset = default if own.model is None else own
     shapes = of_database(results.db, task_id, default, 0, keep=False)

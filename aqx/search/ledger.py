@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from aqx.errors import InputError
 from aqx.objective import Objective
-from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, functions, outcomes, trials
+from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, clock, functions, outcomes, trials
 from aqx.store.claims import Choice, Settled, Snapshot
 from aqx.store.endings import Ending
 from aqx.store.lease import kept_alive, this_process, worker_name
 from aqx.store.studies import list_studies, register_study
-from aqx.store.tasks import list_tasks
+from aqx.store.tasks import check_identity, find_task, list_tasks, register_task, tasks_with_trials, write_notes
 from aqx.store.trial_rows import AnyTrial, Purpose, Status
 from aqx.tree import parse
 
@@ -71,15 +71,60 @@ class Ledger:
 
     Attributes:
         db: where they are stored.
-        task: its name and what identifies it.
+        task: its name and what identifies it; its number is 0 as long as nothing is stored of it (see `enter`).
         announce: called with every trial that ends through this ledger, once its result is stored.
     """
 
     db: Database
     task: TaskRow
     announce: Callable[[Record], object] = field(default=_nobody, repr=False)
+    _notes: dict[str, Any] = field(default_factory=dict, repr=False)  # to be stored with the task
     _classes: dict[str, str] = field(default_factory=dict, repr=False)  # of the functions that were looked up
     _studies: dict[StudySettings, int] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_task(
+        cls,
+        db: Database,
+        name: str,
+        identity: Mapping[str, str | int | float],
+        announce: Callable[[Record], object] = _nobody,
+        notes: Mapping[str, Any] | None = None,
+    ) -> Ledger:
+        """Return the ledger of a task that the database need not have; who only looks stores nothing.
+
+        Args:
+            db: where it is stored, or will be.
+            name: the task's name.
+            identity: as in `register_task`.
+            announce: as the attribute.
+            notes: what is stored beside the identity, see `read_notes`.
+
+        Raises:
+            StoreError: the name is taken by a task with another identity.
+        """
+        if (found := find_task(db, name)) is None:
+            found = TaskRow(0, name, dict(identity), None, clock.now())
+        else:
+            check_identity(db, found, identity)
+        return cls(db, found, announce, dict(notes or {}))
+
+    @property
+    def task_id(self) -> int:
+        """The task's number; 0, which no task has, as long as nothing is stored of it."""
+        if not self.task.task_id and (found := find_task(self.db, self.task.name)) is not None:
+            check_identity(self.db, found, self.task.identity)
+            object.__setattr__(self, "task", found)
+        return self.task.task_id
+
+    def enter(self) -> int:
+        """Store the task where it is new, and return its number: something of it is about to be stored."""
+        if not self.task_id:
+            register_task(self.db, self.task.name, self.task.identity)
+        if self._notes:
+            write_notes(self.db, self.task_id, **self._notes)
+            self._notes.clear()
+        return self.task_id
 
     @cached_property
     def goal(self) -> Objective:
@@ -123,7 +168,7 @@ class Ledger:
     @cached_property
     def settings(self) -> StudySettings | None:
         """The seed, surrogate and pruner of the study that claimed most; None where the database does not know."""
-        studies = list_studies(self.db, self.task.task_id)
+        studies = list_studies(self.db, self.task_id)
         claimed = [trial.study_id for trial in self.trials if trial.study_id in studies]
         return studies[Counter(claimed).most_common(1)[0][0]] if claimed else next(iter(studies.values()), None)
 
@@ -135,15 +180,17 @@ class Ledger:
 
     def records(self, purpose: str | None = None, status: str | None = None) -> list[Record]:
         """Read the trials in the order of their ids, all of them or those of one purpose or status."""
-        return [as_record(row) for row in trials.list_trials(self.db, self.task.task_id, status, purpose)]
+        return [as_record(row) for row in trials.list_trials(self.db, self.task_id, status, purpose)]
 
     def add(self, name: str, seed: int, metrics: Mapping[str, Any]) -> Record:
         """Record a training that nobody claimed; see `Study.add`."""
         name, objective = str(parse(name)), self.goal.of(metrics)
+        outcomes.check_result(name, seed, metrics)  # before the task is stored
+        class_id = self.class_id(name)
         row = outcomes.add_result(
             self.db,
-            self.task.task_id,
-            class_id=self.class_id(name),
+            self.enter(),
+            class_id=class_id,
             name=name,
             seed=seed,
             objective=objective,
@@ -153,7 +200,7 @@ class Ledger:
 
     def snapshot(self) -> Snapshot:
         """Read what a choice of the next trainings goes by."""
-        return claims.take_snapshot(self.db, self.task.task_id)
+        return claims.take_snapshot(self.db, self.task_id)
 
     def claim(
         self,
@@ -169,7 +216,7 @@ class Ledger:
         """
         rows, snapshot = claims.claim_first(
             self.db,
-            self.task.task_id,
+            self.enter(),
             wanted,
             seed=lambda trial_id: seed_of_trial(settings.seed, trial_id),
             lease_seconds=lease_seconds,
@@ -183,16 +230,16 @@ class Ledger:
 
     def _number_of(self, settings: StudySettings) -> int:
         if settings not in self._studies:
-            self._studies[settings] = register_study(self.db, self.task.task_id, settings)
+            self._studies[settings] = register_study(self.db, self.enter(), settings)
         return self._studies[settings]
 
     def close(self, trial_id: int, ending: Ending) -> Record:
         """Store how a trial ended, and return it; `announce` is left to the caller."""
-        return as_record(outcomes.close(self.db, self.task.task_id, trial_id, ending))
+        return as_record(outcomes.close(self.db, self.task_id, trial_id, ending))
 
     def close_all(self, endings: Mapping[int, Ending]) -> tuple[list[Record | InputError], Snapshot]:
         """Store how trials ended, in one transaction; an error stands for one that somebody else had closed."""
-        closed, snapshot = outcomes.close_all(self.db, self.task.task_id, endings)
+        closed, snapshot = outcomes.close_all(self.db, self.task_id, endings)
         return [end if isinstance(end, InputError) else as_record(end) for end in closed.values()], snapshot
 
     def lose(self, trial_id: int, reason: str) -> None:
@@ -285,3 +332,24 @@ def load_results(db: str | os.PathLike[str] | Database, task: str | None = None)
         wanted = "no task" if task is None else f"no task {task!r}"
         raise InputError(f"task: {db.path} holds {wanted}" + (f"; it holds {names}" if tasks else "; search first"))
     return Ledger(db, found[0])
+
+
+def only_task(db: str | os.PathLike[str] | Database) -> str | None:
+    """Return the name of the task that is meant where none is named: the only one, or the only one with trials.
+
+    Example:
+        >>> import aqx, tempfile
+        >>> from aqx.search.ledger import only_task
+        >>> study = aqx.Study(tempfile.mkdtemp() + "/search.duckdb", "mnist1d")
+        >>> _ = aqx.Study(study.db, "sine"), study.add("relu(x)", val_acc=0.61)
+        >>> only_task(study.db)
+        'mnist1d'
+    """
+    db = db if isinstance(db, Database) else Database(db)
+    with db.read():
+        names = [row.name for row in list_tasks(db)]
+        trained = tasks_with_trials(db)
+    for held in (trained, names):
+        if held:
+            return held[0] if len(held) == 1 else None
+    return None

@@ -148,7 +148,7 @@ class Queue:
         """
         for name in self.task.baselines:
             self.ledger.class_id(name)  # not while others wait: one that was never enumerated is evaluated
-        if snapshot is None and self.preset.model is None:
+        if snapshot is None and self.preset.model is None and self.ledger.task_id:
             claimed, snapshot = self._take(
                 lambda now: self._at_hand(now) or self._drawn(now, most), lease_seconds, most
             )
@@ -250,8 +250,10 @@ class Queue:
         return self._table
 
     def _read_candidates(self) -> Candidates:
-        task_id = self.ledger.task.task_id
-        return candidates.of_database(self.ledger.db, task_id, self.preset, self.settings.seed, self._table)
+        task_id = self.ledger.task_id  # of a task that is not stored, no embedding is kept
+        return candidates.of_database(
+            self.ledger.db, task_id, self.preset, self.settings.seed, self._table, keep=task_id > 0
+        )
 
     def _seen(self, table: Candidates, trials: Sequence[Brief]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""
@@ -325,7 +327,7 @@ class Queue:
         """
         from aqx.spectra.compute import renewed
 
-        self._subject = renewed(self.ledger.db, self.ledger.task.task_id, self.task)
+        self._subject = renewed(self.ledger.db, self.task)
 
 
 def _within(budget: int | None, wanted: Sequence[Wanted]) -> Sequence[Wanted] | Callable[[Snapshot], Sequence[Wanted]]:

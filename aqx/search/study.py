@@ -36,10 +36,10 @@ from aqx.store import Database, StudySettings, claims, functions, outcomes
 from aqx.store.claims import Snapshot
 from aqx.store.spectra import invalid_spectra
 from aqx.store.subjects import remove_spectra
-from aqx.store.tasks import get_task, register_task
 from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retry
 from aqx.store.trials import get_trial
 from aqx.tasks import Task, load_task
+from aqx.tasks.task import FileReference
 
 _TEN_YEARS = 10 * 365.25 * 24 * 3600
 _log = logging.getLogger("aqx")
@@ -69,6 +69,8 @@ class Study:
             object: done, failed or pruned, by `tell`, `fail`, a `trial` block, `search` or `confirm`; in this process,
             in this order, after the result is stored. What one raises goes on to the caller: a search ends with it,
             and the same call resumes it. Intermediate values are in `record.metrics`, as `<metric>_by_step`.
+        enter: store the task at once where it is new. False leaves that to the first claim, result or spectrum, so
+            that who only looks changes nothing.
 
     Raises:
         InputError: the task, the surrogate, the pruner or a callback cannot be used.
@@ -98,6 +100,7 @@ class Study:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008  (it is frozen)
         pruner: str = "median",
         callbacks: Sequence[Callback] = (),
+        enter: bool = True,
     ):
         self.task: Task = load_task(task) if isinstance(task, str) else task
         if seed < 0:
@@ -110,10 +113,18 @@ class Study:
         self.pruner: str = pruner
         self.db: Database = db if isinstance(db, Database) else Database(db, create=True)
         self._check_meanings()
-        self.task_id: int = register_task(self.db, self.task.name, self.task.identity())
-        self.ledger: Ledger = Ledger(self.db, get_task(self.db, self.task.name), self._announce)
+        self.ledger: Ledger = Ledger.of_task(
+            self.db, self.task.name, self.task.identity(), self._announce, _notes(self.task)
+        )
+        if enter:
+            self.ledger.enter()
         settings = StudySettings(seed, self.preset.name, pruner)
         self.queue: Queue = Queue(self.ledger, self.task, self.preset, retry, settings)
+
+    @property
+    def task_id(self) -> int:
+        """The task's number in the database, which has it from now on."""
+        return self.ledger.enter()
 
     def __repr__(self) -> str:
         return f"Study({str(self.db.path)!r}, {self.task.name!r}, surrogate={self.preset.name!r}, seed={self.seed})"
@@ -414,7 +425,7 @@ class Study:
         def seed(trial_id: int) -> int:
             return seed_of_trial(self.seed, trial_id)
 
-        return [as_record(row) for row in claims.retry(self.db, self.task_id, trial_ids, seed)]
+        return [as_record(row) for row in claims.retry(self.db, self.ledger.task_id, trial_ids, seed)]
 
     def reset(self, *, keep_done: bool) -> int:
         """Delete the trials of this task for good, but for those that are running, and return how many they were.
@@ -423,11 +434,11 @@ class Study:
             keep_done: keep what has a result, pruned trials included.
         """
         kept = {Status.RUNNING, Status.DONE, Status.PRUNED} if keep_done else {Status.RUNNING}
-        return outcomes.remove(self.db, self.task_id, set(Status) - kept)
+        return outcomes.remove(self.db, self.ledger.task_id, set(Status) - kept)
 
     def reset_spectra(self) -> int:
         """Delete the Fisher spectra of this task for good and return how many they were; they can be computed again."""
-        return remove_spectra(self.db, self.task_id)
+        return remove_spectra(self.db, self.ledger.task_id)
 
     def best(self, records: Sequence[Record] | None = None) -> Record | None:
         """Return the best trial of the search so far, or None; it is the best of many noisy results (see `confirm`).
@@ -473,7 +484,7 @@ class Study:
         them when its Fisher spectra were computed. `add` records a result of any function all the same.
         """
         counts = functions.count_functions(self.db)
-        broken = len(invalid_spectra(self.db, self.task_id))
+        broken = len(invalid_spectra(self.db, self.ledger.task_id))
         return {"not finite": counts["not finite"], "constant": counts["constant"], "break the model": broken}
 
 
@@ -481,6 +492,14 @@ def _checked(callbacks: Any) -> tuple[Callback, ...]:
     if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
         raise InputError(f"callbacks={callbacks!r} cannot be called; give a list of functions of (study, record)")
     return tuple(callbacks)
+
+
+def _notes(task: Task) -> dict[str, Any]:
+    """What those need to know who have the database and not the task's code."""
+    known: dict[str, Any] = {"baselines": list(task.baselines)}
+    if isinstance(task.reference, FileReference):
+        known["code"] = f"{task.reference.path}:{task.reference.name}"
+    return known
 
 
 def _on_gpu() -> bool:

@@ -299,5 +299,5 @@ def _score(results: Ledger, class_id: str) -> Score:
         },
         seeds=len(fresh),
         failed=sum(trial.status is Status.FAILED for trial in own),
-        broken=invalid_spectra(results.db, results.task.task_id).get(class_id),
+        broken=invalid_spectra(results.db, results.task_id).get(class_id),
     )

@@ -27,7 +27,7 @@ from aqx.spectra.quantiles import QUANTILES, spectrum_features
 from aqx.spectra.subject import Subject, loss_of, prepare, traces
 from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
 from aqx.stopping import is_stop
-from aqx.store import Database, any_valid
+from aqx.store import Database, any_valid, register_task
 from aqx.tasks import Task, build_model
 
 # A batch is what is lost when a process dies, and what one process has more to do than another at the end.
@@ -264,15 +264,15 @@ def accepted(task: Task, fisher: str = "empirical", sharing: str = "expand") -> 
     return replace(subject, digest=accept(subject))
 
 
-def renewed(db: Database, task_id: int, task: Task) -> Subject:
+def renewed(db: Database, task: Task) -> Subject:
     """Make a task ready for a search, and set aside the spectra of another batch, loss or initial weights.
 
     Raises:
         TaskError: as `accepted` does.
         StoreError: the task has spectra of another form.
     """
-    subject = accepted(task)
-    enter(db, task_id, subject, _form(subject, "empirical", "expand"))
+    subject = accepted(task)  # which tells what is wrong with a task before anything is stored of it
+    enter(db, register_task(db, task.name, task.identity()), subject, _form(subject, "empirical", "expand"))
     return subject
 
 

@@ -68,10 +68,10 @@ class Workload:
     ):
         self.db = db
         task = subject.task
+        self._names = None if names is None else [str(parse(name)) for name in names]  # before the task is stored
         self.task_id: int = register_task(db, task.name, task.identity())
         self._subject = enter(db, self.task_id, subject, form)
         self._given_up: list[str] = []
-        self._names = None if names is None else [str(parse(name)) for name in names]
         self._first = list(first)
         self._limit = limit
         self._taken = self._missing = 0

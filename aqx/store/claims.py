@@ -22,6 +22,7 @@ from aqx.store.trial_rows import (
     TrialRow,
     by_training,
     change_one,
+    check_task_is_there,
     checked_seed,
     insert,
     new_trial,
@@ -166,6 +167,7 @@ def claim_first(
     """
     with db.transaction() as con:
         now = Moment(con)
+        check_task_is_there(con, task_id)
         if callable(wanted) and (gone := _gone(con, task_id)):
             _lapse(con, gone, now)
         snapshot = read_snapshot(con, task_id, now) if callable(wanted) else None

@@ -20,6 +20,7 @@ from aqx.store.pending import Note
 from aqx.store.trial_rows import (
     Purpose,
     TrialRow,
+    check_task_is_there,
     checked_name,
     checked_seed,
     insert,
@@ -144,6 +145,17 @@ def remove(db: Database, task_id: int, statuses: Collection[str]) -> int:
     return len(doomed)
 
 
+def check_result(name: str, seed: int, metrics: Mapping[str, Any]) -> None:
+    """Check that `add_result` can store these.
+
+    Raises:
+        InputError: a name, seed or metric that cannot be stored.
+    """
+    checked_name(name)
+    checked_seed(seed)
+    encode_metrics(metrics)
+
+
 def add_result(
     db: Database,
     task_id: int,
@@ -161,6 +173,7 @@ def add_result(
     """
     encode_metrics(metrics)  # before anything is stored
     with db.transaction() as con:
+        check_task_is_there(con, task_id)
         now = Moment(con)
         new = new_trial(next_id(con), task_id, class_id, name, seed, Purpose.ADDED, now)
         insert(con, replace(new, heartbeat_at=None, expires_at=None))
@@ -216,6 +229,7 @@ def add_results(
         "reason": text_column([reason and clean_reason(reason) for _, reason in ends]),
     }
     with db.transaction() as con:
+        check_task_is_there(con, task_id)
         first = next_id(con)
         added = insert_rows(
             con,

@@ -13,7 +13,11 @@ from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.driver import duckdb
 from aqx.store.encoding import differences
+from aqx.store.moment import Moment
+from aqx.store.trial_rows import count_states, next_id
 
+# Every table whose rows belong to one task; the task's own row goes last.
+_OF_A_TASK = ("spectra_claims", "spectra", "subjects", "embeddings", "studies", "trials", "tasks")
 _OPTIONS = ("fisher", "sharing", "quantiles")
 _COLUMNS = "task_id, name, identity, spectra_form, created_at"
 
@@ -54,16 +58,109 @@ def register_task(db: Database, name: str, identity: Mapping[str, str | int | fl
     with db.transaction() as con:
         stored = con.execute("SELECT task_id, identity FROM tasks WHERE name = ?", [name]).fetchall()
         if not stored:
-            ((task_id,),) = con.execute("SELECT coalesce(max(task_id), 0) + 1 FROM tasks").fetchall()
+            task_id = _last_id(con) + 1
             con.execute("INSERT INTO tasks VALUES (?, ?, ?, NULL, ?)", [task_id, name, text, clock.now()])
             return task_id
     ((task_id, known),) = stored
-    if different := differences(json.loads(known), json.loads(text)):
+    _check_same(db, name, json.loads(known), json.loads(text))
+    return task_id
+
+
+def check_identity(db: Database, task: TaskRow, identity: Mapping[str, str | int | float]) -> None:
+    """Compare a stored task with the one that somebody has.
+
+    Raises:
+        StoreError: they differ; the message says in what.
+    """
+    _check_same(db, task.name, task.identity, json.loads(_json(identity, "identity")))
+
+
+def _check_same(db: Database, name: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    if different := differences(dict(stored), dict(given)):
         raise StoreError(
             f"task {name!r} in {db.path} differs from the one given in {different}; "
             "give the changed task another name, or use another database"
         )
-    return task_id
+
+
+def tasks_with_trials(db: Database) -> list[str]:
+    """The names of the tasks that have trials, in the order of their ids."""
+    with db.read() as con:
+        rows = con.execute(
+            "SELECT name FROM tasks WHERE task_id IN (SELECT task_id FROM trials) ORDER BY task_id"
+        ).fetchall()
+    return [name for (name,) in rows]
+
+
+def read_notes(db: Database, task_id: int) -> dict[str, Any]:
+    """What is known of a task beside its identity: its baselines, where its code is, which versions count as one."""
+    with db.read() as con:
+        found = con.execute("SELECT value FROM meta WHERE key = ?", [_notes(task_id)]).fetchall()
+    return json.loads(found[0][0]) if found else {}
+
+
+def write_notes(db: Database, task_id: int, **notes: Any) -> None:
+    """Store such things of a task; what is not named stays, and where nothing changes nothing is written."""
+    with db.read():
+        known = read_notes(db, task_id)
+    if all(known.get(key) == value for key, value in notes.items()):
+        return
+    with db.transaction() as con:
+        text = _json({**read_notes(db, task_id), **notes}, "notes")
+        con.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [_notes(task_id), text])
+
+
+def _notes(task_id: int) -> str:
+    return f"task {task_id}"
+
+
+def remove_task(db: Database, name: str, *, with_results: bool = False) -> dict[str, int]:
+    """Delete a task and what is stored of it, for good; functions and their outputs stay.
+
+    Args:
+        db: the database.
+        name: the task's name.
+        with_results: also where it has trials that are done or pruned.
+
+    Returns:
+        How many spectra and trials went with it.
+
+    Raises:
+        InputError: there is no such task, it has results and `with_results` is false, or a training of it runs.
+    """
+    with db.transaction() as con:
+        task_id = get_task(db, name).task_id
+        counts = count_states(con, "task_id = $task", Moment(con), task=task_id)
+        if running := counts.get("running", 0):
+            raise InputError(f"task {name!r} has {running:,} running trials; remove it once they have ended")
+        if (results := counts.get("done", 0) + counts.get("pruned", 0)) and not with_results:
+            raise InputError(f"task {name!r} has {results:,} results, which would be deleted with it")
+        ours = "(SELECT subject_id FROM subjects WHERE task_id = $task)"
+        rows = "(SELECT embedding_id FROM embeddings WHERE task_id = $task)"
+        con.execute("INSERT OR REPLACE INTO meta VALUES ('last_trial_id', ?)", [str(next_id(con) - 1)])
+        last = _last_id(con)
+        con.execute("INSERT OR REPLACE INTO meta VALUES ('last_task_id', ?)", [str(last)])
+        removed: dict[str, int] = {}
+        for table, condition in (
+            ("spectra_aside", f"subject_id IN {ours}"),
+            ("embedding_rows", f"embedding_id IN {rows}"),
+            *((each, "task_id = $task") for each in _OF_A_TASK),
+        ):
+            found = con.execute(f"DELETE FROM {table} WHERE {condition}", {"task": task_id}).fetchall()
+            removed[table] = found[0][0]
+        con.execute("DELETE FROM meta WHERE key = ?", [_notes(task_id)])
+    return {
+        "spectra": removed["spectra"] + removed["spectra_aside"],
+        "trials": removed["trials"],
+    }
+
+
+def _last_id(con: duckdb.DuckDBPyConnection) -> int:
+    """The highest number that a task has or had: none is used twice, as a study of a removed task may still be open."""
+    ((last, removed),) = con.execute(
+        "SELECT (SELECT max(task_id) FROM tasks), (SELECT value FROM meta WHERE key = 'last_task_id')"
+    ).fetchall()
+    return max(last or 0, int(removed or 0))
 
 
 def find_task(db: Database, name: str) -> TaskRow | None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
-from aqx.errors import InputError
+from aqx.errors import InputError, StoreError
 from aqx.metrics import clean_text, decode_metrics
 from aqx.store.driver import duckdb
 from aqx.store.moment import Moment
@@ -287,6 +287,16 @@ def checked_name(name: str) -> str:
     if clean_text(name) != name:
         raise InputError(f"name must be valid Unicode text, but got {name[:60]!r}")
     return name
+
+
+def check_task_is_there(con: duckdb.DuckDBPyConnection, task_id: int) -> None:
+    """Refuse to store trials of a task that somebody has removed meanwhile.
+
+    Raises:
+        StoreError: it is not in the database.
+    """
+    if not con.execute("SELECT 1 FROM tasks WHERE task_id = ?", [task_id]).fetchall():
+        raise StoreError(f"task number {task_id} has been removed from the database; open the study again")
 
 
 def next_id(con: duckdb.DuckDBPyConnection) -> int:
