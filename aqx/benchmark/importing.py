@@ -109,6 +109,7 @@ def import_results(
             metrics=[metrics[index] for index in at],
             reasons=[table.reasons[row] for row in chunk],
             worker=f"import of {Path(path).name}",
+            registered=True,
         )
         added, failed = added + new_added, failed + new_failed
         if progress:

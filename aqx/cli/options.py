@@ -155,6 +155,9 @@ time_limit = click.option(
 surrogate = click.option(
     "--surrogate", metavar="PRESET", help="What predicts, e.g. ensemble or paper.", shell_complete=complete_presets
 )
+accept_changed = click.option(
+    "--accept-changed", is_flag=True, help="Results of the task's code as it was before count as those of now."
+)
 seed = click.option("--seed", type=Count(0, LARGEST), default=0, show_default=True, help="Seed of the study.")
 
 
@@ -183,7 +186,13 @@ def open_task(reference: str) -> Task:
 
 
 def open_study(
-    db: str, task: str | None, surrogate: str | None = None, seed: int = 0, *, code: Code = "needed"
+    db: str,
+    task: str | None,
+    surrogate: str | None = None,
+    seed: int = 0,
+    *,
+    code: Code = "needed",
+    accept_changed: bool = False,
 ) -> Study:
     """Open the study of an existing database; only `enumerate` makes one.
 
@@ -196,9 +205,12 @@ def open_study(
     from aqx.store import Database
     from aqx.surrogate import DEFAULT
 
+    task = named_task(db, task)
     database = Database(db)  # what is wrong with it shows before the task is imported
-    chosen = task_of(database, named_task(database, task), code)
-    return Study(database, chosen, seed=seed, surrogate=surrogate or DEFAULT, enter=False)
+    chosen = task_of(database, task, code)
+    return Study(
+        database, chosen, seed=seed, surrogate=surrogate or DEFAULT, enter=False, accept_changed=accept_changed
+    )
 
 
 def task_of(db: str | Database, reference: str, code: Code = "needed") -> Task:
@@ -220,11 +232,8 @@ def task_of(db: str | Database, reference: str, code: Code = "needed") -> Task:
     if code != "left" and os.path.isfile(place.rpartition(":")[0]) and (found := open_task(place)).name == stored.name:
         return found
     if code == "needed":
-        where = f"; it was {place}" if place else ""
-        raise click.UsageError(
-            f"the code of task {stored.name!r} is not here{where}; give --task FILE.py:NAME",
-            click.get_current_context(),
-        )
+        missing = f"the code of task {stored.name!r} is not here" + (f"; it was {place}" if place else "")
+        raise click.UsageError(f"{missing}; give --task FILE.py:NAME", click.get_current_context())
     return without_code(stored.name, stored.identity, notes.get("baselines") or _known_baselines(db, stored.name))
 
 
@@ -241,6 +250,8 @@ def named_task(db: str | Database, task: str | None) -> str:
 
     if task is not None:
         return task
+    if not isinstance(db, Database) and not os.path.exists(db):
+        raise click.UsageError(f"which task? {db} does not exist; give --task", click.get_current_context())
     database = db if isinstance(db, Database) else Database(db)
     if (found := only_task(database)) is not None:
         return found
@@ -259,9 +270,10 @@ def open_results(db: str, task: str | None) -> Ledger:
     from aqx.store import Database, list_tasks
     from aqx.tasks.reading import identity_in_source
 
+    if task is None:
+        task = named_task(db, task)
     database = Database(db)
-    with database.read():  # once, for all
-        task = named_task(database, task)
+    with database.read():  # once, for both
         known = {row.name: row.identity for row in list_tasks(database)}
         if task in known:
             return load_results(database, task)

@@ -23,7 +23,7 @@ MOST_POINTS = 100_000  # the longest array of DuckDB
 
 @main.group()
 def task() -> None:
-    """Try a task before you search on it; list and remove those of a database."""
+    """Try a task first; list and remove a database's."""
 
 
 @task.command(

@@ -135,6 +135,11 @@ def show_rows(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], 
     Console(width=width, markup=False, highlight=False, emoji=False).print(table)
 
 
+def says_unicode() -> bool:
+    """Whether stdout can hold any character."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf32")
+
+
 def show_json(value: Any) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(plain(value), indent=2))

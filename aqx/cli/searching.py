@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.options import MOST_SEEDS, Count, check_filled, open_study
-from aqx.cli.screen import cell, interval, progress_shown, say, show_json, show_rows
+from aqx.cli.screen import cell, interval, progress_shown, say, says_unicode, show_json, show_rows
 from aqx.text import printable
 
+if TYPE_CHECKING:
+    from aqx.search import Confirmation, Confirmed
+
+_NAMED = 5
 OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a verdict"
 
 
@@ -28,6 +33,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
 @options.workers
 @options.together
 @options.time_limit
+@options.accept_changed
 @options.surrogate
 @options.seed
 @click.option(
@@ -47,6 +53,7 @@ def search(
     workers: int,
     together: int | None,
     time_limit: float | None,
+    accept_changed: bool,
     surrogate: str | None,
     seed: int,
     spectra: int,
@@ -59,7 +66,7 @@ def search(
     """
     if budget:
         check_filled(db)
-    study = open_study(db, task, surrogate, seed)
+    study = open_study(db, task, surrogate, seed, accept_changed=accept_changed)
     with progress_shown("search", quiet) as progress:
         finished = study.search(
             budget, workers=workers, together=together, spectra=spectra, time_limit=time_limit, progress=progress
@@ -80,7 +87,11 @@ def search(
 
 @main.command(
     needs="results of aqx search.",
-    examples=["aqx confirm found.duckdb --task mnist1d", "aqx confirm found.duckdb --task train.py:task --top 3"],
+    examples=[
+        "aqx confirm found.duckdb --task mnist1d",
+        "aqx confirm found.duckdb --task train.py:task --top 3 --reference 'gelu(x)'",
+        "aqx confirm found.duckdb --task train.py:task --fn 'mul(x,tanh(x))' --seeds 20",
+    ],
 )
 @options.db
 @options.task_if_needed
@@ -88,9 +99,13 @@ def search(
 @click.option(
     "--seeds", type=Count(2, MOST_SEEDS), default=10, show_default=True, metavar="S", help="Fresh seeds each."
 )
+@click.option("--fn", "functions", multiple=True, metavar="NAME", help="This function, not the best; repeatable.")
+@click.option("--baselines", multiple=True, metavar="NAME", help="Compare with this one, not the task's; repeatable.")
+@click.option("--reference", metavar="NAME", help="What differences are to; default the task's first baseline.")
 @options.workers
 @options.together
 @options.time_limit
+@options.accept_changed
 @options.quiet
 @options.as_json
 @click.pass_context
@@ -100,24 +115,48 @@ def confirm(
     task: str | None,
     top: int,
     seeds: int,
+    functions: tuple[str, ...],
+    baselines: tuple[str, ...],
+    reference: str | None,
     workers: int,
     together: int | None,
     time_limit: float | None,
+    accept_changed: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Retrain the best on fresh seeds: do they really win?
 
-    The baselines are retrained with them. What the search saw is the best of many noisy results, so optimistic.
+    The baselines are retrained with them. What the search saw is the best of many noisy results, so optimistic. Each
+    function is compared with the reference, and with the baseline that turns out to be the best.
 
     Trainings that another process is at are waited for, and taken over where it is dead. Where some are missing all the
-    same there is no verdict, and the exit code is 3.
+    same there is no verdict, and the exit code is 3. A task that aqx cannot train is confirmed by aqx claim --confirm.
     """
-    study = open_study(db, task)
+    study = open_study(db, task, code="useful", accept_changed=accept_changed)
+    plan = study.confirmation_plan(top, seeds, functions, baselines, reference)
+    if not quiet:
+        say(f"confirm: {plan}", error=True)
     with progress_shown("confirm", quiet) as progress:
-        result = study.confirm(top, seeds, workers=workers, together=together, time_limit=time_limit, progress=progress)
-    columns = {
-        "function": attrgetter("name"),
+        result = study.confirm(workers=workers, together=together, time_limit=time_limit, progress=progress, plan=plan)
+    show_confirmation(result, seeds, as_json)
+    if result.lacking and not as_json:
+        names = ", ".join(map(printable, result.lacking[:_NAMED])) + (", …" if len(result.lacking) > _NAMED else "")
+        say(f"judged by {result.metric}, which results of these lack: {names}", error=True)
+    if not result.is_complete:
+        how = "run the same again for a verdict"
+        if study.task.train is None:
+            name = task or study.task.name
+            how = f"train the rest: aqx claim {db} --task {name} --confirm, or study.trial(confirm=True)"
+        say(f"incomplete: {result.ended} of {result.wanted} trainings; {how}", error=True)
+        ctx.exit(3)
+
+
+def show_confirmation(result: Confirmation, seeds: int, as_json: bool) -> None:
+    """Print a verdict: found functions are marked, baselines are not."""
+    mark = "◆ " if says_unicode() else "* "
+    columns: dict[str, Callable[[Confirmed], str]] = {
+        "function": lambda row: row.name if row.is_baseline else mark + row.name,
         f"{result.metric}, 95 % interval": lambda row: interval(row.mean, row.low, row.high),
         f"difference to {result.reference}": lambda row: (
             "" if row.verdict == "reference" else interval(row.difference, row.difference_low, row.difference_high, "+")
@@ -125,11 +164,18 @@ def confirm(
         "verdict": lambda row: (
             f"incomplete: {row.seeds + row.failed} of {seeds} seeds"
             if not result.is_complete and row.seeds + row.failed < seeds
-            else row.verdict
+            else _said(row.verdict, result.metric)
         ),
     }
+    if result.best_baseline not in (None, result.reference):
+        columns[f"difference to the best baseline, {result.best_baseline}"] = lambda row: (
+            "" if row.to_best_verdict == "reference" else interval(row.to_best, row.to_best_low, row.to_best_high, "+")
+        )
+        columns["verdict on that"] = lambda row: _said(row.to_best_verdict, result.metric)
     show_rows(result.rows, columns, as_json)
-    if not result.is_complete:
-        missing = f"{result.ended} of {result.wanted} trainings"
-        say(f"incomplete: {missing}; run the same again for a verdict", error=True)
-        ctx.exit(3)
+    if not as_json and any(not row.is_baseline for row in result.rows):
+        say(f"{mark}found by the search; the others are baselines")
+
+
+def _said(verdict: str, metric: str) -> str:
+    return f"lacks {metric}" if verdict == "lacking" else verdict

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,7 @@ import click
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.options import Count, check_filled, open_results, open_study
-from aqx.cli.screen import cell, columns_of, plain, say, show_json, show_rows
+from aqx.cli.screen import cell, columns_of, plain, say, says_unicode, show_json, show_rows
 from aqx.cli.searching import OPTIMISTIC
 from aqx.duration import written
 from aqx.text import clipped, printable
@@ -113,7 +112,7 @@ def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
         curve = {"x": x, "y": y, "derivative": slope}
         show_json({**plain(known), "formula": formula(name), "latex": latex(name), "curve": curve})
         return
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf32")
+    unicode = says_unicode()
     lines = [known.name, f"  size   {known.size}", f"  shape  {known.shape}", f"  class  {known.class_id}"]
     lines += [f"  f(x)   {formula(name)}"] * unicode + [f"  LaTeX  {latex(name)}"]
     lines += [f"  not in {db}"] * bool(db and known.simplest is None)

@@ -9,7 +9,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import LARGEST, Count, Hours, open_results, open_study
+from aqx.cli.options import LARGEST, MOST_SEEDS, Count, Hours, open_results, open_study
 from aqx.cli.screen import columns_of, say, show_result, show_rows
 from aqx.text import printable
 
@@ -24,6 +24,9 @@ from aqx.text import printable
 @options.db
 @options.task_if_needed
 @click.option("--hours", type=Hours(), default=24.0, show_default=True, help="Its lease.")
+@click.option("--confirm", is_flag=True, help="One of aqx confirm's: a winner or a baseline on a fresh seed.")
+@click.option("--top", type=Count(), metavar="K", help="With --confirm: of the best K; default 5.")
+@click.option("--seeds", type=Count(2, MOST_SEEDS), metavar="S", help="With --confirm: seeds of each; default 10.")
 @options.surrogate
 @options.seed
 @click.option(
@@ -31,7 +34,16 @@ from aqx.text import printable
 )
 @options.as_json
 def claim(
-    db: str, task: str | None, hours: float, surrogate: str | None, seed: int, with_token: bool, as_json: bool
+    db: str,
+    task: str | None,
+    hours: float,
+    confirm: bool,
+    top: int | None,
+    seeds: int | None,
+    surrogate: str | None,
+    seed: int,
+    with_token: bool,
+    as_json: bool,
 ) -> None:
     """Claim a function, to train it in any framework.
 
@@ -39,7 +51,10 @@ def claim(
     One that brings the claim's token, too, cannot land on another trial of this id after the database was restored from
     a copy. A claim without an answer lapses after its lease; a later answer is accepted all the same.
     """
-    trial = open_study(db, task, surrogate, seed, code="left").ask(hours * 3600)
+    choice = {key: value for key, value in {"top": top, "seeds": seeds}.items() if value is not None}
+    if choice and not confirm:
+        raise click.UsageError(f"--{next(iter(choice))} goes with --confirm", click.get_current_context())
+    trial = open_study(db, task, surrogate, seed, code="left").ask(hours * 3600, confirm=confirm, **choice)
     known = {"name": trial.name, "trial": trial.id, "seed": trial.seed, "token": trial.token}
     words = list(known.values())[: 4 if with_token else 3]
     say(json.dumps(known) if as_json else printable(" ".join(map(str, words))))
@@ -120,7 +135,7 @@ def _metric(text: str) -> tuple[str, float]:
 @options.as_json
 def trials_(db: str, task: str | None, status: str | None, as_json: bool) -> None:
     """List what was trained where, and what came of it."""
-    columns = columns_of("id", "name", "purpose", "status", "objective", "seconds", "worker", "reason")
+    columns = columns_of("id", "name", "purpose", "status", "objective", "seconds", "worker", "version", "reason")
     show_rows(open_results(db, task).records(status=status), columns, as_json)
 
 

@@ -45,8 +45,8 @@ def curves_of_best(results: Ledger, confirmation: Confirmation | None) -> list[F
     A function that holds an operator which is not registered here is left out.
     """
     means = {ranking.name: ranking.objective for ranking in results.ranking}
-    if confirmation is not None:
-        means |= {row.name: row.mean for row in confirmation.rows if np.isfinite(row.mean)}
+    if confirmation is not None:  # never both: they may be of two metrics, and the search's are optimistic
+        means = {row.name: row.mean for row in confirmation.rows if np.isfinite(row.mean)}
     baselines = {*results.baselines.values(), *USUAL}
     ranked: Sequence[str] = [ranking.name for ranking in results.ranking]
     if confirmation is not None:

@@ -18,7 +18,15 @@ from aqx.store.claims import Choice, Settled, Snapshot
 from aqx.store.endings import Ending
 from aqx.store.lease import kept_alive, this_process, worker_name
 from aqx.store.studies import list_studies, register_study
-from aqx.store.tasks import check_identity, find_task, list_tasks, register_task, tasks_with_trials, write_notes
+from aqx.store.tasks import (
+    check_identity,
+    find_task,
+    list_tasks,
+    read_notes,
+    register_task,
+    tasks_with_trials,
+    write_notes,
+)
 from aqx.store.trial_rows import AnyTrial, Purpose, Status
 from aqx.tree import parse
 
@@ -42,6 +50,11 @@ class Record(TrialRow):
     def id(self) -> int:
         """Its number in the database."""
         return self.trial_id
+
+    @property
+    def version(self) -> str | None:
+        """The version of the task's code that it was trained with; None where that is not known."""
+        return self.environment.get("version")
 
     @cached_property
     def activation(self) -> Activation:
@@ -172,6 +185,29 @@ class Ledger:
         claimed = [trial.study_id for trial in self.trials if trial.study_id in studies]
         return studies[Counter(claimed).most_common(1)[0][0]] if claimed else next(iter(studies.values()), None)
 
+    def notes(self) -> dict[str, Any]:
+        """Read what is stored of the task beside its identity and its trials."""
+        return read_notes(self.db, self.task_id)
+
+    def note(self, **notes: Any) -> None:
+        """Store such things; what is not named stays, and None stands for what is not there."""
+        write_notes(self.db, self.enter(), **notes)
+
+    def versions(self) -> dict[str, int]:
+        """Return how many results there are of each version of the task's code, the oldest first."""
+        return trials.count_versions(self.db, self.task_id)
+
+    def counts_as(self, version: str | None) -> Callable[[Record], bool]:
+        """Return whether a trial's version is this one, or one that was accepted as alike; an unknown one is."""
+        accepted: list[str] = self.notes().get("accepted", [])
+        alike = {version, *(accepted if version in accepted else ())}
+        return lambda record: version is None or record.version is None or record.version in alike
+
+    def accept(self, version: str) -> None:
+        """Store that all versions so far count as this one."""
+        known = self.notes().get("accepted", [])
+        write_notes(self.db, self.enter(), accepted=sorted({*known, *self.versions(), version}))
+
     def class_id(self, name: str) -> str:
         """Return the class of a function, enumerated or not."""
         if name not in self._classes:
@@ -195,6 +231,7 @@ class Ledger:
             seed=seed,
             objective=objective,
             metrics=metrics,
+            registered=True,
         )
         return as_record(row)
 
@@ -225,6 +262,7 @@ class Ledger:
             settled=settled,
             study=self._number_of(settings),
             process=None if isinstance(lease_seconds, Unattended) else this_process(),
+            registered=True,
         )
         return [as_record(row) for row in rows], snapshot
 

@@ -13,7 +13,7 @@ from aqx import surrogate as surrogates
 from aqx.duration import checked_limit
 from aqx.errors import AqxError, Exhausted, InputError, TaskError, one_line
 from aqx.operators import own_operators
-from aqx.search.confirmation import confirm
+from aqx.search.confirmation import Choice, Plan, confirm, plan_confirmation
 from aqx.search.ledger import (
     ASKED_LEASE_SECONDS,
     LEASE_SECONDS,
@@ -30,7 +30,7 @@ from aqx.search.others import until_others_are_done
 from aqx.search.pruning import rule_of
 from aqx.search.queue import Queue, RetryPolicy, Suggestion, suggested
 from aqx.search.trial import Trial, train_all
-from aqx.search.verdict import Confirmation
+from aqx.search.verdict import Confirmation, with_trials
 from aqx.stopping import is_stop
 from aqx.store import Database, StudySettings, claims, functions, outcomes
 from aqx.store.claims import Snapshot
@@ -40,6 +40,7 @@ from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retr
 from aqx.store.trials import get_trial
 from aqx.tasks import Task, load_task
 from aqx.tasks.task import FileReference
+from aqx.tasks.version import version_of_task
 
 _TEN_YEARS = 10 * 365.25 * 24 * 3600
 _log = logging.getLogger("aqx")
@@ -71,6 +72,8 @@ class Study:
             and the same call resumes it. Intermediate values are in `record.metrics`, as `<metric>_by_step`.
         enter: store the task at once where it is new. False leaves that to the first claim, result or spectrum, so
             that who only looks changes nothing.
+        accept_changed: results of earlier versions of the task's code count as those of this one. Else a warning tells
+            of them, and no confirmation uses them.
 
     Raises:
         InputError: the task, the surrogate, the pruner or a callback cannot be used.
@@ -101,6 +104,7 @@ class Study:
         pruner: str = "median",
         callbacks: Sequence[Callback] = (),
         enter: bool = True,
+        accept_changed: bool = False,
     ):
         self.task: Task = load_task(task) if isinstance(task, str) else task
         if seed < 0:
@@ -120,6 +124,10 @@ class Study:
             self.ledger.enter()
         settings = StudySettings(seed, self.preset.name, pruner)
         self.queue: Queue = Queue(self.ledger, self.task, self.preset, retry, settings)
+        self.version: str | None = version_of_task(self.task)
+        self._versions_compared: bool = False
+        if accept_changed and self.version is not None:
+            self.ledger.accept(self.version)
 
     @property
     def task_id(self) -> int:
@@ -129,13 +137,15 @@ class Study:
     def __repr__(self) -> str:
         return f"Study({str(self.db.path)!r}, {self.task.name!r}, surrogate={self.preset.name!r}, seed={self.seed})"
 
-    def ask(self, lease_seconds: float | int = ASKED_LEASE_SECONDS) -> Trial:
+    def ask(self, lease_seconds: float | int = ASKED_LEASE_SECONDS, *, confirm: bool = False, **choice: Any) -> Trial:
         """Claim the next function to train: a baseline that has not run, else what the surrogate prefers.
 
         The claim lasts a day; `trial()` holds it just as long as the training runs.
 
         Args:
             lease_seconds: how long others take this training for running; a later result is accepted all the same.
+            confirm: claim a training of the confirmation, of the winners and baselines on fresh seeds, instead.
+            **choice: with `confirm`, what is confirmed: `top`, `seeds`, … as in the method `confirm`.
 
         Raises:
             Exhausted: no candidate is left.
@@ -145,7 +155,7 @@ class Study:
             raise InputError(
                 f"lease_seconds={lease_seconds!r} is no time to hold a claim; give seconds, up to ten years"
             )
-        return self._trial(Unattended(lease_seconds))
+        return self._trial(Unattended(lease_seconds), confirm, choice)
 
     def tell(self, trial: Trial | int, /, **metrics: Any) -> Record:
         """Store the result of a trial; an objective of nan makes it a failed one.
@@ -176,7 +186,7 @@ class Study:
         return record
 
     @contextlib.contextmanager
-    def trial(self) -> Iterator[Trial]:
+    def trial(self, *, confirm: bool = False, **choice: Any) -> Iterator[Trial]:
         """Claim the next function for the length of a `with` block, in which it is trained and reported.
 
         The claim's lease is renewed meanwhile. An exception marks the trial failed, with the reason, and goes on to
@@ -184,15 +194,31 @@ class Study:
         `trial.should_prune()` said so, marks it pruned. Being interrupted by Ctrl-C or SIGTERM, which schedulers send
         before they take a machine away, is no failure: it gives the claim back.
 
+        Args:
+            confirm: claim a training of the confirmation instead; see `ask`.
+            **choice: with `confirm`, as in `ask`.
+
         Raises:
             Exhausted: no candidate is left.
         """
-        with self._trial(LEASE_SECONDS).running() as trial:
+        with self._trial(LEASE_SECONDS, confirm, choice).running() as trial:
             yield trial
 
-    def _trial(self, lease_seconds: float) -> Trial:
+    def _trial(self, lease_seconds: float, confirm: bool, choice: dict[str, Any]) -> Trial:
         self._check_meanings()
+        if choice and not confirm:
+            raise InputError(f"{next(iter(choice))} belongs to a confirmation; give confirm=True with it")
+        if confirm:
+            return self._confirming(self.confirmation_plan(**choice), lease_seconds)
+        self._compare_versions()
         (record,) = self.queue.claim(lease_seconds)
+        return self._as_trial(record)
+
+    def _confirming(self, plan: Plan, lease_seconds: float) -> Trial:
+        plan.note()
+        return self._as_trial(plan.claim_next(lease_seconds))
+
+    def _as_trial(self, record: Record) -> Trial:
         rule = rule_of(self.pruner)
         return Trial(record.id, record.name, record.seed, self.ledger, self.task, rule, record.token)
 
@@ -245,6 +271,7 @@ class Study:
         if not isinstance(spectra, int) or spectra < 0:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
         self._check_meanings()
+        self._compare_versions()
         limit = checked_limit(time_limit)
         most = self._together(together, executor is None and workers in (None, 1))
         finished: list[Record] = []
@@ -323,6 +350,26 @@ class Study:
                 "the same call tries them again once this is mended"
             )
 
+    def _compare_versions(self) -> None:
+        """Warn, once, where results are there of another version of the task's code."""
+        if self.version is None or self._versions_compared:
+            return
+        self._versions_compared = True
+        accepted = self.ledger.notes().get("accepted", [])
+        alike = {self.version, *(accepted if self.version in accepted else ())}
+        others = {version: count for version, count in self.ledger.versions().items() if version not in alike}
+        if others:
+            _log.warning(
+                "aqx: the training code of task %r has changed: %d results are of version %s, it is now %s. The search "
+                "counts them all, a confirmation only those of now. Give the changed task another name to search anew "
+                "(Task(name=…)); or, where the change does not matter, say so: --accept-changed, "
+                "Study(accept_changed=True). Task(version=…) says itself what is a change.",
+                self.task.name,
+                sum(others.values()),
+                ", ".join(others),
+                self.version,
+            )
+
     def _check_meanings(self) -> None:
         """Refuse operators that mean something else than when the database was filled; see `check_meanings`."""
         if own_operators():
@@ -366,12 +413,19 @@ class Study:
         together: int | None = None,
         time_limit: float | int | None = None,
         progress: Callable[[int, int, str], None] | None = None,
+        functions: Sequence[str] = (),
+        baselines: Sequence[str] = (),
+        reference: str | None = None,
+        plan: Plan | None = None,
     ) -> Confirmation:
         """Retrain the best functions and the baselines on the same fresh seeds, and say whether the winners really win.
 
         What the search saw is the best of many noisy results, and so looks better than it is; these are fresh. Where
         the task returns a test metric (`test_acc` beside `val_acc`), which the search never sees, that is reported:
         then three times `top` functions are retrained, and fresh validation results choose the `top` best of them.
+
+        Where the task has no `train`, what it returns is a loop over the trials to train: answer each with `tell`, and
+        call this again for the verdict; or claim them one by one, `with study.trial(confirm=True)`.
 
         Args:
             top: how many of the search's best functions are reported.
@@ -381,14 +435,41 @@ class Study:
             together: as in `search`.
             time_limit: as in `search`.
             progress: called as progress(done, total, note).
+            functions: names of functions to confirm, instead of the search's best.
+            baselines: names of functions to compare with, instead of the task's.
+            reference: the one that all are compared with; default the first baseline.
+            plan: from `confirmation_plan`, instead of the five above.
 
         Raises:
             InputError: `top` or `seeds` cannot be used, or nothing has been trained yet.
         """
+        plan = plan or self.confirmation_plan(top, seeds, functions, baselines, reference)
+        if self.task.train is None:
+            plan.note()
+            return with_trials(plan.verdict(), lambda: self._confirming(plan, Unattended(ASKED_LEASE_SECONDS)))
         most = self._together(together, executor is None and workers in (None, 1))
         limit = checked_limit(time_limit)
         self._check_meanings()
-        return confirm(self.ledger, self.queue, top, seeds, executor, workers, most, limit, progress)
+        return confirm(plan, executor, workers, most, limit, progress)
+
+    def confirmation_plan(
+        self,
+        top: int = 5,
+        seeds: int = 10,
+        functions: Sequence[str] = (),
+        baselines: Sequence[str] = (),
+        reference: str | None = None,
+    ) -> Plan:
+        """Return what `confirm` would train; `str(plan)` says how many trials, and about how long they take.
+
+        The arguments are those of `confirm`.
+
+        Raises:
+            InputError: as `confirm` does.
+        """
+        choice = Choice(top, seeds, functions, baselines, reference)
+        self._compare_versions()
+        return plan_confirmation(self.ledger, self.queue, choice, self.version)
 
     def add(self, name: str, seed: int = 0, **metrics: Any) -> Record:
         """Record a result that was trained elsewhere, in any framework.

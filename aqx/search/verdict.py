@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from aqx.errors import Exhausted
 from aqx.objective import Objective
-from aqx.search.ledger import Ledger, Record
+from aqx.search.ledger import Ledger, Record, done_in_search, rank_functions
 from aqx.store.trial_rows import Purpose, Status
 
 LEVEL = 0.95
 SCREENED = 3  # times as many winners are retrained as are reported, where validation can choose and test report
-Verdict = Literal["better", "no evidence", "worse", "failed", "reference", "incomplete"]
+Verdict = Literal["better", "no evidence", "worse", "failed", "reference", "incomplete", "lacking"]
+_NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,17 @@ class Confirmed:
         difference_low: lower end of the difference's interval; all intervals hold together with 95 % confidence.
         difference_high: upper end.
         verdict: "better" or "worse" than the reference where that interval excludes 0, else "no evidence"; "failed"
-            where a training gave no result; "incomplete" where the trainings of the confirmation have not all ended.
+            where a training gave no result; "lacking" where one has no such metric; "incomplete" where the trainings of
+            the confirmation have not all ended.
         seeds: trainings that gave a result.
         failed: trainings that ended without one.
         searched: the objective that the search saw: the best of many noisy results, so optimistic; None for a baseline
             that the search did not train.
+        is_baseline: whether it is one of the functions to compare with, and nothing that was found.
+        to_best: mean difference to the best baseline.
+        to_best_low: lower end of its interval, which allows for that the best of several baselines is the luckiest.
+        to_best_high: upper end.
+        to_best_verdict: as `verdict`, of that difference; "reference" for the best baseline itself.
     """
 
     name: str
@@ -48,18 +56,25 @@ class Confirmed:
     seeds: int
     failed: int
     searched: float | None
+    is_baseline: bool = False
+    to_best: float = _NAN
+    to_best_low: float = _NAN
+    to_best_high: float = _NAN
+    to_best_verdict: Verdict = "incomplete"
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The verdict on a search: the winners, then the baselines, each compared with the first baseline.
+    """The verdict on a search: winners and baselines, compared with a reference and with the best of the baselines.
 
     Attributes:
         metric: what is compared.
-        reference: the baseline that the others are compared with.
+        reference: the function that the others are compared with.
         rows: one per function, the best first.
         ended: how many trainings have ended.
         wanted: how many it takes for a verdict.
+        best_baseline: the baseline with the best mean; None without a verdict.
+        lacking: functions some of whose results lack the metric.
     """
 
     metric: str
@@ -67,11 +82,34 @@ class Confirmation:
     rows: list[Confirmed]
     ended: int
     wanted: int
+    best_baseline: str | None = None
+    lacking: tuple[str, ...] = ()
+
+    # Set by `with_trials`; no field, as it is no part of the verdict.
+    _claim = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Claim the trials that are left to train, one after the other; none where aqx has trained them itself.
+
+        A loop over them answers each with `study.tell(trial, …)`; another call of `study.confirm` gives the verdict.
+        """
+        while self._claim is not None:
+            try:
+                trial = self._claim()
+            except Exhausted:
+                return
+            yield trial
 
     @property
     def is_complete(self) -> bool:
         """Whether all trainings have ended, so that there is a verdict."""
         return self.ended == self.wanted
+
+
+def with_trials(confirmation: Confirmation, claim: Callable[[], Any]) -> Confirmation:
+    """Have a confirmation hand out what is left to train."""
+    object.__setattr__(confirmation, "_claim", claim)
+    return confirmation
 
 
 def judge(
@@ -83,8 +121,11 @@ def judge(
     goal: Objective,
     top: int,
     searched: dict[str, float],
+    chosen: Collection[str | None] = (),
+    reference: str | None = None,
+    lacking: Sequence[str] = (),
 ) -> Confirmation:
-    """Compare retrained winners and baselines with the first baseline.
+    """Compare retrained winners and baselines with a reference, by default the first baseline.
 
     Where trainings have not ended there is no verdict on any function: what would be left out may have been the best.
 
@@ -97,8 +138,14 @@ def judge(
         goal: the objective, whose fresh values choose among the winners.
         top: how many of the winners are reported.
         searched: what the search saw, by name.
+        chosen: classes of winners that are reported whatever comes of them.
+        reference: the name of the function to compare with.
+        lacking: functions whose results in the search lack the metric.
     """
     names = {**winners, **baselines}
+    done = [record for record in results.values() if record.status is Status.DONE and record.class_id in names]
+    if done and not any(_has(record, metric) for record in done):
+        metric, lacking = goal.metric, ()  # what the search had, these trainings never return
     columns = (goal.metric, metric)
     values = {wanted: {name: np.full(len(seeds), np.nan) for name in names.values()} for wanted in columns}
     for class_id, name in names.items():
@@ -109,49 +156,82 @@ def judge(
                     table[name][position] = float(record.metrics.get(wanted, np.nan))
     # The search's own numbers are the best of many; fresh ones choose better, and the test metric stays unseen.
     fresh = sorted(
-        winners.values(), key=lambda name: -np.nan_to_num(goal.sign * values[goal.metric][name].mean(), nan=-np.inf)
+        (name for class_id, name in winners.items() if class_id not in chosen),
+        key=lambda name: -np.nan_to_num(goal.sign * values[goal.metric][name].mean(), nan=-np.inf),
     )
     wanted = len(names) * len(seeds)
     ended = sum((class_id, seed) in results for class_id in names for seed in seeds)
-    kept = {name: values[metric][name] for name in [*(fresh[:top] if ended == wanted else fresh), *baselines.values()]}
-    reference = next(iter(baselines.values()))
-    rows = compare(kept, reference, goal.sign, searched)
+    asked = [name for class_id, name in winners.items() if class_id in chosen]
+    shown = [*asked, *(fresh[:top] if ended == wanted else fresh), *baselines.values()]
+    kept = {name: values[metric][name] for name in shown}
+    if reference not in kept:
+        reference = next(iter(baselines.values()))
+    lacks = {names[record.class_id] for record in done if not _has(record, metric)}
+    rows = compare(kept, reference, goal.sign, searched, tuple(baselines.values()))
+    rows = [_lacking(row) if row.name in lacks else row for row in rows]
     if ended < wanted:
         of = {name: sum((class_id, seed) in results for seed in seeds) for class_id, name in names.items()}
         rows = [_without_verdict(row, of[row.name]) for row in rows]
-    return Confirmation(metric, reference, rows, ended, wanted)
+    best = next((row.name for row in rows if row.to_best_verdict == "reference"), None)
+    named = tuple(dict.fromkeys([*lacking, *(row.name for row in rows if row.name in lacks)]))
+    return Confirmation(metric, reference, rows, ended, wanted, best, named)
+
+
+def _has(record: Record, metric: str) -> bool:
+    return isinstance(record.metrics.get(metric), int | float)
+
+
+def _lacking(row: Confirmed) -> Confirmed:
+    """A row of a function some of whose results lack the metric: none of its trainings failed by that."""
+
+    def named(verdict: Verdict) -> Verdict:
+        return "lacking" if verdict == "failed" else verdict
+
+    return replace(row, verdict=named(row.verdict), to_best_verdict=named(row.to_best_verdict))
 
 
 def _without_verdict(row: Confirmed, ended: int) -> Confirmed:
-    nan = float("nan")
     return replace(
         row,
-        difference=nan,
-        difference_low=nan,
-        difference_high=nan,
+        difference=_NAN,
+        difference_low=_NAN,
+        difference_high=_NAN,
         verdict="reference" if row.verdict == "reference" else "incomplete",
         failed=ended - row.seeds,
+        to_best=_NAN,
+        to_best_low=_NAN,
+        to_best_high=_NAN,
+        to_best_verdict="incomplete",
     )
 
 
-def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: dict[str, float]) -> list[Confirmed]:
-    """Compare functions with a reference over the same seeds.
+def compare(
+    values: dict[str, np.ndarray], reference: str, sign: int, searched: dict[str, float], baselines: Sequence[str] = ()
+) -> list[Confirmed]:
+    """Compare functions with a reference over the same seeds, and with the best of the baselines.
 
     The seeds are blocks: value = function's effect + seed's effect + error, the error's variance s² pooled over all
     functions that finished (K functions, S seeds, (K − 1)(S − 1) degrees of freedom). The interval of a difference is
     its mean ± t(1 − 0.05/2m)·s·√(2/S), with Bonferroni's correction for m comparisons: all hold together with 95 %
     confidence. For two functions this is Student's paired test; more of them know s better.
 
+    Which baseline is the best is seen from the same values. Where the m differences to the truly best one b*, which
+    nobody knows, are all within h of the truth, so is ȳ_b* at least ȳ_b − h for the b that looks best, and at most ȳ_b;
+    a difference d to b is hence within [d − h, d + 2h] of the difference to b* (for a metric to be maximized): no
+    function is called better than the best baseline on account of a baseline that was unlucky.
+
     Args:
         values: metric of each function per seed [S], nan where the training failed.
         reference: the name of the function that the others are compared with.
         sign: 1 where higher is better, else -1.
         searched: what the search saw, by name.
+        baselines: the names of those among the functions that the best is looked for among.
 
     Returns:
         one row per function, the best mean first, those without a result last.
     """
     half = _half_width(np.array([row for row in values.values() if np.isfinite(row).all()]), len(values) - 1)
+    best = _best_of(values, baselines, sign)
     rows = []
     for name, results in values.items():
         finite = np.isfinite(results)
@@ -169,9 +249,32 @@ def compare(values: dict[str, np.ndarray], reference: str, sign: int, searched: 
                 int(finite.sum()),
                 int((~finite).sum()),
                 searched.get(name),
+                name in baselines,
+                *_to_best(results, None if best is None else values[best], name == best, sign, half),
             )
         )
     return sorted(rows, key=lambda row: (np.isnan(row.mean), -sign * row.mean))
+
+
+def _best_of(values: Mapping[str, np.ndarray], names: Sequence[str], sign: int) -> str | None:
+    """The baseline with the best mean, of those that never failed."""
+    whole = [name for name in names if name in values and np.isfinite(values[name]).all()]
+    return max(whole, key=lambda name: sign * float(values[name].mean()), default=None)
+
+
+def _to_best(
+    results: np.ndarray, best: np.ndarray | None, is_best: bool, sign: int, half: float
+) -> tuple[float, float, float, Verdict]:
+    """The difference to the best baseline, the ends of its interval and the verdict; see `compare`."""
+    if best is None:
+        return _NAN, _NAN, _NAN, "failed"
+    finite = np.isfinite(results)
+    difference = float(np.mean((results - best)[finite])) if finite.any() else _NAN
+    if not finite.all():
+        return difference, _NAN, _NAN, "failed"
+    low, high = (half, 2 * half) if sign > 0 else (2 * half, half)
+    ends = (difference - low, difference + high)
+    return difference, *((0.0, 0.0) if is_best else ends), _verdict(is_best, True, sign, ends)
 
 
 def _half_width(values: np.ndarray, comparisons: int) -> float:
@@ -179,7 +282,7 @@ def _half_width(values: np.ndarray, comparisons: int) -> float:
     from scipy import stats  # slow to import, and needed here alone
 
     freedom = (values.shape[0] - 1) * (values.shape[-1] - 1)
-    if freedom < 1:
+    if values.ndim < 2 or freedom < 1:  # none of them has ended
         return float("nan")
     errors = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
     variance = np.sum(errors**2) / freedom
@@ -207,22 +310,39 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def reported_metric(records: Iterable[Record], objective: str) -> str:
-    """Return the test metric that belongs to a validation objective, where every training of the search has one."""
+    """Return the test metric that belongs to a validation objective, where a training of the search has one."""
     test = objective.replace("val", "test", 1)
+    return test if any(_has(record, test) for record in _trained(records)) else objective
+
+
+def without_metric(records: Iterable[Record], metric: str) -> tuple[str, ...]:
+    """Return the names of the functions that the search has trained without this metric."""
+    return tuple(dict.fromkeys(record.name for record in _trained(records) if not _has(record, metric)))
+
+
+def _trained(records: Iterable[Record]) -> list[Record]:
     trained = (Purpose.SEARCH, Purpose.BASELINE)
-    done = [record for record in records if record.status is Status.DONE and record.purpose in trained]
-    return test if done and all(isinstance(record.metrics.get(test), int | float) for record in done) else objective
+    return [record for record in records if record.status is Status.DONE and record.purpose in trained]
 
 
 def stored_verdict(ledger: Ledger) -> Confirmation | None:
     """Return the verdict on what `confirm` has retrained, by the seeds that every function has had so far.
 
-    None where these are fewer than two, or no baseline is among the functions.
+    None where these are fewer than two, or no baseline is among the functions. What was trained by another version of
+    the task's code than the newest confirmation stays out.
     """
+    newest = max((trial for trial in ledger.trials if trial.purpose is Purpose.CONFIRM), key=_number, default=None)
+    if newest is None:
+        return None
+    of_version = ledger.counts_as(newest.version)
+    trials = [trial for trial in ledger.trials if of_version(trial)]
     # Also those that run, or were lost: without them the functions that are left might look like the whole choice.
-    names = {trial.class_id: trial.name for trial in ledger.trials if trial.purpose is Purpose.CONFIRM}
-    confirmed = [trial for trial in ledger.trials if trial.purpose is Purpose.CONFIRM and trial.status.is_finished]
-    baselines = {class_id: name for class_id, name in ledger.baselines.items() if class_id in names}
+    names = {trial.class_id: trial.name for trial in trials if trial.purpose is Purpose.CONFIRM}
+    confirmed = [trial for trial in trials if trial.purpose is Purpose.CONFIRM and trial.status.is_finished]
+    known = {class_id: name for class_id, name in ledger.baselines.items() if class_id in names}
+    notes = ledger.notes()
+    asked = [ledger.class_id(name) for name in notes.get("confirmed_baselines") or ()]
+    baselines = known | {class_id: names[class_id] for class_id in asked if class_id in names}
     results = {(trial.class_id, trial.seed): trial for trial in confirmed}
     seeds = [
         seed
@@ -232,7 +352,9 @@ def stored_verdict(ledger: Ledger) -> Confirmation | None:
     if not baselines or len(seeds) < 2:
         return None
     winners = {class_id: name for class_id, name in names.items() if class_id not in baselines}
-    metric = reported_metric(ledger.trials, ledger.objective)
+    chosen = {ledger.class_id(name) for name in notes.get("confirmed_functions") or ()}.intersection(winners)
+    screened = len(winners) - len(chosen)
+    metric = reported_metric(trials, ledger.objective)
     return judge(
         results,
         winners,
@@ -240,6 +362,13 @@ def stored_verdict(ledger: Ledger) -> Confirmation | None:
         seeds,
         metric,
         ledger.goal,
-        top=len(winners) if metric == ledger.objective else -(-len(winners) // SCREENED),
-        searched={ranking.name: ranking.objective for ranking in ledger.ranking},
+        top=screened if metric == ledger.objective else -(-screened // SCREENED),
+        searched={found.name: found.objective for found in rank_functions(done_in_search(trials), ledger.goal)},
+        chosen=chosen,
+        reference=notes.get("reference"),
+        lacking=() if metric == ledger.objective else without_metric(trials, metric),
     )
+
+
+def _number(trial: Record) -> int:
+    return trial.trial_id

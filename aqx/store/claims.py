@@ -139,6 +139,7 @@ def claim_first(
     settled: Settled = is_taken,
     study: int | None = None,
     process: str | None = None,
+    registered: bool = False,
 ) -> tuple[list[TrialRow], Snapshot | None]:
     """Take the first of some functions that are not taken for training, all or none of them stored.
 
@@ -157,6 +158,7 @@ def claim_first(
         settled: whether the trials that stand for one training leave nothing to claim: the one rule.
         study: the number of the study whose claims these are.
         process: from `this_process`, if the claims are worth nothing without this process; see `take_snapshot`.
+        registered: refuse a task that somebody has removed.
 
     Returns:
         The claimed trials, fewer where fewer can be taken; and the snapshot from before them, unless the choice was
@@ -167,7 +169,8 @@ def claim_first(
     """
     with db.transaction() as con:
         now = Moment(con)
-        check_task_is_there(con, task_id)
+        if registered:
+            check_task_is_there(con, task_id)
         if callable(wanted) and (gone := _gone(con, task_id)):
             _lapse(con, gone, now)
         snapshot = read_snapshot(con, task_id, now) if callable(wanted) else None

@@ -165,15 +165,19 @@ def add_result(
     seed: int,
     objective: float | int,
     metrics: Mapping[str, Any],
+    registered: bool = False,
 ) -> TrialRow:
     """Record a result that was trained elsewhere; whatever is stored of the function stays beside it.
+
+    With `registered`, a task that somebody has removed is refused.
 
     Raises:
         InputError: a name, seed or metric that cannot be stored.
     """
     encode_metrics(metrics)  # before anything is stored
     with db.transaction() as con:
-        check_task_is_there(con, task_id)
+        if registered:
+            check_task_is_there(con, task_id)
         now = Moment(con)
         new = new_trial(next_id(con), task_id, class_id, name, seed, Purpose.ADDED, now)
         insert(con, replace(new, heartbeat_at=None, expires_at=None))
@@ -191,6 +195,7 @@ def add_results(
     metrics: Sequence[Mapping[str, Any]],
     reasons: Sequence[str | None],
     worker: str | None = None,
+    registered: bool = False,
 ) -> tuple[int, int]:
     """Record many results that were trained elsewhere, in one transaction, without those recorded before.
 
@@ -206,6 +211,7 @@ def add_results(
         metrics: whatever is worth keeping of each training [R].
         reasons: why a training failed, or None [R].
         worker: where they come from, for people to read.
+        registered: refuse a task that somebody has removed.
 
     Returns:
         How many were added, and how many of those are failures.
@@ -229,7 +235,8 @@ def add_results(
         "reason": text_column([reason and clean_reason(reason) for _, reason in ends]),
     }
     with db.transaction() as con:
-        check_task_is_there(con, task_id)
+        if registered:
+            check_task_is_there(con, task_id)
         first = next_id(con)
         added = insert_rows(
             con,

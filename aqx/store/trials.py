@@ -32,6 +32,17 @@ def list_trials(db: Database, task_id: int, status: str | None = None, purpose: 
     return [trial for trial in trials if status in (None, trial.status) and purpose in (None, trial.purpose)]
 
 
+def count_versions(db: Database, task_id: int) -> dict[str, int]:
+    """How many results a task has of each version of its code that is known, the oldest first."""
+    with db.read() as con:
+        rows = con.execute(
+            "SELECT environment->>'version' AS version, count(*) FROM trials WHERE task_id = ? "
+            "AND status IN ('done', 'pruned') AND version IS NOT NULL GROUP BY version ORDER BY min(trial_id)",
+            [task_id],
+        ).fetchall()
+    return dict(rows)
+
+
 def count_trials(db: Database, task_id: int) -> dict[str, int]:
     """How many trials of a task have each status, zeros included."""
     with db.read() as con:

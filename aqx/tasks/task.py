@@ -82,6 +82,8 @@ class Task:
         time_limit: seconds that one training may take, compilation included, before its process is ended and the trial
             has failed; None for any. aqx keeps it where it runs the loop in processes of its own: with one, `search`
             and `confirm` train in a process of their own even for one worker.
+        version: of the training, kept with every result: give another one when results change. By default a digest of
+            the code that the training runs.
 
     Raises:
         TaskError: an argument has the wrong type or value.
@@ -113,6 +115,7 @@ class Task:
     time_limit: float | int | None = None
     init: Callable[..., Any] | None = None
     joint_loss: bool = False
+    version: str | int | None = None
     # Set by `refer_to`; a copy made by `dataclasses.replace` starts without it, as nothing holds that copy.
     reference: FileReference | NamedReference | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -121,6 +124,9 @@ class Task:
             value = getattr(self, argument)
             if not isinstance(value, str) or not value.strip() or not value.isprintable():
                 raise TaskError(f"{argument}={value!r} is not a name; give a string of one line")
+        if self.version is not None and (not str(self.version).strip() or not str(self.version).isprintable()):
+            raise TaskError(f"version={self.version!r} is no version; give a short string, such as '2'")
+        object.__setattr__(self, "version", None if self.version is None else str(self.version))
         for argument in ("build_model", "batch", "loss", "apply", "train", "train_many", "init"):
             value = getattr(self, argument)
             if not callable(value) and not (value is None and argument not in ("build_model", "batch", "loss")):
@@ -192,14 +198,14 @@ def reduce_task(task: Task) -> tuple[Callable[..., Task], tuple[str, ...]]:
     Raises:
         TaskError: nothing holds this task.
     """
-    reference = task.reference or _find_file(task)
+    reference = task.reference or find_file(task)
     if isinstance(reference, NamedReference):
         return reference.loader, (reference.name,)
     if reference is not None:
         return restore_from_file, (reference.path, reference.name, reference.digest)
     modules = [(name, module) for name, module in list(sys.modules.items()) if name not in ("__main__", "__mp_main__")]
     for module_name, module in modules:
-        for name in _names_of(task, module):
+        for name in names_of(task, module):
             return restore_from_module, (module_name, name)
     raise TaskError(
         f"task {task.name!r} cannot be sent to another process, as no module or file holds it; "
@@ -270,17 +276,18 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(function).parameters.values())
 
 
-def _find_file(task: Task) -> FileReference | None:
-    """The file of a task nobody asked for by name: bound in a loaded task file, or in the script that is running."""
+def find_file(task: Task) -> FileReference | None:
+    """Return the file of a task nobody asked for by name: that of a loaded task file, or of the running script."""
     for file in loaded_files.values():
-        for name in _names_of(task, file.module):
+        for name in names_of(task, file.module):
             return FileReference(file.path, name, file.digest)
     main = sys.modules["__main__"]
-    if getattr(main, "__file__", None) and (names := _names_of(task, main)):
+    if getattr(main, "__file__", None) and (names := names_of(task, main)):
         path = os.path.abspath(str(main.__file__))
         return FileReference(path, names[0], hashlib.sha256(Path(path).read_bytes()).hexdigest())
     return None
 
 
-def _names_of(task: Task, module: Any) -> list[str]:
+def names_of(task: Task, module: Any) -> list[str]:
+    """Return the names that a module binds a task to."""
     return [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is task]

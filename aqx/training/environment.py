@@ -12,12 +12,13 @@ import sys
 from aqx.machine import version_of
 from aqx.tasks import Task
 from aqx.tasks.task import FileReference
+from aqx.tasks.version import version_of_task
 
 _PACKAGES = ("aqx", "jax", "flax", "optax", "numpy")
 
 
 def environment(task: Task) -> dict[str, str]:
-    """Return versions, device, host and, where git knows it, the state of the task's code (`git describe`).
+    """Return versions, device, host, the version of the task's code and, where git knows it, its `git describe`.
 
     Example:
         >>> from aqx.tasks import load_task
@@ -27,6 +28,8 @@ def environment(task: Task) -> dict[str, str]:
     found = dict(_of_process())
     if code := _git_describe(_folder(task)):
         found["code"] = code
+    if (version := version_of_task(task)) is not None:
+        found["version"] = version
     return found
 
 
