@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aqx.errors import AqxError, Exhausted, InputError, ParseError, StoreError, TaskError, UnsupportedError
 from aqx.lazy import on_demand
+from aqx.learnable import is_constant, parametrised
 from aqx.operators import register
 from aqx.space import Space
 from aqx.tree import Tree, parse
@@ -36,8 +37,10 @@ __all__ = [
     "UnsupportedError",
     "activation",
     "fisher",
+    "is_constant",
     "load_task",
     "losses",
+    "parametrised",
     "parse",
     "population",
     "register",

@@ -1,7 +1,7 @@
 """`Activation`: a tree as a JAX pytree that a model calls.
 
-An activation's leaves are opcodes, its structure is the shape of its tree. Closed over, it traces straight to its
-operators. Passed through `jax.jit` as an argument, one compiled program serves every function of that shape.
+An activation's leaves are opcodes and numbers, its structure is the shape of its tree. Closed over, it traces straight
+to its operators. Passed through `jax.jit` as an argument, one compiled program serves every function of that shape.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,12 +22,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from aqx import kernel
+from aqx.constants import text_of
 from aqx.errors import InputError, UnsupportedError
 from aqx.kernel.switch import apply_operator
+from aqx.learnable import constants_in, names_of
 from aqx.numerics.moments import moments
 from aqx.numerics.settings import on_host
 from aqx.operators import Operator, OperatorTable, operator_table
-from aqx.tree import Tree, parse, parse_schema
+from aqx.tree import WILDCARD, Tree, parse, parse_schema
 
 
 @jax.tree_util.register_pytree_node_class
@@ -44,6 +46,7 @@ class Activation:
         opcodes: per operator in preorder, its index among the table's operators of its kind; `np.int32` scalars, arrays
             when stacked, tracers in a traced function.
         constants: (mean, 1 / standard deviation) when normalized, else empty.
+        numbers: the constants in the tree, from left to right; Python floats, arrays when stacked.
 
     Example:
         >>> import aqx
@@ -56,28 +59,36 @@ class Activation:
     table: OperatorTable
     opcodes: tuple[Any, ...]
     constants: tuple[Any, ...] = ()
+    numbers: tuple[Any, ...] = ()
+
+    @property
+    def _leaves(self) -> tuple[Any, ...]:
+        return *self.opcodes, *self.numbers, *self.constants
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Tree, OperatorTable, bool]]:
         """Return the leaves and the static part, as JAX asks."""
-        return (*self.opcodes, *self.constants), (self.schema, self.table, bool(self.constants))
+        return self._leaves, (self.schema, self.table, bool(self.constants))
 
     @classmethod
     def tree_unflatten(cls, static: tuple[Tree, OperatorTable, bool], leaves: Sequence[Any]) -> Activation:
         """Rebuild an activation from whatever JAX puts in place of its leaves."""
-        schema, table, _ = static
-        size = schema.size
-        return cls(schema, table, tuple(leaves[:size]), tuple(leaves[size:]))
+        schema, table, normalized = static
+        size, end = schema.size, len(leaves) - 2 * normalized
+        return cls(schema, table, tuple(leaves[:size]), tuple(leaves[end:]), tuple(leaves[size:end]))
 
     @cached_property
     def is_concrete(self) -> bool:
         """Whether this is one known function: no leaf is traced or stacked."""
-        leaves = (*self.opcodes, *self.constants)
-        return all(not isinstance(leaf, Tracer) and np.ndim(leaf) == 0 for leaf in leaves)
+        return _are_known(self._leaves)
 
     @cached_property
     def tree(self) -> Tree:
         """The tree of this function; raises UnsupportedError when traced or stacked."""
-        return _with_names(self.schema, (operator.name for operator in self._operators))
+        if not self.is_concrete:
+            raise UnsupportedError("this Activation is traced or stacked: its name and tree are not known here")
+        return _with_names(
+            self.schema, (operator.name for operator in self._operators), iter(map(text_of, self.numbers))
+        )
 
     @property
     def name(self) -> str:
@@ -104,40 +115,121 @@ class Activation:
         _serve_flax()
         # Outside of a traced function numbers go to the device one by one, which `jax_transfer_guard` would refuse.
         with contextlib.nullcontext() if isinstance(x, Tracer) else jax.transfer_guard_host_to_device("allow"):
-            return self._applied(x)
+            return self._applied(x, self.numbers)
 
-    def _applied(self, x: ArrayLike) -> Array:
+    def _applied(self, x: ArrayLike, numbers: Sequence[ArrayLike]) -> Array:
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise InputError(f"x has dtype {x.dtype}; an activation takes real numbers")
         out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
-        if not self.is_concrete:
-            if any(np.ndim(leaf) for leaf in (*self.opcodes, *self.constants)):
-                raise InputError("this Activation is a stack; call jax.vmap(lambda act: act(x))(stack), or jax.lax.map")
-            y = kernel.apply(self.schema, self.table, self.opcodes, self.constants, x.astype(out))
+        if any(
+            np.ndim(leaf)
+            for leaf in (*self.opcodes, *self.constants, *(self.numbers if numbers is self.numbers else ()))
+        ):
+            raise InputError("this Activation is a stack; call jax.vmap(lambda act: act(x))(stack), or jax.lax.map")
+        return self._of(x.astype(out), numbers)
+
+    def _of(self, x: Array, numbers: Sequence[ArrayLike]) -> Array:
+        """The values at a floating x, for constants that broadcast with it."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        broad = [jnp.broadcast_to(jnp.asarray(each, wide), x.shape) if np.ndim(each) else each for each in numbers]
+        if not _are_known(self.opcodes):
+            y = kernel.apply(self.schema, self.table, self.opcodes, self.constants, (x, *broad))
             if y is not None:
                 return y
-        x = jnp.asarray(x, jnp.promote_types(out, jnp.float32))
-        if self.is_concrete:
-            y = _evaluate(self.schema, (partial(apply_operator, operator) for operator in self._operators), x)
+        inputs = [jnp.broadcast_to(jnp.asarray(each, wide), x.shape) for each in (x, *broad)]
+        if _are_known(self.opcodes):
+            y = _evaluate(self.schema, self._operators, inputs)
         else:
-            (y,) = kernel.derivatives(0, self.schema, self.table, self.opcodes, x)
+            (y,) = kernel.derivatives(kernel.VALUE, self.schema, self.table, self.opcodes, inputs)
         if self.constants:
-            mean, scale = (jnp.asarray(constant, x.dtype) for constant in self.constants)
+            mean, scale = (jnp.asarray(constant, wide) for constant in self.constants)
             y = (y - mean) * scale
-        return y.astype(out)
+        return y.astype(x.dtype)
+
+    def applied(self, x: ArrayLike, constants: Sequence[ArrayLike]) -> Float[Array, "..."]:
+        """Apply the function with other constants, through which gradients flow: how `aqx.linen.Act` learns them.
+
+        Args:
+            x: as of a call.
+            constants: one for each of `numbers`: a number, or an array that broadcasts with x, as one for each channel.
+
+        Returns:
+            Values as of a call.
+
+        Raises:
+            InputError: there are not as many as the function has, or as of a call.
+
+        Example:
+            >>> import aqx, jax
+            >>> act = aqx.activation("mul(0.5,square(x))")
+            >>> float(jax.grad(lambda c: act.applied(3.0, [c]))(0.5))
+            9.0
+        """
+        if len(constants) != len(self.numbers):
+            raise InputError(f"constants has {len(constants)} for the {len(self.numbers)} of {self!r}")
+        return self._applied(x, constants)
+
+    def with_constants(self, constants: Sequence[ArrayLike]) -> Activation:
+        """Return the function with other constants in the place of its own.
+
+        Args:
+            constants: one for each of `numbers`; numbers, or arrays [K] for a stack of K functions.
+
+        Raises:
+            InputError: there are not as many as the function has, or one is not finite.
+
+        Example:
+            >>> import aqx
+            >>> aqx.activation("max(x,mul(0.5,x))").with_constants([0.25]).name
+            'max(x,mul(0.25,x))'
+        """
+        if len(constants) != len(self.numbers):
+            raise InputError(f"constants has {len(constants)} for the {len(self.numbers)} of {self!r}")
+        numbers = tuple(map(_as_number, constants))
+        shape = np.shape(numbers[0]) if numbers else ()
+        rest = (self.opcodes, self.constants)
+        if shape and all(np.ndim(leaf) == 0 for leaves in rest for leaf in leaves):
+            rest = tuple(tuple(np.full(shape, leaf) for leaf in leaves) for leaves in rest)
+        return replace(self, opcodes=rest[0], constants=rest[1], numbers=numbers)
+
+    def frozen(self, params: Any) -> Any:
+        """Return the plain function with what was learnt written in: to search on, to export, or to train no further.
+
+        Args:
+            params: the parameters of an `aqx.linen.Act` or `aqx.nnx.Act` of this function, `{"c0": …, …}`, or those of
+                a model with some, whatever else they hold.
+
+        Returns:
+            The Activation; for a model's parameters {path: Activation}, one per layer. Where constants were learnt per
+            channel, it is a stack of the channels' functions. A function without constants is returned as it is.
+
+        Raises:
+            InputError: params holds no such constants, or one is not finite.
+
+        Example:
+            >>> import aqx
+            >>> act = aqx.activation(aqx.parametrised("swish(x)"))
+            >>> act.frozen({"Dense_0": {}, "Act_0": {"c0": 1.5, "c1": 0.9}})["Act_0"].name
+            'mul(1.5,swish(mul(0.9,x)))'
+        """
+        count = len(self.numbers)
+        found = constants_in(params, count) if count else {"": []}
+        if not found:
+            names = ", ".join(names_of(count))
+            raise InputError(f"params holds no {names} of {self!r}; give those of an Act, or of a model with some")
+        written = {path: self.with_constants(constants) for path, constants in found.items()}
+        return written[""] if list(written) == [""] else written
 
     @cached_property
     def _operators(self) -> tuple[Operator, ...]:
-        if not self.is_concrete:
-            raise UnsupportedError("this Activation is traced or stacked: its name and tree are not known here")
         kinds = (node.name for node in self.schema.nodes)
         return tuple(self.table.by_kind[kind][int(opcode)] for kind, opcode in zip(kinds, self.opcodes, strict=True))  # type: ignore[index]
 
     @cached_property
     def _value(self) -> tuple[Any, ...]:
         # The operators and not the table: registering another operator changes nothing about this function.
-        return self.schema, self._operators, tuple(map(float, self.constants))
+        return self.schema, self._operators, tuple(map(float, self.constants)), tuple(map(text_of, self.numbers))
 
     def __eq__(self, other: object) -> bool:
         if self is other or not isinstance(other, Activation):
@@ -158,12 +250,13 @@ class Activation:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if any(isinstance(leaf, Tracer) for leaf in (*self.opcodes, *self.constants)):
+        if any(isinstance(leaf, Tracer) for leaf in self._leaves):
             raise UnsupportedError("a traced Activation cannot be pickled; pickle it outside of the traced function")
         names = {kind: np.array([operator.name for operator in ops]) for kind, ops in self.table.by_kind.items()}
         kinds = (node.name for node in self.schema.nodes)
         nodes = [names[kind][np.asarray(code)].tolist() for kind, code in zip(kinds, self.opcodes, strict=True)]  # type: ignore[index]
-        return _restore, (str(self.schema), nodes, jax.tree.map(_host, self.constants))
+        numbers = (jax.tree.map(_host, self.numbers),) if self.numbers else ()
+        return _restore, (str(self.schema), nodes, jax.tree.map(_host, self.constants), *numbers)
 
 
 def activation(name: str | Tree | Activation, *, normalize: bool = False) -> Activation:
@@ -198,11 +291,23 @@ def activation(name: str | Tree | Activation, *, normalize: bool = False) -> Act
         name = name.tree
     tree, table = parse(name), operator_table()
     opcodes = tuple(np.int32(table.opcodes[node.name]) for node in tree.nodes)
-    act = Activation(parse_schema(tree.shape), table, opcodes)
+    act = Activation(parse_schema(tree.shape), table, opcodes, (), tree.constants)
     if not normalize:
         return act
     mean, deviation = moments(partial(_float64_values, act), str(tree))
-    return Activation(act.schema, table, opcodes, (mean, 1 / deviation))
+    return replace(act, constants=(mean, 1 / deviation))
+
+
+def learnable(act: str | Tree | Activation, per: str) -> Activation:
+    """Return the function of a module that learns its constants, after looking at the module's arguments.
+
+    Raises:
+        InputError: `per` is neither "layer" nor "channel".
+        ParseError: the name does not parse.
+    """
+    if per not in ("layer", "channel"):
+        raise InputError(f"per={per!r} is unknown; give 'layer' or 'channel'")
+    return activation(act)
 
 
 def stack(activations: Sequence[Activation]) -> Activation:
@@ -238,20 +343,23 @@ def stack(activations: Sequence[Activation]) -> Activation:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *activations)
 
 
-def _evaluate(schema: Tree, functions: Iterator[Callable[..., Array]], x: Array) -> Array:
-    """Value of a tree whose operator nodes, in preorder, are these functions."""
-    if not schema.args:
-        return x
-    function = next(functions)
-    return function(*[_evaluate(arg, functions, x) for arg in schema.args])
+def _are_known(leaves: Sequence[Any]) -> bool:
+    """Whether no leaf is traced or stacked."""
+    return all(not isinstance(leaf, Tracer) and np.ndim(leaf) == 0 for leaf in leaves)
 
 
-def _with_names(schema: Tree, names: Iterator[str]) -> Tree:
-    """The schema with its operator nodes named in preorder."""
+def _evaluate(schema: Tree, operators: Sequence[Operator], inputs: Sequence[Array]) -> Array:
+    """Value of a tree whose operators, in preorder, are known, at arrays for its variables."""
+    given = dict(zip(kernel.variables_of(schema), inputs, strict=True))
+    return kernel.walk(schema, lambda i, _, *args: apply_operator(operators[i], *args), given.__getitem__)
+
+
+def _with_names(schema: Tree, names: Iterator[str], numbers: Iterator[str]) -> Tree:
+    """The schema with its operator nodes named in preorder, and numbers for its constants."""
     if not schema.args:
-        return schema
+        return Tree(next(numbers)) if schema.name == WILDCARD else schema
     name = next(names)
-    return Tree(name, tuple(_with_names(arg, names) for arg in schema.args))
+    return Tree(name, tuple(_with_names(arg, names, numbers) for arg in schema.args))
 
 
 def _float64_values(act: Activation, points: np.ndarray) -> np.ndarray:
@@ -269,7 +377,7 @@ def _serve_flax() -> None:
 
 def _state_of(act: Activation) -> str | Activation:
     # Text and no dict: modules of Flax Linen ask for the state of their attributes, and take a dict apart.
-    if any(isinstance(leaf, Tracer) for leaf in (*act.opcodes, *act.constants)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(act)):
         return act
     return json.dumps(act.__reduce__()[1], default=np.ndarray.tolist)
 
@@ -278,8 +386,17 @@ def _of_state(target: Activation, state: str | Activation) -> Activation:
     del target
     if isinstance(state, Activation):
         return state
-    schema, nodes, constants = json.loads(state)
-    return _restore(schema, nodes, tuple(_host(np.array(constant)) for constant in constants))
+    schema, nodes, *others = json.loads(state)
+    return _restore(schema, nodes, *(tuple(_host(np.array(each)) for each in some) for some in others))
+
+
+def _as_number(constant: ArrayLike) -> Any:
+    """A constant as a leaf: as its text says it where it is known, so that name and value are one."""
+    if isinstance(constant, Tracer):
+        return constant
+    if np.ndim(constant) == 0:
+        return float(text_of(float(constant)))  # type: ignore[arg-type]
+    return np.vectorize(lambda each: float(text_of(each)), otypes=[np.float64])(constant)
 
 
 def _host(leaf: Any) -> Any:
@@ -287,7 +404,7 @@ def _host(leaf: Any) -> Any:
     return float(leaf) if np.ndim(leaf) == 0 else np.asarray(leaf)
 
 
-def _restore(schema: str, nodes: list[Any], constants: tuple[Any, ...]) -> Activation:
+def _restore(schema: str, nodes: list[Any], constants: tuple[Any, ...], numbers: tuple[Any, ...] = ()) -> Activation:
     """Unpickle: look the operators' names up in the table in force now."""
     table, shape = operator_table(), parse_schema(schema)
 
@@ -301,4 +418,4 @@ def _restore(schema: str, nodes: list[Any], constants: tuple[Any, ...]) -> Activ
     for node, names in zip(shape.nodes, nodes, strict=True):
         codes = np.vectorize(partial(opcode, node.name), otypes=[np.int32])(names)
         opcodes.append(codes if np.ndim(codes) else np.int32(codes))
-    return Activation(shape, table, tuple(opcodes), constants)
+    return Activation(shape, table, tuple(opcodes), constants, numbers)

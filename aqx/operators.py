@@ -223,7 +223,7 @@ def register(name: str, fn: Callable[..., jax.Array], kind: str) -> None:
         kind = "n-ary"
     if kind not in KINDS:
         raise InputError(f"kind={kind!r} is not a kind of operator; give one of {', '.join(KINDS)}")
-    reserved = {"x", "unary", "binary", "n_ary", *_BUILT_IN.by_name}
+    reserved = {"x", "y", "c", "unary", "binary", "n_ary", *_BUILT_IN.by_name}
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name) or name in reserved:
         raise InputError(f"name={name!r} cannot be registered; give an identifier that is not built in")
     if not callable(fn):

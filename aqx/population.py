@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Shaped
 
 from aqx.activation import Activation, activation, stack
+from aqx.constants import WRITTEN, numbers_of
 from aqx.errors import InputError
 from aqx.operators import operator_table
-from aqx.tree import parse
+from aqx.tree import WILDCARD, parse
 
 TrainMany = Callable[[Activation, Sequence[int] | np.ndarray], dict[str, Shaped[np.ndarray, " K"]]]
 
@@ -101,7 +102,7 @@ def shape_of(name: str) -> tuple[str, list[str]]:
         parts[1::2] = [by_name[operator].kind for operator in operators]
     except KeyError:
         return parse(name).shape, operators  # raises, and says which it is
-    return "".join(parts), operators
+    return WRITTEN.sub(WILDCARD, "".join(parts)), operators
 
 
 def stack_of(names: Sequence[str]) -> Activation:
@@ -120,7 +121,9 @@ def stack_of(names: Sequence[str]) -> Activation:
         return stack([activation(name) for name in names])  # spaces in a name, or an error
     first = activation(names[0])
     opcodes = np.array([[first.table.opcodes[name] for name in each] for each in operators], np.int32)
-    return Activation(first.schema, first.table, tuple(np.ascontiguousarray(opcodes.T)))
+    numbers = np.array([numbers_of(name) for name in names], np.float64)
+    columns = (tuple(np.ascontiguousarray(each.T)) for each in (opcodes, numbers))
+    return Activation(first.schema, first.table, next(columns), (), next(columns))
 
 
 def members(acts: Activation, seeds: Any) -> list[int]:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import overload
+from typing import Any, overload
 
+from aqx.constants import canonical, text_of
 from aqx.errors import IndexOutOfRange, InputError
 from aqx.operators import KINDS, SETS, Kind, operator_names, operator_table
-from aqx.tree import Tree, parse, parse_schema
+from aqx.tree import WILDCARD, Tree, parse, parse_schema
 
 _KEPT = 20_000  # functions of a schema whose trees are kept
 
@@ -32,14 +33,17 @@ class Space:
     Args:
         schemas: one schema, or several.
         operators: the name of a set ("paper", "aquasurf", "extended"), or a list of operator names.
+        constants: the numbers that the wildcard c may stand for; in order, as its digits are.
 
     Attributes:
         schemas: the schemas, as trees.
         operators: the names that wildcards may stand for.
+        constants: the texts of the numbers that c may stand for.
 
     Raises:
         ParseError: a schema does not parse.
-        InputError: there is no schema, an operator is unknown, or a wildcard has no operator to stand for.
+        InputError: there is no schema, an operator is unknown, a constant is no finite number, or a wildcard has
+            nothing to stand for.
 
     Example:
         >>> import aqx
@@ -48,19 +52,30 @@ class Space:
         5832
         >>> space[-1], space.index("min(softsign(x),swish(x))")
         (Tree('min(hard_sigmoid(x),hard_sigmoid(x))'), 5801)
+        >>> aqx.Space("max(x,mul(c,x))", constants=(0.25, 0.5))[:]
+        [Tree('max(x,mul(0.25,x))'), Tree('max(x,mul(0.5,x))')]
     """
 
     schemas: tuple[Tree, ...]
     operators: tuple[str, ...]
+    constants: tuple[str, ...]
 
-    def __init__(self, schemas: str | Tree | Iterable[str | Tree], operators: str | Iterable[str] = "paper"):
+    def __init__(
+        self,
+        schemas: str | Tree | Iterable[str | Tree],
+        operators: str | Iterable[str] = "paper",
+        constants: Iterable[Any] = (),
+    ):
         listed = (schemas,) if isinstance(schemas, str | Tree) else tuple(schemas)
         if not listed:
             raise InputError("schemas is empty; give at least one, such as 'unary(unary(x))'")
         parsed = tuple(map(parse_schema, listed))
         object.__setattr__(self, "schemas", parsed)
         object.__setattr__(self, "operators", operator_names(operators))
+        object.__setattr__(self, "constants", _texts(constants))
         for schema in parsed:
+            if WILDCARD in schema.leaves and not self.constants:
+                raise InputError(f"constants is empty, but schema '{schema}' needs one for c; give some, as (0.5, 2)")
             for node in schema.nodes:
                 if node.name in KINDS and not self.choices[node.name]:
                     raise InputError(f"operators has no {node.name} operator, but schema '{schema}' needs one")
@@ -179,12 +194,16 @@ class Space:
     def __repr__(self) -> str:
         name = next((name for name, names in SETS.items() if names == self.operators), None)
         schemas = ", ".join(repr(str(schema)) for schema in self.schemas)
-        return f"Space([{schemas}], operators={repr(name) if name else list(self.operators)})"
+        constants = f", constants=({', '.join(self.constants)},)" if self.constants else ""
+        return f"Space([{schemas}], operators={repr(name) if name else list(self.operators)}{constants})"
 
-    def __reduce__(self) -> tuple[type[Space], tuple[tuple[str, ...], tuple[str, ...]]]:
-        return type(self), (tuple(map(str, self.schemas)), self.operators)
+    def __reduce__(self) -> tuple[type[Space], tuple[tuple[str, ...], ...]]:
+        constants = (self.constants,) if self.constants else ()
+        return type(self), (tuple(map(str, self.schemas)), self.operators, *constants)
 
     def _names(self, node: Tree) -> tuple[str, ...]:
+        if node.name == WILDCARD:
+            return self.constants
         return self.choices[node.name] if node.name in KINDS else (node.name,)  # type: ignore[index]
 
     def _count(self, schema: Tree) -> int:
@@ -244,6 +263,16 @@ class Space:
                 return None
             index = index * self._count(arg_schema) + digit
         return index
+
+
+def _texts(constants: Any) -> tuple[str, ...]:
+    """The canonical texts of numbers, each once."""
+    if isinstance(constants, str) or not isinstance(constants, Iterable):
+        raise InputError(f"constants={constants!r} is not a list of numbers; give one such as (0.25, 0.5, 2)")
+    try:
+        return tuple(dict.fromkeys(canonical(each) if isinstance(each, str) else text_of(each) for each in constants))
+    except InputError as error:
+        raise InputError(f"constants: {error}") from None
 
 
 def _shuffled(size: int, generator: random.Random) -> Iterator[int]:

@@ -8,24 +8,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from aqx.constants import canonical, is_number
 from aqx.errors import InputError, ParseError
 from aqx.operators import KINDS, Kind, operator_table
 
 MAX_DEPTH = 64
 MAX_LENGTH = 10_000
-_TOKEN = re.compile(r"\s*(n-ary|[^\W\d]\w*|[(),])")
+INPUTS = ("x",)
+WILDCARD = "c"  # in a schema, where any constant may stand
+LEAVES = (*INPUTS, WILDCARD)
+# A number takes all that looks like one, so that 0x1 and 1_000 are refused as a whole.
+_TOKEN = re.compile(r"\s*(n-ary|[^\W\d]\w*|[(),]|[+-]?(?:[0-9]|\.[0-9])(?:[eE][+-]|[\w.])*)")
+_NUMBER = re.compile(r"[+-]?\.?[0-9]")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tree:
-    """A function of x: an operator's name and its argument trees; the leaf is `Tree("x")`.
+    """A function of x: an operator's name and its argument trees; leaves are `Tree("x")` and numbers, `Tree("0.5")`.
 
-    In a schema, the kinds "unary", "binary" and "n-ary" stand where any operator of that kind may. Trees are equal when
-    their texts are.
+    In a schema, the kinds "unary", "binary" and "n-ary" stand where any operator of that kind may, and "c" where any
+    number may. Trees are equal when their texts are.
 
     Attributes:
-        name: "x", an operator or a kind.
-        args: the arguments; none for x.
+        name: "x", a number, an operator, a kind or "c"; a number's is the shortest text of its float32.
+        args: the arguments; none for a leaf.
 
     Raises:
         InputError: the name is unknown, the arguments do not fit it, or the tree is too deep or too large.
@@ -40,6 +46,8 @@ class Tree:
     args: tuple[Tree, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.args and isinstance(self.name, str) and _NUMBER.match(self.name):
+            object.__setattr__(self, "name", canonical(self.name))
         reason = _misfit(self.name, len(self.args))
         if reason:
             raise InputError(f"cannot make a Tree: {reason}")
@@ -77,24 +85,42 @@ class Tree:
 
     @cached_property
     def size(self) -> int:
-        """Number of operators in the tree; 0 for `x` alone."""
+        """Number of operators in the tree; 0 for a leaf alone."""
         return bool(self.args) + sum(arg.size for arg in self.args)
 
     @cached_property
     def nodes(self) -> tuple[Tree, ...]:
-        """The operator nodes in preorder (leaves `x` left out)."""
+        """The operator nodes in preorder (leaves left out)."""
         return ((self,) if self.args else ()) + tuple(node for arg in self.args for node in arg.nodes)
 
     @cached_property
+    def leaves(self) -> tuple[str, ...]:
+        """The names of the leaves, from left to right."""
+        return tuple(leaf for arg in self.args for leaf in arg.leaves) if self.args else (self.name,)
+
+    @cached_property
+    def constants(self) -> tuple[float, ...]:
+        """The numbers among the leaves, from left to right."""
+        return tuple(float(leaf) for leaf in self.leaves if is_number(leaf))
+
+    @cached_property
+    def is_function(self) -> bool:
+        """Whether nothing is left open, as kinds and "c" in a schema are."""
+        return WILDCARD not in self.leaves and not any(node.name in KINDS for node in self.nodes)
+
+    @cached_property
     def shape(self) -> str:
-        """The schema this tree belongs to, e.g. `binary(unary(x),unary(unary(x)))`."""
-        return f"{_kind(self.name)}({','.join(arg.shape for arg in self.args)})" if self.args else self.name
+        """The schema this tree belongs to, e.g. `binary(unary(x),binary(c,x))`."""
+        if self.args:
+            return f"{_kind(self.name)}({','.join(arg.shape for arg in self.args)})"
+        return WILDCARD if is_number(self.name) else self.name
 
 
 def parse(text: str | Tree) -> Tree:
     """Read a function's name, such as `max(relu(x), cosh(elu(x)))`, into a `Tree`.
 
-    Grammar: function = "x" | operator "(" function {"," function} ")"; white space is free.
+    Grammar: function = "x" | number | operator "(" function {"," function} ")"; white space is free. A number is
+    a finite decimal one, such as 0.5, -2 or 1e-3.
 
     Args:
         text: the name; a `Tree` is returned as it is. At most 10,000 characters and 64 levels.
@@ -110,13 +136,13 @@ def parse(text: str | Tree) -> Tree:
         >>> str(aqx.parse("max(relu(x), cosh(elu(x)))"))
         'max(relu(x),cosh(elu(x)))'
     """
-    if isinstance(text, Tree) and not any(node.name in KINDS for node in text.nodes):
+    if isinstance(text, Tree) and text.is_function:
         return text
     return _Parser(str(text) if isinstance(text, Tree) else text, schema=False).parse()
 
 
 def parse_schema(text: str | Tree) -> Tree:
-    """Read a schema, such as `binary(unary(x),relu(x))`: a function in which kinds may stand for operators.
+    """Read a schema, such as `mul(c,unary(x))`: a function in which kinds and "c" may stand for operators and numbers.
 
     Args:
         text: the schema; a `Tree` is returned as it is. "n_ary" is read as "n-ary".
@@ -147,8 +173,8 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 def _misfit(name: str, n_args: int) -> str | None:
     """Why an operator, kind or leaf of this name cannot have so many arguments, or None if it can."""
-    if name == "x":
-        return f"x takes no arguments, found {n_args}" if n_args else None
+    if name in LEAVES or not n_args and isinstance(name, str) and is_number(name):
+        return f"{name} takes no arguments, found {n_args}" if n_args else None
     kind = _kind(name)
     if kind is None:
         return _unknown(name, operator_table().by_name)
@@ -196,15 +222,22 @@ class _Parser:
         name, start = self.peek()
         if not name or name in "(),":
             raise self.error(f"expected x or an operator, found {_found(name)}", start)
-        if depth > MAX_DEPTH or depth == MAX_DEPTH and name != "x":
+        is_leaf = name in INPUTS or bool(_NUMBER.match(name))
+        if depth > MAX_DEPTH or depth == MAX_DEPTH and not is_leaf and name != WILDCARD:
             raise self.error(f"nested deeper than the {MAX_DEPTH} levels allowed", start)
         self.position = start + len(name)
-        if name == "x":
-            return Tree("x")
+        if is_leaf:
+            return self.leaf(name, start)
+        if name == WILDCARD:
+            if self.schema:
+                return Tree(name)
+            raise self.error(f"{name} is any constant, which only a schema may hold; write a number, as 0.5", start)
         if self.schema and name == "n_ary":
             name = "n-ary"
         if name in KINDS and not self.schema:
             raise self.error(f"{name} is a kind of operator, which only a schema may name; name an operator", start)
+        if name.lower() in ("nan", "inf", "infinity") and _kind(name) is None:
+            raise self.error(f"{name} is not a finite number; write one such as 0.5", start)
         if _kind(name) is None:
             known = operator_table().by_name
             raise self.error(_unknown(name, (*KINDS, *known) if self.schema else known), start)
@@ -216,6 +249,12 @@ class _Parser:
         if reason:
             raise self.error(reason, start)
         return Tree(name, tuple(args))
+
+    def leaf(self, name: str, start: int) -> Tree:
+        try:
+            return Tree(name)
+        except InputError as error:
+            raise self.error(_clip(str(error), 120), start) from None
 
     def error(self, reason: str, position: int) -> ParseError:
         left = max(0, position - 40)

@@ -10,9 +10,17 @@ from aqx.tree import Tree
 LEAF = Tree("x")
 
 
-def trees(operators="extended", max_leaves: int = 8) -> st.SearchStrategy[Tree]:
-    """Functions over a set of operators, `x` alone among them."""
-    return _trees({name: operator_table().by_name[name].kind for name in operator_names(operators)}, max_leaves)
+def numbers() -> st.SearchStrategy[float]:
+    """What a constant may be: all that float32 holds, and more often what people write."""
+    return st.sampled_from([0.5, -1.0, 2.0, 0.25, 1.702, 0.0]) | st.floats(
+        allow_nan=False, allow_infinity=False, width=32
+    )
+
+
+def trees(operators="extended", max_leaves: int = 8, constants: bool = False) -> st.SearchStrategy[Tree]:
+    """Functions over a set of operators, `x` alone among them; with numbers for leaves too, if asked."""
+    leaves = st.just(LEAF) | numbers().map(lambda number: Tree(repr(number))) if constants else st.just(LEAF)
+    return _trees({name: operator_table().by_name[name].kind for name in operator_names(operators)}, max_leaves, leaves)
 
 
 def schemas(operators="extended", max_leaves: int = 6) -> st.SearchStrategy[Tree]:
@@ -21,7 +29,7 @@ def schemas(operators="extended", max_leaves: int = 6) -> st.SearchStrategy[Tree
     return _trees(kinds | {kind: kind for kind in KINDS} if kinds else {}, max_leaves)
 
 
-def _trees(kinds: dict, max_leaves: int) -> st.SearchStrategy[Tree]:
+def _trees(kinds: dict, max_leaves: int, leaves: st.SearchStrategy[Tree] | None = None) -> st.SearchStrategy[Tree]:
     by_kind = {kind: sorted(name for name, its in kinds.items() if its == kind) for kind in KINDS}
     sizes = {"unary": (1, 1), "binary": (2, 2), "n-ary": (1, 4)}
 
@@ -33,4 +41,4 @@ def _trees(kinds: dict, max_leaves: int) -> st.SearchStrategy[Tree]:
             ]
         )
 
-    return st.recursive(st.just(LEAF), grown, max_leaves=max_leaves)
+    return st.recursive(leaves if leaves is not None else st.just(LEAF), grown, max_leaves=max_leaves)

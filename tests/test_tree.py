@@ -168,7 +168,7 @@ def test_examples(text, size, shape):
         ("\ud800", 0, "unexpected character '\\ud800'"),
         ("relu(x)\N{PILE OF POO}", 7, "unexpected character"),
         ("__import__('os').system('true')", 0, "unknown operator '__import__'"),
-        ("relu(1)", 5, "unexpected character '1'"),
+        ("relu(-x)", 5, "unexpected character '-'"),
     ],
 )
 def test_what_does_not_parse_is_said_in_one_line_with_a_caret(text, position, reason):

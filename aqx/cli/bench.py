@@ -56,6 +56,7 @@ def build(
     schemas: tuple[str, ...],
     functions: tuple[str, ...],
     operators: str | None,
+    constants: str | None,
     sample: int | None,
     seeds: int,
     workers: int | None,
@@ -69,7 +70,8 @@ def build(
     """
     from aqx.benchmark import build_table
 
-    chosen = space_of(space or (None if schemas or functions else "act_bench"), schemas, functions, operators)
+    space = space or (None if schemas or functions else "act_bench")
+    chosen = space_of(space, schemas, functions, operators, constants)
     with progress_shown("bench build", quiet) as progress:
         report = build_table(
             open_task(task),

@@ -173,6 +173,7 @@ _FUNCTIONS = (
     click.option("--schema", "schemas", multiple=True, metavar="S", help="E.g. 'unary(unary(x))'; repeatable."),
     click.option("--fn", "functions", multiple=True, metavar="NAME", help="A single function; repeatable."),
     click.option("--operators", type=click.Choice(["paper", "aquasurf", "extended"]), help="Operators of --schema."),
+    click.option("--constants", metavar="C,…", help="What c in a --schema stands for, e.g. 0.25,0.5,2."),
     click.option("--sample", type=Count(), metavar="N", help="Only N functions, drawn at random."),
 )
 
@@ -294,7 +295,13 @@ def check_filled(db: str) -> None:
         )
 
 
-def space_of(preset: str | None, schemas: Sequence[str], functions: Sequence[str], operators: str | None) -> Space:
+def space_of(
+    preset: str | None,
+    schemas: Sequence[str],
+    functions: Sequence[str],
+    operators: str | None,
+    constants: str | None = None,
+) -> Space:
     """Return the space that one of --space, --schema and --fn stands for."""
     from aqx.space import Space
     from aqx.tree import parse
@@ -303,6 +310,9 @@ def space_of(preset: str | None, schemas: Sequence[str], functions: Sequence[str
         raise click.UsageError("give one of --space, --schema and --fn", click.get_current_context())
     if operators and not schemas:
         raise click.UsageError("--operators goes with --schema only", click.get_current_context())
+    if constants and not schemas:
+        raise click.UsageError("--constants goes with --schema only", click.get_current_context())
     if preset:
         return Space.paper() if preset == "paper" else Space.act_bench()
-    return Space([*schemas, *map(parse, functions)], operators=operators or "paper")
+    numbers = [text.strip() for text in constants.split(",") if text.strip()] if constants else []
+    return Space([*schemas, *map(parse, functions)], operators=operators or "paper", constants=numbers)

@@ -100,6 +100,7 @@ def remove(db: str, name: str | None, task: str | None, yes: bool, results: bool
     examples=[
         "aqx enumerate found.duckdb --space act_bench",
         "aqx enumerate found.duckdb --schema 'binary(unary(x),x)' --operators extended",
+        "aqx enumerate found.duckdb --schema 'mul(c,unary(mul(c,x)))' --constants 0.5,1,2",
         "aqx enumerate found.duckdb --space paper --sample 10000",
     ],
 )
@@ -116,6 +117,7 @@ def enumerate_(
     schemas: tuple[str, ...],
     functions: tuple[str, ...],
     operators: str | None,
+    constants: str | None,
     sample: int | None,
     seed: int,
     points: int | None,
@@ -130,7 +132,7 @@ def enumerate_(
     from aqx.enumeration import enumerate_space
     from aqx.store import Database
 
-    chosen = space_of(space, schemas, functions, operators)
+    chosen = space_of(space, schemas, functions, operators, constants)
     with progress_shown("enumerate", quiet) as progress:
         report = enumerate_space(
             Database(db, create=True),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aqx.constants import is_number
 from aqx.evaluation import Batch, Family
 from aqx.tree import Tree, parse_schema
 
@@ -66,8 +67,12 @@ def _tree_pieces(size: int, trees: Sequence[Tree], most: int) -> Iterator[Piece]
             by_shape.setdefault(tree.shape, []).append(tree)
         parts = tuple((Batch.of_trees(some), list(map(str, some))) for some in by_shape.values())
         families = (
-            Family(parse_schema(shape), tuple(sorted(batch.operators_used)))
-            for shape, (batch, _) in zip(by_shape, parts, strict=True)
+            Family(
+                parse_schema(shape),
+                tuple(sorted(batch.operators_used)),
+                tuple(sorted({leaf for tree in some for leaf in tree.leaves if is_number(leaf)})),
+            )
+            for (shape, some), (batch, _) in zip(by_shape.items(), parts, strict=True)
         )
         yield Piece(size, parts, dict.fromkeys(families, (0, 0)))
 

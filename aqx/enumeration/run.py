@@ -20,11 +20,11 @@ from aqx.enumeration.points import points_of
 from aqx.errors import InputError
 from aqx.evaluation import METHOD, Family, evaluate, fingerprints, finite_at, operator_behaviours
 from aqx.evaluation.class_ids import class_keys
-from aqx.operators import KINDS, operator_table
+from aqx.operators import operator_table
 from aqx.space import Space
 from aqx.store import functions as store
 from aqx.store.connection import Database
-from aqx.tree import Tree, parse_schema
+from aqx.tree import Tree
 
 PIECE = 1 << 17  # functions stored in one transaction, at most
 PIECE_VALUES = 1 << 27  # and outputs, at most: 512 MiB
@@ -85,7 +85,7 @@ def enumerate_space(
     started = time.perf_counter()
     x = points_of(db, points, sampling)
     families, trees = _functions_of(space, sample, seed)
-    used = {name for schema in space.schemas for name in Family(schema, space.operators).operators_used}
+    used = {name for schema in space.schemas for name in _family(schema, space).operators_used}
     store.check_operators(db, METHOD, operator_behaviours(sorted(used)))
     stored = store.enumerated(db)
     run = _Run(db, x, _Disjoint(stored))
@@ -108,13 +108,13 @@ def _functions_of(space: Space, sample: int | None, seed: int) -> tuple[list[Fam
         raise InputError(f"space has {space.size:,} functions, more than can be enumerated; give sample=N to draw some")
     schemas = dict.fromkeys(space.schemas)
     return (
-        [Family(schema, space.operators) for schema in schemas if not _is_function(schema)],
-        [schema for schema in schemas if _is_function(schema)],
+        [_family(schema, space) for schema in schemas if not schema.is_function],
+        [schema for schema in schemas if schema.is_function],
     )
 
 
-def _is_function(schema: Tree) -> bool:
-    return not any(node.name in KINDS for node in schema.nodes)
+def _family(schema: Tree, space: Space) -> Family:
+    return Family(schema, space.operators, space.constants)
 
 
 class _Run:
@@ -230,10 +230,10 @@ class _Disjoint:
         self._families: dict[tuple[str, str], Family] = {}
         self._found: dict[tuple[Family, Family], bool] = {}
         for schema, operators in stored:
-            names = tuple(filter(None, operators.removeprefix(_SOME).split(",")))
+            family = Family.of_key(schema, operators.removeprefix(_SOME))
             # One that needs an operator which is not registered here stays unknown, and is looked into.
-            if operator_table().by_name.keys() >= {*names}:
-                self._families[schema, operators] = Family(parse_schema(schema), names)
+            if operator_table().by_name.keys() >= {*family.operators}:
+                self._families[schema, operators] = family
 
     def from_all(self, spans: Mapping[Family, tuple[int, int]]) -> set[tuple[str, str]]:
         """Return the families that have nothing in common with those of a piece, except as its own spans say."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
+from aqx.constants import is_number
 from aqx.errors import InputError
 from aqx.operators import KINDS, operator_table
-from aqx.tree import Tree
+from aqx.tree import WILDCARD, Tree, parse_schema
 
 # Functions of a shape are numbered by an axis for each argument, and NumPy's arrays have at most 64 axes.
 MAX_ARGUMENTS = 32
@@ -29,9 +30,10 @@ class Batch:
     """K functions of one shape; every distinct argument stands once, however many functions take it.
 
     Attributes:
-        operators: the names that opcodes stand for; none for the leaf `x`.
+        operators: the names that opcodes stand for; none for a leaf.
         opcodes: the root operator of each function [K].
         args: for each argument, the batch of distinct functions, and which of them each function takes [K].
+        numbers: what K leaves are that are constants [K]; None for the leaf `x` and for operators.
         memo: what was computed of a batch that is an argument in many others; None where nothing is kept.
     """
 
@@ -39,6 +41,7 @@ class Batch:
     opcodes: Int[np.ndarray, " K"]
     args: tuple[tuple[Batch, Int[np.ndarray, " K"]], ...] = ()
     memo: dict[Hashable, Any] | None = None
+    numbers: Float[np.ndarray, " K"] | None = None
 
     def __len__(self) -> int:
         return len(self.opcodes)
@@ -58,7 +61,9 @@ class Batch:
             InputError: an operator has more than 32 arguments.
         """
         _check_arguments(trees[0])
-        operators = tuple(sorted({tree.name for tree in trees if tree.args}))
+        if not trees[0].args:
+            return cls._of_leaves([tree.name for tree in trees])
+        operators = tuple(sorted({tree.name for tree in trees}))
         opcode_of = {name: opcode for opcode, name in enumerate(operators)}
         args = []
         for at in range(len(trees[0].args)):
@@ -66,7 +71,13 @@ class Batch:
             row_of = {name: row for row, name in enumerate(distinct)}
             rows = np.array([row_of[str(tree.args[at])] for tree in trees], np.int64)
             args.append((cls.of_trees(list(distinct.values())), rows))
-        return cls(operators, np.array([opcode_of.get(tree.name, 0) for tree in trees], np.int64), tuple(args))
+        return cls(operators, np.array([opcode_of[tree.name] for tree in trees], np.int64), tuple(args))
+
+    @classmethod
+    def _of_leaves(cls, names: Sequence[str]) -> Batch:
+        """The batch of leaves that are all `x`, or all constants."""
+        numbers = np.array([float(name) for name in names]) if is_number(names[0]) else None
+        return cls((), np.zeros(len(names), np.int64), numbers=numbers)
 
     @property
     def operators_used(self) -> set[str]:
@@ -82,7 +93,8 @@ class Batch:
             else:
                 needed, renumbered = np.unique(taken[rows], return_inverse=True)
                 args.append((arg.take(needed), renumbered))
-        return Batch(self.operators, self.opcodes[rows], tuple(args))
+        numbers = None if self.numbers is None else self.numbers[rows]
+        return Batch(self.operators, self.opcodes[rows], tuple(args), numbers=numbers)
 
     def kept(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return what the memo has under a key, after computing it where it must be."""
@@ -99,11 +111,13 @@ class Family:
     """All functions of one schema over a list of operators, numbered with the root operator as the first digit.
 
     The index of a function is ((root · n₁) + i₁) · n₂ + i₂ …, where iₖ < nₖ is the index of its k-th argument. The
-    operators at a node are numbered alphabetically, so that the order of indices is the order of names.
+    operators at a node are numbered alphabetically, and so are constants, so that the order of indices is the order of
+    names.
 
     Attributes:
-        schema: a tree in which kinds may stand for operators.
+        schema: a tree in which kinds may stand for operators, and "c" for constants.
         operators: the names that kinds stand for.
+        constants: the texts of the numbers that "c" stands for.
 
     Example:
         >>> from aqx.evaluation import Family
@@ -115,10 +129,11 @@ class Family:
 
     schema: Tree
     operators: tuple[str, ...]
+    constants: tuple[str, ...] = ()
 
     @functools.cached_property
     def choices(self) -> tuple[str, ...]:
-        """The operators that may stand at the root; empty for the leaf `x`."""
+        """The operators that may stand at the root; empty for a leaf."""
         if not self.schema.args:
             return ()
         if self.schema.name not in KINDS:
@@ -127,15 +142,22 @@ class Family:
         return tuple(sorted(name for name in self.operators if table[name].kind == self.schema.name))
 
     @functools.cached_property
+    def leaves(self) -> tuple[str, ...]:
+        """What may stand at a family that is a leaf; empty for one that is not."""
+        if self.schema.args:
+            return ()
+        return tuple(sorted(self.constants)) if self.schema.name == WILDCARD else (self.schema.name,)
+
+    @functools.cached_property
     def args(self) -> tuple[Family, ...]:
         """The families of the root's arguments."""
-        return tuple(Family(arg, self.operators) for arg in self.schema.args)
+        return tuple(Family(arg, self.operators, self.constants) for arg in self.schema.args)
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """The radices of the index: the number of root operators, then the size of each argument's family."""
         _check_arguments(self.schema)
-        return (len(self.choices), *(arg.size for arg in self.args)) if self.schema.args else ()
+        return (len(self.choices), *(arg.size for arg in self.args)) if self.schema.args else (len(self.leaves),)
 
     @functools.cached_property
     def size(self) -> int:
@@ -149,13 +171,24 @@ class Family:
 
     @functools.cached_property
     def key(self) -> tuple[str, str]:
-        """The schema and the operators as text: what a database calls this family."""
-        return str(self.schema), ",".join(self.operators_used)
+        """The schema, and the constants and operators as text: what a database calls this family."""
+        constants = sorted(self.constants) if WILDCARD in self.schema.leaves else ()
+        return str(self.schema), ",".join((*constants, *self.operators_used))
+
+    @classmethod
+    def of_key(cls, schema: str, listed: str) -> Family:
+        """Return the family that a database calls so."""
+        names = [name for name in listed.split(",") if name]
+        return cls(
+            parse_schema(schema),
+            tuple(name for name in names if not is_number(name)),
+            tuple(name for name in names if is_number(name)),
+        )
 
     def overlaps(self, other: Family) -> bool:
         """Whether some function belongs to both families."""
         if not self.schema.args or not other.schema.args:
-            return self.schema == other.schema
+            return not set(self.leaves).isdisjoint(other.leaves)
         return (
             len(self.args) == len(other.args)
             and not set(self.choices).isdisjoint(other.choices)
@@ -165,7 +198,8 @@ class Family:
     def batch(self, indices: Int[np.ndarray, " K"]) -> Batch:
         """Return the functions with these indices."""
         if not self.schema.args:
-            return Batch((), np.zeros(len(indices), np.int64))
+            numbers = np.array([float(leaf) for leaf in self.leaves if is_number(leaf)])
+            return Batch((), np.zeros(len(indices), np.int64), numbers=numbers[indices] if len(numbers) else None)
         root, *digits = np.unravel_index(indices, self.shape)
         args = []
         for arg, digit in zip(self.args, digits, strict=True):
@@ -184,7 +218,7 @@ class Family:
     def names(self, indices: Sequence[int] | Int[np.ndarray, " K"]) -> list[str]:
         """Return the names of the functions with these indices."""
         if not self.schema.args:
-            return ["x"] * len(indices)
+            return [self.leaves[index] for index in indices]
         root, *digits = np.unravel_index(np.asarray(indices, np.int64), self.shape)
         columns = []
         for arg, digit in zip(self.args, digits, strict=True):
@@ -199,7 +233,7 @@ class Family:
     def name(self, index: int) -> str:
         """Return the name of the function with this index."""
         if not self.schema.args:
-            return "x"
+            return self.leaves[index]
         names = []
         for arg in reversed(self.args):
             index, digit = divmod(index, arg.size)

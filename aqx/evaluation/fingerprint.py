@@ -82,8 +82,9 @@ def fingerprints(batch: Batch) -> Fingerprints:
     points = probe_points()
     with on_host(float64=True):
         if not batch.args:
-            found = _fingerprint(np.broadcast_to(points, (16, len(points))), points)
-            ids, constant, affine = (np.asarray(part)[:1].repeat(len(batch), axis=0) for part in found)
+            distinct, which = _distinct_values(batch, points)
+            padded = np.concatenate([distinct, np.broadcast_to(distinct[:1], (-len(distinct) % 16, len(points)))])
+            ids, constant, affine = (np.asarray(part)[which] for part in _fingerprint(padded, points))
             return Fingerprints(ids, constant, affine)
         opcodes, args, which = _distinct_applications(batch, points)
         ids = np.empty((len(opcodes), 2), np.uint64)
@@ -125,6 +126,8 @@ def _distinct_values(
     batch: Batch, points: Float[np.ndarray, " P"]
 ) -> tuple[Float[np.ndarray, "U P"], Int[np.ndarray, " K"]]:
     """Return the distinct rows of values [U, P] among a batch's functions, and which each function has [K]."""
+    if batch.numbers is not None:
+        return _unique_rows(np.repeat(batch.numbers[:, None], len(points), axis=1))
     if not batch.args:
         return points[None], np.zeros(len(batch), np.int64)
     opcodes, args, which = _distinct_applications(batch, points)

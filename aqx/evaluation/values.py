@@ -49,7 +49,7 @@ def evaluate(
                [3., 2.]])
     """
     with on_host(float64=points.dtype == np.float64):
-        return _evaluate(batch, points, value, out)
+        return _evaluate(batch, points, np.ones_like(points), value, out)
 
 
 def evaluate_family(
@@ -85,7 +85,8 @@ def _family_program(family: Family, operators: tuple[Operator, ...]) -> Callable
 
     def values(family: Family, points: Float[Array, " P"]) -> Float[Array, "size P"]:
         if not family.schema.args:
-            return points[None]
+            rows = [points if leaf == "x" else jnp.full_like(points, float(leaf)) for leaf in family.leaves]
+            return jnp.stack(rows)
         # The barrier has each argument computed once: without it XLA would repeat it in every loop that takes it.
         args = [jax.lax.optimization_barrier(values(arg, points)) for arg in family.args]
         spread = [jnp.expand_dims(arg, [j for j in range(len(args)) if j != i]) for i, arg in enumerate(args)]
@@ -111,20 +112,26 @@ def finite_at(batch: Batch) -> FiniteAt:
     backward pass.
     """
     values_and_derivatives = np.array([0, -20, 20, 1, 1, 1], np.float32)
+    of_constants = np.array([1, 1, 1, 0, 0, 0], np.float32)
     with on_host(float64=False):
-        finite = np.isfinite(_evaluate(batch, values_and_derivatives, _value_and_derivative))
+        finite = np.isfinite(_evaluate(batch, values_and_derivatives, of_constants, _value_and_derivative))
     return FiniteAt(finite[:, 0], finite[:, 1] & finite[:, 2], finite[:, 3])
 
 
 def _evaluate(
-    batch: Batch, leaf: Float[np.ndarray, " P"], rule: Rule, out: Float[np.ndarray, "K P"] | None = None
+    batch: Batch,
+    leaf: Float[np.ndarray, " P"],
+    one: Float[np.ndarray, " P"],
+    rule: Rule,
+    out: Float[np.ndarray, "K P"] | None = None,
 ) -> Float[np.ndarray, "K P"]:
+    """What a rule makes of functions, given what it takes for the leaves `x` and `1.0`."""
     values = np.empty((len(batch), len(leaf)), leaf.dtype) if out is None else out
     if not batch.args or not len(batch):
-        values[:] = leaf
+        values[:] = leaf if batch.numbers is None else batch.numbers[:, None] * one
         return values
     what = rule, leaf.dtype, leaf.tobytes()
-    args = [(arg.kept(what, functools.partial(_evaluate, arg, leaf, rule)), taken) for arg, taken in batch.args]
+    args = [(arg.kept(what, functools.partial(_evaluate, arg, leaf, one, rule)), taken) for arg, taken in batch.args]
     apply(batch.operators, batch.opcodes, args, rule, values)
     return values
 

@@ -12,7 +12,7 @@ from typing import Literal
 SUM, PRODUCT, POWER, ATOM = range(4)  # how tightly a text holds together
 Form = str | tuple[int, str]  # a form without a number is an atom
 Language = Literal["numpy", "jax", "torch", "keras", "formula", "latex"]
-_LIB = {"numpy": "np", "jax": "jnp", "torch": "torch", "keras": "ops"}  # the framework's module in its source
+LIBRARIES = {"numpy": "np", "jax": "jnp", "torch": "torch", "keras": "ops"}  # the framework's module in its source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Forms:
         own: Form | None = getattr(self, language)
         form = self.code if own is None else own
         level, template = form if isinstance(form, tuple) else (ATOM, form)
-        return level, template.replace("{lib}", _LIB.get(language, ""))
+        return level, template.replace("{lib}", LIBRARIES.get(language, ""))
 
 
 def _of(name: str, argument: str = "{0}") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aqx.export.forms import FORMS
+from aqx.export.forms import FORMS, PRODUCT, SUM
 from aqx.export.writer import Text, Writer
 from aqx.tree import Tree, parse
 
@@ -57,6 +57,9 @@ class _FormulaWriter(Writer):
 
     longest = 12  # argument that is written twice
 
+    def number(self, text: str) -> Text:
+        return super().number(text.removesuffix(".0").replace("-", "−"))
+
     def operation(self, tree: Tree, args: list[Text]) -> Text:
         if tree.name not in FORMS:
             return self.text(self.call(tree.name, args))
@@ -79,6 +82,19 @@ class _LatexText(Text):
 class _LatexWriter(_FormulaWriter):
     text = _LatexText
     longest = 24
+
+    def number(self, text: str) -> Text:
+        digits, _, exponent = text.removesuffix(".0").partition("e")
+        if not exponent:
+            return Writer.number(self, digits)
+        return self.text(rf"{digits} \cdot 10^{{{int(exponent)}}}", SUM if digits.startswith("-") else PRODUCT)
+
+    def fill(self, name: str, *args: Text) -> Text:
+        # Two numbers with nothing between them would be one.
+        filled = super().fill(name, *args)
+        if len(args) > 1 and args[1].text[0].isdigit():
+            return self.text(filled.text.replace(rf" \, {args[1].text}", rf" \cdot {args[1].text}"), filled.level)
+        return filled
 
     def call(self, name: str, args: list[Text]) -> str:
         upright = name.replace("_", r"\_")

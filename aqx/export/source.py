@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from aqx.constants import is_number
 from aqx.errors import InputError
 from aqx.export.extract import Library
-from aqx.export.forms import Language
+from aqx.export.forms import FORMS, LIBRARIES, Language
 from aqx.export.formula import formula, latex
 from aqx.export.writer import Text, Writer
 from aqx.tree import Tree, parse
@@ -175,7 +176,21 @@ class _BodyWriter(Writer):
     def whole(self, tree: Tree, text: Text) -> Text:
         return self.named(text) if tree in self.shared and not text.text.isidentifier() else text
 
+    def number(self, text: str) -> Text:
+        # A framework's functions take arrays, and values keep the dtype of x.
+        dtype = ", jnp.result_type(x, float)" if self.language == "jax" else ""
+        return Text(f"{LIBRARIES[self.language]}.full_like(x, {text}{dtype})")
+
     def operation(self, tree: Tree, args: list[Text]) -> Text:
+        numbers = [is_number(arg.name) for arg in tree.args]
+        # Beside an array, an operator of Python's takes a number as it is.
+        if (
+            sum(numbers) == 1 < len(args)
+            and tree.name in FORMS
+            and "(" not in FORMS[tree.name].written_in(self.language)[1]
+        ):
+            at = numbers.index(True)
+            args[at] = super().number(tree.args[at].name)
         return super().operation(tree, [self.short(arg, len(args)) for arg in args])
 
     def part(self, text: Text) -> Text:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aqx.constants import is_number
 from aqx.errors import UnsupportedError
-from aqx.export.forms import ATOM, FORMS, Language
+from aqx.export.forms import ATOM, FORMS, SUM, Language
 from aqx.operators import operator_table
 from aqx.tree import Tree
 
@@ -41,10 +42,14 @@ class Writer:
             UnsupportedError: an operator has no row of forms, as a user's own has none.
         """
         if not tree.args:
-            return self.text(tree.name)
+            return self.number(tree.name) if is_number(tree.name) else self.text(tree.name)
         if tree not in self._written:
             self._written[tree] = self.whole(tree, self.operation(tree, [self.write(arg) for arg in tree.args]))
         return self._written[tree]
+
+    def number(self, text: str) -> Text:
+        """Return the text of a constant."""
+        return self.text(text, SUM if text[0] in "-−" else ATOM)
 
     def operation(self, tree: Tree, args: list[Text]) -> Text:
         """Return the text of an operator with its arguments."""

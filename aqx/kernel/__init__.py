@@ -7,7 +7,8 @@ an axis of its grid. See `form_in_use` for when.
 """
 
 from aqx.kernel.form import FORMS, forced, form_in_use, reason
+from aqx.kernel.jets import VALUE, variables_of, walk
 from aqx.kernel.primitive import apply
 from aqx.kernel.switch import derivatives
 
-__all__ = ["FORMS", "apply", "derivatives", "forced", "form_in_use", "reason"]
+__all__ = ["FORMS", "VALUE", "apply", "derivatives", "forced", "form_in_use", "reason", "variables_of", "walk"]

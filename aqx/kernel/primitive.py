@@ -9,6 +9,7 @@ else a switch per node.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from aqx.kernel.form import form_in_use, has_kernel
-from aqx.kernel.switch import derivatives
+from aqx.kernel.jets import FIRST_CONSTANT, VALUE, Partials, plus, variables_of, with_more
+from aqx.kernel.switch import derivatives, sum_of
 from aqx.operators import OperatorTable
 from aqx.tree import Tree
 
@@ -36,15 +38,17 @@ class Program:
     Attributes:
         schema: its shape.
         table: the operators.
-        normalized: whether its constants are an operand.
+        normalized: whether the constants of its normalization are an operand.
+        arrays: the variables that are given as arrays, x first; the others are numbers, an operand if there are any.
         interpret: whether Pallas' interpreter runs the kernel.
-        axis: of x, the one along which K functions lie; None for one function.
-        shared: whether K functions get one x; the values then have a leading axis K.
+        axis: of the arrays, the one along which K functions lie; None for one function.
+        shared: whether K functions get the same arrays; the values then have a leading axis K.
     """
 
     schema: Tree
     table: OperatorTable
     normalized: bool
+    arrays: tuple[int, ...]
     interpret: bool
     axis: int | None = None
     shared: bool = False
@@ -54,13 +58,27 @@ class Program:
         """Whether the scalars of K functions are given."""
         return self.shared or self.axis is not None
 
+    @functools.cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The variables that are given as numbers."""
+        return tuple(each for each in variables_of(self.schema) if each not in self.arrays)
+
+    def split(self, operands: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The operands that are scalars (opcodes, numbers, normalization), and those that are arrays."""
+        first = len(operands) - len(self.arrays)
+        return list(operands[:first]), list(operands[first:])
+
     def scalar(self, scalars: Array, ndim: int) -> Array:
         """One number, or the numbers [K], as they broadcast with values of so many axes."""
         return scalars.reshape(scalars.shape + (1,) * (ndim - 1 - (self.axis or 0))) if self.many else scalars
 
 
 def apply(
-    schema: Tree, table: OperatorTable, opcodes: Sequence[ArrayLike], constants: Sequence[ArrayLike], x: Array
+    schema: Tree,
+    table: OperatorTable,
+    opcodes: Sequence[ArrayLike],
+    constants: Sequence[ArrayLike],
+    inputs: Sequence[ArrayLike],
 ) -> Array | None:
     """Return the values of a function with traced opcodes as one operation, or None where it takes a switch per node.
 
@@ -69,19 +87,23 @@ def apply(
         table: the operators in force.
         opcodes: one per node, in preorder.
         constants: (mean, 1 / standard deviation) of a normalized function, else nothing.
-        x: any shape and floating dtype; 16-bit floats are computed in float32.
+        inputs: for each of `variables_of(schema)` a number, or an array of x's shape; x has any shape and floating
+            dtype; 16-bit floats are computed in float32.
     """
-    form = form_in_use()
+    form, x = form_in_use(), jnp.asarray(inputs[0])
     if form == "switch" or x.dtype not in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
         return None
     if not has_kernel(schema, table):
         return None
-    program = Program(schema, table, bool(constants), form == "interpreted")
+    given = dict(zip(variables_of(schema), inputs, strict=True))
+    arrays = {v: jnp.asarray(each) for v, each in given.items() if v < FIRST_CONSTANT or jnp.ndim(each)}
+    program = Program(schema, table, bool(constants), tuple(arrays), form == "interpreted")
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     scalars = [jnp.stack([jnp.asarray(opcode, jnp.int32) for opcode in opcodes], axis=-1)]
-    if constants:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        scalars.append(jnp.stack([jnp.asarray(constant, wide) for constant in constants], axis=-1))
-    return values_p.bind(*_alike(*scalars, x), program=program, order=0)[0]
+    for numbers in ([given[variable] for variable in program.numbers], constants):
+        if numbers:
+            scalars.append(jnp.stack([jnp.asarray(number, wide) for number in numbers], axis=-1))
+    return values_p.bind(*_alike(*scalars, *arrays.values()), program=program, wanted=VALUE)[0]
 
 
 def _alike(*operands: Array) -> list[Array]:
@@ -94,18 +116,18 @@ def _alike(*operands: Array) -> list[Array]:
     ]
 
 
-values_p: Primitive = Primitive("aqx_values")  # *scalars, x -> values and derivatives up to an order
+values_p: Primitive = Primitive("aqx_values")  # *scalars, *arrays -> values and partial derivatives
 values_p.multiple_results = True
 
 
 # What they are
 
 
-def _values_type(*operands: Any, program: Program, order: int) -> list[Any]:
-    *scalars, x = operands
+def _values_type(*operands: Any, program: Program, wanted: Partials) -> list[Any]:
+    scalars, (x, *_) = program.split(operands)
     shape = (*scalars[0].shape[: program.shared], *x.shape)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    dtypes = [x.dtype] if order == 0 else [wide] * (order + 1)
+    dtypes = [x.dtype] if wanted == VALUE else [wide] * len(wanted)
     if not program.shared:
         return [x.update(dtype=dtype, weak_type=False) for dtype in dtypes]
     return [ShapedArray(shape, dtype) for dtype in dtypes]
@@ -125,40 +147,34 @@ values_p.def_impl(lambda *operands, **params: _compiled(values_p, tuple(params.i
 # Derivatives
 
 
-def _values_jvp(primals: Any, tangents: Any, *, program: Program, order: int) -> Any:
-    *scalars, x = primals
-    *of_scalars, tangent = tangents
-    if type(tangent) is ad.Zero:
-        values = values_p.bind(*primals, program=program, order=order)
-        out = [None] * len(values)
-    else:
-        *values, last = values_p.bind(*primals, program=program, order=order + 1)
-        slopes = [*values[1:], last]
-        values = [value.astype(x.dtype) for value in values] if order == 0 else values
-        out = [
-            (slope * tangent.astype(slope.dtype)).astype(value.dtype)
-            for value, slope in zip(values, slopes, strict=True)
-        ]
-    if program.normalized and type(of_scalars[1]) is not ad.Zero:
-        out = [
-            _plus(each, _by_constants(program, scalars[1], of_scalars[1], value, x.ndim, derivative > 0))
-            for derivative, (each, value) in enumerate(zip(out, values, strict=True))
-        ]
-    return values, [ad.Zero(jax.typeof(v)) if each is None else each for each, v in zip(out, values, strict=True)]
+def _values_jvp(primals: Any, tangents: Any, *, program: Program, wanted: Partials) -> Any:
+    (_, *scalars), (x, *_) = program.split(primals)
+    (_, *of_scalars), of_arrays = program.split(tangents)
+    along = {v: t for v, t in zip(program.arrays, of_arrays, strict=True) if type(t) is not ad.Zero}
+    if program.numbers and type(of_scalars[0]) is not ad.Zero:
+        for i, variable in enumerate(program.numbers):
+            along[variable] = program.scalar(of_scalars[0][..., i], x.ndim + program.shared)
+    more = with_more(wanted, along)
+    found = dict(zip(more, values_p.bind(*primals, program=program, wanted=more), strict=True))
+    values = [found[each].astype(x.dtype) if wanted == VALUE else found[each] for each in wanted]
+    out = []
+    for each, value in zip(wanted, values, strict=True):
+        slopes = [found[plus(each, variable)] for variable in along]
+        terms = [slope * t.astype(slope.dtype) for slope, t in zip(slopes, along.values(), strict=True)]
+        if program.normalized and type(of_scalars[-1]) is not ad.Zero:
+            terms.append(_by_constants(program, scalars[-1], of_scalars[-1], value, bool(each)))
+        out.append(sum_of(terms, value).astype(value.dtype) if terms else ad.Zero(jax.typeof(value)))
+    return values, out
 
 
-def _by_constants(program: Program, constants: Array, tangents: Array, value: Array, ndim: int, slope: bool) -> Array:
+def _by_constants(program: Program, constants: Array, tangents: Array, value: Array, slope: bool) -> Array:
     """The tangent of (f − mean) · scale, or of a derivative of it, along the constants."""
     (_, scale), (of_mean, of_scale) = (
-        [program.scalar(each[..., i], ndim) for i in range(2)] for each in (constants, tangents)
+        [program.scalar(each[..., i], value.ndim) for i in range(2)] for each in (constants, tangents)
     )
     wide = value.astype(constants.dtype)
     along = wide / scale * of_scale
     return (along if slope else along - scale * of_mean).astype(value.dtype)
-
-
-def _plus(a: Array | None, b: Array) -> Array:
-    return b if a is None else a + b
 
 
 ad.primitive_jvps[values_p] = _values_jvp
@@ -179,41 +195,60 @@ def _batched_scalars(program: Program, scalars: Sequence[Array], dims: Sequence[
     ]
 
 
-def _values_batched(operands: Any, dims: Any, *, program: Program, order: int) -> tuple[list[Array], list[int]]:
-    *scalars, x = operands
-    *of_scalars, _ = dims
-    dim: Any = dims[-1]
+def _together(arrays: Sequence[Array], dims: Sequence[int | None]) -> tuple[list[Array], int | None]:
+    """The arrays with the new axis at one place in all of them, and where; None if none has it."""
+    at = next((dim for dim in dims if dim is not None), None)
+    if at is None:
+        return list(arrays), None
+    size = next(each.shape[dim] for each, dim in zip(arrays, dims, strict=True) if dim is not None)
+    return [
+        jnp.broadcast_to(jnp.expand_dims(each, at), (*each.shape[:at], size, *each.shape[at:]))
+        if dim is None
+        else jnp.moveaxis(each, dim, at)
+        for each, dim in zip(arrays, dims, strict=True)
+    ], at
+
+
+def _values_batched(
+    operands: Any, dims: Any, *, program: Program, wanted: Partials
+) -> tuple[list[Array], list[int | None]]:
+    scalars, arrays = program.split(operands)
+    of_scalars, of_arrays = program.split(dims)
+    arrays, dim = _together(arrays, of_arrays)
     scalars = _batched_scalars(program, scalars, of_scalars)
-    bind = functools.partial(values_p.bind, order=order)
+    bind = functools.partial(values_p.bind, wanted=wanted)
     if all(each is None for each in of_scalars):
         # More elements: of one function, or for an axis of functions that may have moved.
+        assert dim is not None
         axis = None if program.axis is None else program.axis + (program.axis >= dim)
-        out = bind(*scalars, x, program=_with(program, axis=axis))
+        out = bind(*scalars, *arrays, program=_with(program, axis=axis))
         return out, [dim + program.shared] * len(out)
     size = scalars[0].shape[0]
     if not program.many:
         shared = dim is None
-        out = bind(*scalars, x, program=_with(program, axis=dim, shared=shared))
+        out = bind(*scalars, *arrays, program=_with(program, axis=dim, shared=shared))
         return out, [0 if shared else dim] * len(out)
     # An axis of functions more: both become one.
     merged = [each.reshape(-1, each.shape[-1]) for each in scalars]
     if program.shared and dim is None:
-        out = bind(*merged, x, program=program)
+        out = bind(*merged, *arrays, program=program)
         return [each.reshape(size, -1, *each.shape[1:]) for each in out], [0] * len(out)
     inner: Any = 0 if program.shared else program.axis
-    x = jnp.broadcast_to(x, (size, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
     count = len(merged[0]) // size
-    if program.shared:
-        x = jnp.broadcast_to(x[:, None], (size, count, *x.shape[1:]))
-    x = jnp.moveaxis(x, 0, inner)
-    shape = x.shape
-    x = x.reshape(*shape[:inner], size * count, *shape[inner + 2 :])
-    out = bind(*merged, x, program=_with(program, axis=inner, shared=False))
+    shape: tuple[int, ...] = ()
+    for at, x in enumerate(arrays):
+        x = jnp.broadcast_to(x, (size, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
+        if program.shared:
+            x = jnp.broadcast_to(x[:, None], (size, count, *x.shape[1:]))
+        x = jnp.moveaxis(x, 0, inner)
+        shape = x.shape
+        arrays[at] = x.reshape(*shape[:inner], size * count, *shape[inner + 2 :])
+    out = bind(*merged, *arrays, program=_with(program, axis=inner, shared=False))
     return [each.reshape(shape) for each in out], [inner] * len(out)
 
 
 def _with(program: Program, **changes: Any) -> Program:
-    return Program(**{**program.__dict__, **changes})
+    return dataclasses.replace(program, **changes)
 
 
 batching.primitive_batchers[values_p] = _values_batched
@@ -222,45 +257,51 @@ batching.primitive_batchers[values_p] = _values_batched
 # Lowering
 
 
-def _by_switch(*operands: Array, program: Program, order: int) -> list[Array]:
-    *scalars, x = operands
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+def _by_switch(*operands: Array, program: Program, wanted: Partials) -> list[Array]:
+    scalars, arrays = program.split(operands)
+    wide = jnp.promote_types(arrays[0].dtype, jnp.float32)
 
-    def one(scalars: Sequence[Array], x: Array) -> tuple[Array, ...]:
+    def one(scalars: Sequence[Array], arrays: Sequence[Array]) -> tuple[Array, ...]:
         opcodes = tuple(scalars[0][i] for i in range(program.schema.size))
-        values = derivatives(order, program.schema, program.table, opcodes, x)
+        inputs = dict(zip(program.arrays, arrays, strict=True))
+        for i, variable in enumerate(program.numbers):
+            inputs[variable] = jnp.broadcast_to(scalars[1][i], arrays[0].shape)
+        in_order = [inputs[variable] for variable in variables_of(program.schema)]
+        values = derivatives(wanted, program.schema, program.table, opcodes, in_order)
         if program.normalized:
-            mean, scale = scalars[1]
+            mean, scale = scalars[-1]
             values = ((values[0] - mean) * scale, *(value * scale for value in values[1:]))
         return values
 
     if program.many:
         axis = 0 if program.shared else program.axis
         one = jax.vmap(one, (0, None if program.shared else axis), axis)
-    values = one(scalars, x.astype(wide))
-    return [values[0].astype(x.dtype)] if order == 0 else list(values)
+    values = one(scalars, [each.astype(wide) for each in arrays])
+    return [values[0].astype(arrays[0].dtype)] if wanted == VALUE else list(values)
 
 
-def _by_kernel(*operands: Array, program: Program, order: int) -> list[Array]:
+def _by_kernel(*operands: Array, program: Program, wanted: Partials) -> list[Array]:
     from aqx.kernel.triton import call
 
-    opcodes, *constants, x = operands
+    (opcodes, *scalars), arrays = program.split(operands)
     return call(
         program.schema,
         program.table,
         opcodes,
-        constants[0] if constants else None,
-        x,
-        order=order,
+        scalars.pop() if program.normalized else None,
+        dict(zip(program.arrays, arrays, strict=True)),
+        program.numbers,
+        scalars.pop() if program.numbers else None,
+        wanted=wanted,
         axis=program.axis,
         shared=program.shared,
         interpret=program.interpret,
     )
 
 
-def _lower(ctx: Any, *operands: Any, program: Program, order: int, on_cuda: bool = False) -> Any:
+def _lower(ctx: Any, *operands: Any, program: Program, wanted: Partials, on_cuda: bool = False) -> Any:
     use_kernel = program.interpret or (on_cuda and not _is_partitioned(ctx))
-    form = functools.partial(_by_kernel if use_kernel else _by_switch, program=program, order=order)
+    form = functools.partial(_by_kernel if use_kernel else _by_switch, program=program, wanted=wanted)
     with warnings.catch_warnings():
         # Pallas warns that it will drop Triton; then `form_in_use` says "switch".
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array
 
+from aqx.kernel.jets import VALUE, Jet, Partials, expected, of_leaf, of_node, walk
 from aqx.kernel.portable import choose
 from aqx.kernel.switch import apply_operator
 from aqx.operators import Kind, OperatorTable
@@ -26,40 +27,35 @@ WARPS = 4
 ELEMENTS_PER_WARP = ELEMENTS // WARPS  # fewer warps where an array has fewer elements than a program takes
 
 
-def _jet(function: Callable[..., Array], order: int, *jets: Sequence[Array]) -> tuple[Array, ...]:
-    """Derivatives along x, up to an order, of a function of arguments whose derivatives are known."""
-    if order == 0:
-        return (function(*(jet[0] for jet in jets)),)
-    lower = functools.partial(_jet, function, order - 1)
-    values, slopes = jax.jvp(lower, tuple(jet[:-1] for jet in jets), tuple(jet[1:] for jet in jets))
-    return (*values, slopes[-1])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _node(table: OperatorTable, kind: Kind, opcode: Array, *jets: tuple[Array, ...]) -> list[Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _node(wanted: Partials, table: OperatorTable, kind: Kind, opcode: Array, *jets: Jet) -> Jet:
     """Value and derivatives of the operator of an opcode, by log₂ n tests; jitted, so that it is traced once."""
     programs = [
-        jax.make_jaxpr(functools.partial(_jet, functools.partial(apply_operator, operator), len(jets[0]) - 1))(*jets)
+        jax.make_jaxpr(functools.partial(of_node, functools.partial(apply_operator, operator), wanted))(*jets)
         for operator in table.by_kind[kind]
     ]
-    return choose(jnp.clip(opcode, 0, len(programs) - 1), programs, jax.tree.leaves(jets))
+    found = choose(jnp.clip(opcode, 0, len(programs) - 1), programs, jax.tree.leaves(jets))
+    return jax.tree.unflatten(jax.tree.structure(dict.fromkeys(wanted, 0)), found)
 
 
-def _tree(schema: Tree, table: OperatorTable, opcode_at: Callable[[int], Array], start: int, x: Any) -> Any:
-    """Value and derivatives of a tree whose opcodes, in preorder, begin at an index.
+def _tree(
+    wanted: Partials,
+    schema: Tree,
+    table: OperatorTable,
+    opcode_at: Callable[[int], Array],
+    value_of: Callable[[int], Array],
+) -> Jet:
+    """Value and derivatives of a tree.
 
     Every node is a switch of its own. One switch in a loop over nodes that are alike compiles no faster, and is no
     quicker even where the compiler can be kept from moving what all its branches have in common out of the loop; where
     it cannot, it takes eight times as long (measured on an H100).
     """
-    if not schema.args:
-        return x
-    values, at = [], start + 1
-    for arg in schema.args:
-        values.append(_tree(arg, table, opcode_at, at, x))
-        at += arg.size
-    kind: Kind = schema.name  # type: ignore[assignment]
-    return tuple(_node(table, kind, opcode_at(start), *values))
+
+    def node(index: int, kind: Kind, *jets: Jet) -> Jet:
+        return _node(expected(wanted, *jets), table, kind, opcode_at(index), *jets)
+
+    return walk(schema, node, lambda variable: of_leaf(variable, value_of(variable), wanted))
 
 
 def _power_of_two(n: int) -> int:
@@ -71,26 +67,31 @@ def call(
     table: OperatorTable,
     opcodes: Array,
     constants: Array | None,
-    x: Array,
+    arrays: Mapping[int, Array],
+    variables: Sequence[int] = (),
+    numbers: Array | None = None,
     *,
-    order: int = 0,
+    wanted: Partials = VALUE,
     axis: int | None = None,
     shared: bool = False,
     interpret: bool = False,
 ) -> list[Array]:
-    """Return f(x), f′(x), … up to an order, by one kernel.
+    """Return values and partial derivatives by one kernel.
 
     Args:
         schema: the shape of the function.
         table: its operators.
         opcodes: [nodes], or [K, nodes] for K functions.
         constants: (mean, scale) of a normalized function, [2] or [K, 2]; None where it is not.
-        x: any shape and floating dtype; 16-bit floats are computed in float32.
-        order: of the last derivative.
-        axis: of x, the one of the K functions.
-        shared: whether K functions get the same x; the values then have a leading axis K.
+        arrays: by variable, x first; of one shape and floating dtypes; 16-bit floats are computed in float32.
+        variables: those that are numbers.
+        numbers: what they are, [variables] or [K, variables].
+        wanted: the partial derivatives, with all simpler ones, the value first.
+        axis: of the arrays, the one of the K functions.
+        shared: whether K functions get the same arrays; the values then have a leading axis K.
         interpret: whether to run Pallas' interpreter in place of a GPU.
     """
+    x = next(iter(arrays.values()))
     wide = jnp.promote_types(x.dtype, jnp.float32)
     shape = (len(opcodes), *x.shape) if shared else x.shape
     many = shared or axis is not None
@@ -121,23 +122,25 @@ def call(
         return functools.reduce(jnp.logical_and, inside) if inside else None
 
     operands = [opcodes.reshape(count, -1)]
-    specs = [scalars(operands[0].shape[1])]
-    if constants is not None:
-        operands.append(constants.reshape(count, 2))
-        specs.append(scalars(2))
-    operands.append(x.reshape(before, 1 if shared else count, after))
-    specs.append(block(not shared))
-    results = [x.dtype] if order == 0 else [wide] * (order + 1)
+    operands += [each.reshape(count, -1) for each in (numbers, constants) if each is not None]
+    specs = [scalars(each.shape[1]) for each in operands]
+    first = len(operands)
+    operands += [each.reshape(before, 1 if shared else count, after) for each in arrays.values()]
+    specs += [block(not shared)] * len(arrays)
+    results = [x.dtype] if wanted == VALUE else [wide] * len(wanted)
 
     def kernel(*refs: Any) -> None:
         ins, outs = refs[: len(operands)], refs[len(operands) :]
         inside = mask()
         load = functools.partial(plt.load, mask=inside, other=None if inside is None else 0)
-        here = load(ins[-1]).astype(wide)
-        jet = (here, jnp.ones_like(here), *[jnp.zeros_like(here)] * (order - 1))[: order + 1]
-        values = _tree(schema, table, lambda i: ins[0][i], 0, jet)
+        here = {variable: load(ref).astype(wide) for variable, ref in zip(arrays, ins[first:], strict=True)}
+        for i, variable in enumerate(variables):
+            here[variable] = jnp.broadcast_to(ins[1][i].astype(wide), tile)
+        jet = _tree(wanted, schema, table, lambda i: ins[0][i], lambda variable: here[variable])
+        values = [jet[each] if each in jet else jnp.zeros(tile, wide) for each in wanted]
         if constants is not None:
-            values = [(values[0] - ins[1][0]) * ins[1][1], *(value * ins[1][1] for value in values[1:])]
+            mean, scale = ins[first - 1][0], ins[first - 1][1]
+            values = [(values[0] - mean) * scale, *(value * scale for value in values[1:])]
         for ref, value in zip(outs, values, strict=True):
             plt.store(ref, value.astype(ref.dtype), mask=inside)
 
@@ -151,7 +154,7 @@ def call(
         out_shape=[_like(x, (before, count, after), dtype) for dtype in results],
         interpret=interpret,
         compiler_params=None if interpret else plt.CompilerParams(num_warps=_warps(before_tile * after_tile)),
-        name=f"aqx_values_{order}",
+        name=f"aqx_values_{len(wanted[-1])}",
     )(*operands)
     return [value.reshape(shape) for value in values]
 

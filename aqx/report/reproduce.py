@@ -47,9 +47,12 @@ def _enumerations(results: Ledger, db: str) -> list[str]:
         if families <= stored:
             lines.append(f"aqx enumerate {db} --space {name}")
             stored -= families
-    for schema, operators in sorted(stored):
+    for schema, listed in sorted(stored):
+        family = Family.of_key(schema, listed)
+        operators = ",".join(family.operators_used)
         sets = [name for name in SETS if _operators(schema, name) == operators]
         chosen = f" --operators {sets[0]}" if sets and sets[0] != "paper" else ""
+        chosen += f" --constants {','.join(family.constants)}" if family.constants else ""
         lines.append(
             f"aqx enumerate {db} --schema {shlex.quote(schema)}{chosen}" + ("" if sets else "  # other operators")
         )

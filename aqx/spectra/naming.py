@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from aqx.activation import Activation, activation
+from aqx.constants import WRITTEN, numbers_of
 from aqx.operators import OperatorTable, operator_table
-from aqx.tree import Tree, parse_schema
+from aqx.tree import WILDCARD, Tree, parse_schema
 
 _OPERATOR = re.compile(r"[^(),]+(?=\()")
 
@@ -41,8 +42,9 @@ class Namer:
         try:
             shape = _OPERATOR.sub(lambda match: self._kinds[match[0]], name)
             opcodes = tuple([self._opcodes[operator] for operator in operators])
+            shape = WRITTEN.sub(WILDCARD, shape)
         except KeyError:
             return activation(name)
         if shape not in self._schemas:
             self._schemas[shape] = parse_schema(shape)
-        return Activation(self._schemas[shape], self._table, opcodes)
+        return Activation(self._schemas[shape], self._table, opcodes, (), numbers_of(name))

@@ -294,7 +294,15 @@ def test_the_theme_can_be_switched(opened: Open):
 
 
 @pytest.mark.parametrize(
-    "name", ["x", "max(relu(x),cosh(elu(x)))", "sum_n(x,erf(x),bessel_i1e(x))", "pow(square(x),sigmoid(x))", "min_n(x)"]
+    "name",
+    [
+        "x",
+        "max(relu(x),cosh(elu(x)))",
+        "sum_n(x,erf(x),bessel_i1e(x))",
+        "pow(square(x),sigmoid(x))",
+        "min_n(x)",
+        "max(mul(-0.5,x),1e-05)",
+    ],
 )
 def test_curves_in_the_page_are_the_functions(wide: Seen, name: str):
     points = np.linspace(-4, 4, 33)

@@ -3,11 +3,14 @@ const OPERATORS = {{operators}};
 
 // "max(relu(x),x)" → a function of a number; null for what is not known here, such as an operator of the user's own.
 function compiled(name) {
-  const tokens = name.match(/[A-Za-z_][A-Za-z0-9_]*|[(),]/g) || [];
+  const tokens = name.match(/[A-Za-z_][A-Za-z0-9_]*|-?[0-9][-+.0-9e]*|[(),]/g) || [];
   let at = 0;
   function tree() {
     const word = tokens[at++];
-    if (tokens[at] !== "(") return word === "x" ? x => x : null;
+    if (tokens[at] !== "(") {
+      const number = Number(word);
+      return word === "x" ? x => x : Number.isNaN(number) ? null : () => number;
+    }
     const operator = Object.hasOwn(OPERATORS, word) ? OPERATORS[word] : null, inner = [];
     do { at++; inner.push(tree()); } while (tokens[at] === ",");
     at++;
