@@ -305,6 +305,8 @@ def _noting(out: Any, note: Callable[[], None]) -> Any:
 def _why_not(kind: str) -> str:
     if "Norm" in kind:
         return f"{kind} scales and shifts, which is not Kronecker"
+    if kind == "Act":
+        return "learnt constants of an activation are not Kronecker"
     if kind == "PReLU":
         return "a learned slope is not Kronecker"
     return f"aqx knows no Kronecker form of {kind}"
