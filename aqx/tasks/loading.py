@@ -25,14 +25,22 @@ ON_DOWNLOADS = {
     for model in ("all-cnn-c", "resnet56", "mobilevit", "vit")
 }
 
+# Tasks on files of this machine: modules whose `built_in(name)` returns them. Their own name says which data it is.
+ON_FILES = {
+    "text": "aqx.tasks.builtin.text",
+    "fashion-cnn": "aqx.tasks.builtin.fashion",
+    "fashion-resnet": "aqx.tasks.builtin.fashion",
+}
 
-def builtin_tasks(*, downloads: bool = False) -> tuple[str, ...]:
+
+def builtin_tasks(*, downloads: bool = False, files: bool = False) -> tuple[str, ...]:
     """Return the names of the built-in tasks that bring their data.
 
     Args:
         downloads: also those whose data the user has to download.
+        files: also those on files of this machine, as `text` on the source of Python's own library.
     """
-    return (*BUILT_IN, *(ON_DOWNLOADS if downloads else ()))
+    return (*BUILT_IN, *(ON_DOWNLOADS if downloads else ()), *(ON_FILES if files else ()))
 
 
 def load_task(reference: str) -> Task:
@@ -59,8 +67,8 @@ def load_task(reference: str) -> Task:
     """
     if reference in BUILT_IN:
         return importlib.import_module(BUILT_IN[reference]).task
-    if reference in ON_DOWNLOADS:
-        return importlib.import_module(ON_DOWNLOADS[reference]).built_in(reference)
+    if module := (ON_DOWNLOADS | ON_FILES).get(reference):
+        return importlib.import_module(module).built_in(reference)
     path, _, name = reference.rpartition(":")
     if not path.endswith(".py"):
         path = reference if reference.endswith(".py") else ""
@@ -71,6 +79,6 @@ def load_task(reference: str) -> Task:
 
 
 def _known(reference: str) -> str:
-    names = builtin_tasks(downloads=True)
+    names = builtin_tasks(downloads=True, files=True)
     near = difflib.get_close_matches(reference, names, n=1)
     return ", ".join(names) + (f"; did you mean {near[0]}?" if near else "")
