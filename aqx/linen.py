@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import CallCompactUnboundModuleError
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from aqx.activation import Activation, learnable
 from aqx.errors import InputError
-from aqx.learnable import names_of
+from aqx.learnable import is_constant, names_of
 from aqx.tree import Tree
 
 
@@ -49,3 +54,88 @@ class Act(nn.Module):
             for name, number in zip(names_of(len(act.numbers)), act.numbers, strict=True)
         ]
         return act.applied(x, constants)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, eq=False, repr=False)
+class Learning(Activation):
+    """A function that learns its constants wherever a Linen module calls it: there it is an `Act` of that module.
+
+    So a model written for a plain activation, called in `nn.compact`, learns without a change. Elsewhere it is the
+    plain function. It is stacked, traced and pickled as any Activation.
+
+    Attributes:
+        per: as of `Act`.
+
+    Example:
+        >>> import aqx, jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> act = aqx.linen.Learning.of(aqx.activation("max(x,mul(0.5,x))"))
+        >>> variables = nn.Sequential([nn.Dense(3), lambda x: act(x)]).init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> sorted(variables["params"])
+        ['Act_0', 'layers_0']
+    """
+
+    per: str = "layer"
+
+    @classmethod
+    def of(cls, act: Activation, per: str = "layer") -> Learning:
+        """Return the function as one that learns; stacks and traced functions too."""
+        return cls(act.schema, act.table, act.opcodes, act.constants, act.numbers, per)
+
+    @property
+    def plain(self) -> Activation:
+        """The function that learns nothing."""
+        return Activation(self.schema, self.table, self.opcodes, self.constants, self.numbers)
+
+    def __call__(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Apply the function, with the constants of the module that calls it."""
+        if self.numbers:
+            try:
+                return Act(self.plain, self.per)(x)
+            except CallCompactUnboundModuleError:  # outside of any module
+                pass
+        return super().__call__(x)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+        """Return the leaves and the static part, as JAX asks."""
+        leaves, static = super().tree_flatten()
+        return leaves, (static, self.per)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, leaves: Sequence[Any]) -> Learning:
+        """Rebuild a function from whatever JAX puts in place of its leaves."""
+        return cls.of(Activation.tree_unflatten(static[0], leaves), static[1])
+
+    @cached_property
+    def _value(self) -> tuple[Any, ...]:
+        return *super()._value, self.per
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Learning.of, (self.plain, self.per)
+
+
+def with_constants(variables: Any, model: nn.Module, act: Any, *args: Any) -> Any:
+    """Return a model's variables with the constants that its function starts from, where it learns some.
+
+    Initial weights are made once for all functions; the constants differ from function to function.
+
+    Args:
+        variables: of the model with another function.
+        model: with the function.
+        act: the function.
+        args: what the model is called with.
+    """
+    if not isinstance(act, Learning) or not act.numbers:
+        return variables
+    whole = jax.tree_util.tree_flatten_with_path(model.init(jax.random.key(0), *args))
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]}
+    leaves = [known.get(jax.tree_util.keystr(path), leaf) for path, leaf in whole[0]]
+    return jax.tree.unflatten(whole[1], leaves)
+
+
+def learnt(variables: Any) -> dict[str, Array]:
+    """Return the learnt constants among a model's variables by their names, `learnt/…/c0`."""
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    paths = [([str(getattr(key, "key", key)) for key in path], leaf) for path, leaf in leaves]
+    return {"/".join(["learnt", *path[path[0] == "params" :]]): leaf for path, leaf in paths if is_constant(path)}

@@ -45,7 +45,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "surrogate": ("errors", "machine"),
     "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
     "population": ("activation", "machine"),
-    "tasks": ("lazy", "population", "losses", "objective", "duration", "writing"),
+    "tasks": ("lazy", "linen", "population", "losses", "objective", "duration", "writing"),
     "candidates": ("evaluation", "store", "surrogate"),
     "spectra": ("fisher", "tasks", "enumeration", "machine"),
     "training": ("tasks", "machine", "metrics"),

@@ -44,6 +44,11 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
     metavar="N",
     help="The N most promising candidates get Fisher spectra where they have none.",
 )
+@click.option(
+    "--learnable",
+    type=click.Choice(["layer", "channel"]),
+    help="Train with constants that are learnt, one set per layer or per channel; as --task T+layer.",
+)
 @options.quiet
 @options.as_json
 def search(
@@ -57,6 +62,7 @@ def search(
     surrogate: str | None,
     seed: int,
     spectra: int,
+    learnable: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +72,8 @@ def search(
     """
     if budget:
         check_filled(db)
-    study = open_study(db, task, surrogate, seed, accept_changed=accept_changed)
+    learning = f"{task}+{learnable}" if learnable else task
+    study = open_study(db, learning, surrogate, seed, accept_changed=accept_changed)
     with progress_shown("search", quiet) as progress:
         finished = study.search(
             budget, workers=workers, together=together, spectra=spectra, time_limit=time_limit, progress=progress

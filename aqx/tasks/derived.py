@@ -19,6 +19,7 @@ def both_ways(train: Function | None, train_many: Function | None) -> tuple[Func
 
     A copy of a task that gets another `train` would otherwise keep the `train_many` of the first.
     """
+    train, train_many = (each.train if isinstance(each, Learnably) else each for each in (train, train_many))
     own, many = (None if isinstance(each, (Alone, OneByOne)) else each for each in (train, train_many))
     return own or (many and Alone(many)), many or (own and OneByOne(own))
 
@@ -52,6 +53,22 @@ class OneByOne:
         found = [self.train(unstack(acts, row), seed) for row, seed in enumerate(members(acts, seeds))]
         names = dict.fromkeys(name for metrics in found for name, value in metrics.items() if _is_number(value))
         return {name: np.array([float(metrics.get(name, np.nan)) for metrics in found]) for name in names}
+
+
+@dataclass(frozen=True)
+class Learnably:
+    """A training, of one function or of many, whose functions learn their constants."""
+
+    train: Function
+    per: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__module__", getattr(self.train, "__module__", __name__))
+
+    def __call__(self, act: Activation, seed: Any) -> Any:
+        from aqx.linen import Learning  # brings Flax, slow to import
+
+        return self.train(Learning.of(act, self.per), seed)
 
 
 def _is_number(value: Any) -> bool:

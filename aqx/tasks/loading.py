@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+from dataclasses import replace
 
 from aqx.errors import TaskError
-from aqx.tasks.task import Task, task_in
+from aqx.tasks.task import NamedReference, Task, refer_to, task_in
 from aqx.tasks.task_file import load_file, loading
 
 BUILT_IN = {
@@ -50,6 +51,8 @@ def load_task(reference: str) -> Task:
     imported its folder comes first on the import path, as with `python file.py`. A file is imported once per process,
     and again when its content has changed.
 
+    A "+layer" or "+channel" behind it makes the same task, of that name, with constants that are learnt.
+
     Args:
         reference: the file and the name in it, or a built-in task's name.
 
@@ -65,6 +68,13 @@ def load_task(reference: str) -> Task:
         >>> load_task("mnist1d").objective
         'val_acc'
     """
+    plain, _, per = reference.rpartition("+")
+    if plain and per in ("layer", "channel"):
+        task = load_task(plain)
+        learning = replace(task, name=f"{task.name}+{per}", learnable=per)
+        path, colon, name = plain.rpartition(":")
+        anywhere = f"{os.path.abspath(os.path.expanduser(path))}:{name}" if colon else plain
+        return refer_to(learning, NamedReference(load_task, f"{anywhere}+{per}"))
     if reference in BUILT_IN:
         return importlib.import_module(BUILT_IN[reference]).task
     if module := (ON_DOWNLOADS | ON_FILES).get(reference):

@@ -18,7 +18,7 @@ from aqx.duration import checked_limit
 from aqx.errors import InputError, TaskError, one_line
 from aqx.objective import Objective
 from aqx.stopping import is_stop
-from aqx.tasks.derived import OneByOne, both_ways
+from aqx.tasks.derived import Learnably, OneByOne, both_ways
 from aqx.tasks.task_file import TaskFile, line_of, load_file, loaded_files, loading, siblings_importable
 from aqx.tree import parse
 
@@ -84,6 +84,9 @@ class Task:
             and `confirm` train in a process of their own even for one worker.
         version: of the training, kept with every result: give another one when results change. By default a digest of
             the code that the training runs.
+        learnable: "layer" or "channel" to train with learnable constants: `train` is then called with an
+            `aqx.linen.Learning`, which is an `aqx.linen.Act` in each Linen module that calls it. Functions without
+            constants are trained as they are. The built-in tasks return what was learnt among their metrics.
 
     Raises:
         TaskError: an argument has the wrong type or value.
@@ -116,6 +119,7 @@ class Task:
     init: Callable[..., Any] | None = None
     joint_loss: bool = False
     version: str | int | None = None
+    learnable: Literal["layer", "channel"] | None = None
     # Set by `refer_to`; a copy made by `dataclasses.replace` starts without it, as nothing holds that copy.
     reference: FileReference | NamedReference | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -140,14 +144,19 @@ class Task:
             raise TaskError(str(error)) from None
         object.__setattr__(self, "baselines", _canonical(self.baselines))
         object.__setattr__(self, "seed", _seed(self.seed))
+        if self.learnable not in (None, "layer", "channel"):
+            raise TaskError(f"learnable={self.learnable!r} is unknown; give 'layer', 'channel' or None")
         train, train_many = both_ways(self.train, self.train_many)
+        if self.learnable:
+            train, train_many = (each and Learnably(each, self.learnable) for each in (train, train_many))
         object.__setattr__(self, "train", train)
         object.__setattr__(self, "train_many", train_many)
 
     @property
     def trains_together(self) -> bool:
         """Whether the task has a `train_many` of its own, not one that trains the members one after another."""
-        return self.train_many is not None and not isinstance(self.train_many, OneByOne)
+        many = self.train_many.train if isinstance(self.train_many, Learnably) else self.train_many
+        return many is not None and not isinstance(many, OneByOne)
 
     @property
     def goal(self) -> Objective:
@@ -156,7 +165,8 @@ class Task:
 
     def identity(self) -> dict[str, str | int | float]:
         """Return what has to agree for stored spectra and trials to belong to this task."""
-        return {"name": self.name, "objective": self.objective, "direction": self.direction, "seed": self.seed}
+        identity = {"name": self.name, "objective": self.objective, "direction": self.direction, "seed": self.seed}
+        return identity | ({"learnable": self.learnable} if self.learnable else {})
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return reduce_task(self)

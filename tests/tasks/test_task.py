@@ -84,6 +84,7 @@ def message(task: Task, **options: Any) -> str:
         ({"init": 3}, "init=3"),
         ({"train_many": "yes"}, "train_many='yes'"),
         ({"direction": "max"}, "direction='max'"),
+        ({"learnable": "row"}, "learnable='row'"),
         ({"baselines": "relu(x)"}, "baselines='relu(x)'"),
         ({"baselines": 3}, "baselines=3"),
         ({"baselines": ("relu(x)", "rleu(x)")}, "did you mean relu"),

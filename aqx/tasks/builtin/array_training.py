@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from aqx.activation import Activation, activation
+from aqx.linen import learnt, with_constants
 from aqx.losses import mean_squared_error, softmax_cross_entropy
 from aqx.population import TrainMany, population
 from aqx.tasks.builtin.data import Split
@@ -87,14 +88,16 @@ def _measure(
     """Train, and average each measure over the batches of the last epoch, over validation and over test rows."""
     params = _init(np.uint32(seed % 2**32), data.x[:1], build_model=build_model)
     order = _batches(seed, len(data.x), recipe)
-    values = jax.device_get(_train(act, params, order, data, build_model=build_model, recipe=recipe, measures=measures))
+    trained = _train(act, params, order, data, build_model=build_model, recipe=recipe, measures=measures)
+    values, constants = jax.device_get(trained)
     ends = np.cumsum(_counts(data, recipe))
     means = {
         f"{part}_{name}": float(value.mean())
         for name, of_rows in values.items()
         for part, value in zip(PARTS, np.split(of_rows[order.size - ends[0] :][: ends[-1]], ends[:-1]), strict=True)
     }
-    return {name: float(value) for name, value in _nan_where_diverged(means).items()}
+    found = {name: float(value) for name, value in _nan_where_diverged(means).items()}
+    return found | {name: float(value) for name, value in constants.items()}
 
 
 def _counts(data: Split, recipe: Recipe) -> list[int]:
@@ -158,7 +161,8 @@ def _together(
             return added(sums, measured(params, _of_member(act, rows)), part), None
 
         totals, _ = jax.lax.scan(evaluate, of_order, (held_out, part_of_held_out.reshape(held_out.shape)))
-        return {f"{part}_{name}": total[k] for name, total in totals.items() for k, part in enumerate(PARTS)}
+        found = {f"{part}_{name}": total[k] for name, total in totals.items() for k, part in enumerate(PARTS)}
+        return found | _constants(params)
 
     trained = population(sums, prepare=prepare)
 
@@ -167,8 +171,10 @@ def _together(
         count: dict[str, int] = dict(zip(PARTS, _counts(load_data(), recipe), strict=True))
         totals = trained(acts, seeds)
         # Divided here, in float64: shares of rows are then those of a training alone.
-        means = {name: np.float64(total) / count[name.split("_")[0]] for name, total in totals.items()}
-        return _nan_where_diverged(means)
+        means = {
+            name: np.float64(total) / count[name.split("_")[0]] for name, total in totals.items() if "/" not in name
+        }
+        return _nan_where_diverged(means) | {name: value for name, value in totals.items() if "/" in name}
 
     train_many.__module__ = build_model.__module__
     return train_many
@@ -196,8 +202,11 @@ def _train(
     build_model: Callable[..., Any],
     recipe: Recipe,
     measures: Measures,
-) -> dict[str, jax.Array]:
-    """Train; return each measure of each row of the batches, then of validation and test rows (some of them twice)."""
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Train; return each measure of each row of the batches, then of validation and test rows (some of them twice).
+
+    With them goes what the activation has learnt.
+    """
     start, _, update = _pieces(act, params, data, build_model, recipe, measures)
 
     def step(state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -209,8 +218,17 @@ def _train(
     # compile time at every place where it stands, and so it stands at one place fewer.
     held_out = _held_out(data, recipe)
     rows, training = jnp.concatenate([order, held_out]), np.arange(len(order) + len(held_out)) < len(order)
-    _, values = jax.lax.scan(step, start, (rows, training))
-    return {name: value.ravel() for name, value in values.items()}
+    (params, _), values = jax.lax.scan(step, start, (rows, training))
+    return {name: value.ravel() for name, value in values.items()}, _constants(params)
+
+
+def _constants(params: Any) -> dict[str, jax.Array]:
+    """What has been learnt of the activation, a number each; layers that a scan has stacked are numbered."""
+    found: dict[str, jax.Array] = {}
+    for name, value in learnt(params).items():
+        for at in np.ndindex(*value.shape):
+            found["/".join([name, *map(str, at)])] = value[at]
+    return found
 
 
 def _pieces(
@@ -220,6 +238,7 @@ def _pieces(
     model = build_model(act)
     optimizer = optax.adam(optax.cosine_decay_schedule(recipe.rate, recipe.steps))
     x, y = (jnp.concatenate(parts) for parts in (data[::2], data[1::2]))
+    params = with_constants(params, model, act, x[:1])
 
     def measured(params: Any, rows: Any) -> dict[str, jax.Array]:
         outputs = model.apply(params, x[rows])

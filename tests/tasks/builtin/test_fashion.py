@@ -1,4 +1,4 @@
-"""The tasks on Fashion-MNIST: what is refused of its files, how rows are divided, and, where the data are, a training."""
+"""The tasks on Fashion-MNIST: what is refused of its files, how rows are divided, and a training where they are."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class ResNet(nn.Module):
     blocks: int = 9
 
     @nn.compact
-    def __call__(self, x: Float[ArrayLike, "N H W 3"], train: bool = False) -> Float[Array, "N C"]:
+    def __call__(self, x: Float[ArrayLike, "N H W D"], train: bool = False) -> Float[Array, "N C"]:
         """Return the logits; training normalises by the batch, and else by the running statistics."""
         hidden = self.act(_norm(train)(_conv(16)(jnp.asarray(x))))
         for width, stride in ((16, 1), (32, 2), (64, 2)):
