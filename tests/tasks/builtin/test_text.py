@@ -118,7 +118,7 @@ def _with_table(variables, table):
 
 
 def test_it_learns_and_members_of_a_population_are_as_alone(file: Path):
-    task = text_task(file, **SMALL)
+    task = text_task(file, **SMALL | {"rate": 2e-2, "steps": 60})
     acts = Namer(["tanh", "relu"])(["tanh(x)", "relu(x)"])
     together = task.train_many(stack(acts), [0, 1])
     assert set(together) == {"train_bpb", "val_bpb", "test_bpb"}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from aqx.tasks.builtin.blocks import repeat
@@ -72,9 +73,9 @@ class GPT(nn.Module):
     heads: int = 4
 
     @nn.compact
-    def __call__(self, x: Integer[Array, "N T"]) -> Float[Array, "N T 256"]:
+    def __call__(self, x: Integer[ArrayLike, "N T"]) -> Float[Array, "N T 256"]:
         """Return the logits of the byte that follows each position."""
-        small = nn.initializers.normal(0.02)
+        x, small = jnp.asarray(x), nn.initializers.normal(0.02)
         embed = nn.Embed(256, self.width, embedding_init=small)
         position = self.param("position", small, (self.context, self.width))
         tokens = embed(x) + position[: x.shape[1]]
