@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aqx.tasks.derived import Alone, OneByOne
+from aqx.tasks.derived import Alone, Learnably, OneByOne
 from aqx.tasks.task import FileReference, Task, find_file, names_of
 
 _OURS = str(Path(__file__).parent.parent) + os.sep
@@ -70,7 +70,7 @@ def _unwrapped(function: Any) -> Any:
     while True:
         if isinstance(function, Alone):
             function = function.train_many
-        elif isinstance(function, OneByOne):
+        elif isinstance(function, OneByOne | Learnably):
             function = function.train
         elif type(function).__module__ == "aqx.population":
             function = function.fn
