@@ -134,6 +134,7 @@ def test_what_diverges_is_nan(file: Path):
     assert all(math.isnan(value) for value in task.train(act, 0).values())
 
 
+@pytest.mark.slow
 def test_normalised_layers_and_the_tied_table_are_left_out_of_spectra_and_named(file: Path):
     from aqx import fisher
 
