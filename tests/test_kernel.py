@@ -146,6 +146,23 @@ def test_a_stack_is_one_kernel(axes: tuple[int, int | None], shape: tuple[int, .
     assert "stablehlo.case" not in with_slope and with_slope.count("triton") == 1
 
 
+@few
+@pytest.mark.parametrize("channels", [(), (7,)])
+def test_constants_and_their_derivatives_are_one_kernel(channels: tuple[int, ...]):
+    act, x = activation("mul(0.5,tanh(mul(2.0,x)))"), jax.ShapeDtypeStruct((5, 7), "float32")
+    numbers = [jax.ShapeDtypeStruct(channels, "float32")] * 2
+
+    def learnt(act: Activation, numbers: list[jax.Array], x: jax.Array):
+        return jax.grad(lambda numbers, x: act.applied(x, numbers).sum(), (0, 1))(numbers, x)
+
+    text = lowered(learnt, act, numbers, x)
+    assert text.count("triton") == 1 and "stablehlo.case" not in text
+    stacked = stack([act, activation("mul(3.0,exp(mul(-1.0,x)))")])
+    many = [jax.ShapeDtypeStruct((2, *channels), "float32")] * 2
+    text = lowered(jax.vmap(learnt, (0, 0, None)), stacked, many, x)
+    assert text.count("triton") == 1 and "stablehlo.case" not in text
+
+
 def test_the_full_table_lowers_for_cuda_and_elsewhere_is_a_switch():
     act, x = activation("max(swish(x),erf(x))"), jax.ShapeDtypeStruct((1025,), "float32")
     assert "stablehlo.case" not in lowered(pulled, act, x)

@@ -161,8 +161,9 @@ def _values_jvp(primals: Any, tangents: Any, *, program: Program, wanted: Partia
     for each, value in zip(wanted, values, strict=True):
         slopes = [found[plus(each, variable)] for variable in along]
         terms = [slope * t.astype(slope.dtype) for slope, t in zip(slopes, along.values(), strict=True)]
-        if program.normalized and type(of_scalars[-1]) is not ad.Zero:
-            terms.append(_by_constants(program, scalars[-1], of_scalars[-1], value, bool(each)))
+        of_normalization: Any = of_scalars[-1] if program.normalized else None
+        if program.normalized and type(of_normalization) is not ad.Zero:
+            terms.append(_by_constants(program, scalars[-1], of_normalization, value, bool(each)))
         out.append(sum_of(terms, value).astype(value.dtype) if terms else ad.Zero(jax.typeof(value)))
     return values, out
 

@@ -158,7 +158,7 @@ def _split(folder: Any, rows: int | None, held_out: int | None) -> ImageSplit:
     levels, counts = np.arange(256) / 255, np.bincount(x[fit].ravel(), minlength=256)
     mean = np.average(levels, weights=counts)
     deviation = np.sqrt(np.average((levels - mean) ** 2, weights=counts))
-    standard = np.float32([mean]), np.float32([deviation])
+    standard = np.array([mean], np.float32), np.array([deviation], np.float32)
     return ImageSplit(x[fit], y[fit], x[held], y[held], x_test[:held_out], y_test[:held_out], *standard)
 
 

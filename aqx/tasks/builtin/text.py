@@ -188,7 +188,8 @@ def _training(build: Callable[..., GPT], corpus: Corpus, settings: Settings) -> 
         return _init(np.uint32(seed % 2**32), build=build), starts
 
     def losses(act: Activation, params: Any, windows: Any) -> jax.Array:
-        return softmax_cross_entropy(build(act).apply(params, windows[:, :-1]), windows[:, 1:])
+        outputs: Any = build(act).apply(params, windows[:, :-1])
+        return softmax_cross_entropy(outputs, windows[:, 1:])
 
     def train(act: Activation, prepared: Any) -> dict[str, jax.Array]:
         params, starts = prepared
