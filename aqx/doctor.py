@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from aqx.errors import AqxError, InputError
-from aqx.machine import cores, free_memory, nvidia_smi, version_of
+from aqx.machine import cores, free_memory, install_command, nvidia_smi, version_of
 from aqx.operators import own_operators
 from aqx.store import Database
 from aqx.store.encoding import differences
@@ -204,6 +204,8 @@ def _look_at_devices(seen: Diagnosis) -> None:
         seen.notes.append(f"{many} not used, as {' and '.join(f'{n}={os.environ[n]}' for n in hidden)} may say so")
     else:
         seen.problems.append(f"{many} here, but JAX sees only {seen.devices[0]}: pip install 'aqx[cuda]'")
+        if (command := install_command("cuda")) not in seen.problems[-1]:
+            seen.notes.append(f"aqx runs from a checkout, so what is lacking is installed by: {command}")
 
 
 def nvidia_gpus(driver: str = "/proc/driver/nvidia/gpus") -> list[str]:

@@ -112,3 +112,19 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def install_command(extra: str) -> str:
+    """Return what installs an extra of aqx: from the checkout that aqx runs from, or by its name.
+
+    Example:
+        >>> from aqx.machine import install_command
+        >>> install_command("report").startswith("pip install ")
+        True
+    """
+    import shlex  # nobody else needs it
+
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    return f"pip install 'aqx[{extra}]'"

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from playwright.sync_api import sync_playwright
 
 import aqx
 from aqx.enumeration import enumerate_space
@@ -42,6 +41,8 @@ def seconds_until_drawn(page_file: Path, repeat: int) -> dict[str, float]:
     """Open the file in both windows and return the median seconds until everything is drawn."""
     browser_file = os.environ.get("AQX_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     times: dict[str, list[float]] = {name: [] for name in SIZES}
+    from playwright.sync_api import sync_playwright  # not before: --help needs nothing
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
         for name, (width, height) in [item for item in SIZES.items() for _ in range(repeat)]:

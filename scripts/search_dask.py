@@ -15,8 +15,6 @@ A worker that dies is replaced by the cluster. Dask trains its function again on
 import argparse
 from contextlib import ExitStack
 
-from distributed import Client, LocalCluster
-
 import aqx
 from aqx.search import Record
 
@@ -35,6 +33,8 @@ if __name__ == "__main__":  # workers of a local cluster import this file too
     parser.add_argument("--workers", type=int, help="trainings at a time; default: as many as the cluster has workers")
     parser.add_argument("--address", help="of a running scheduler; default: a cluster of this machine")
     args = parser.parse_args()
+    from distributed import Client, LocalCluster  # not before: --help needs nothing
+
     with ExitStack() as stack:
         address = args.address
         if address is None:

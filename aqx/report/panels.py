@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aqx.errors import InputError, UnsupportedError
+from aqx.machine import install_command
 from aqx.text import clipped, printable
 from aqx.writing import check_place, replacing
 
@@ -56,7 +57,7 @@ def check_plot(path: str | os.PathLike[str]) -> None:
         raise InputError(f"plot={str(path)!r} must end in one of {', '.join(ENDINGS)}")
     check_place(path, "plot")
     if importlib.util.find_spec("matplotlib") is None:
-        raise UnsupportedError("plots need matplotlib, which is not installed: pip install 'aqx[report]'")
+        raise UnsupportedError(f"plots need matplotlib, which is not installed: {install_command('report')}")
 
 
 def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], title: str = "") -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,10 +17,16 @@ import numpy as np
 from aqx.activation import activation, stack
 from aqx.errors import TaskError
 from aqx.numerics.settings import own_settings
+from aqx.stopping import is_stop
 from aqx.tasks.derived import Alone
 from aqx.tasks.guard import guard
 from aqx.tasks.model import apply_model, build_model, losses_of
 from aqx.tasks.task import Task
+from aqx.tree import parse
+
+_ANOTHER = "sin(x)"  # for a task that has no other baseline than relu(x)
+_UNARY = "unary(x)"
+_SECONDS, _SHARE = 0.02, 0.2  # of compiling, and of that of the first training, below which nobody minds
 
 
 @dataclass(frozen=True)
@@ -64,19 +71,21 @@ class CheckReport:
 
 
 @own_settings()
-def check_task(task: Task, *, run_training: bool = False) -> CheckReport:
+def check_task(task: Task, *, run_training: bool = False, second: bool = False) -> CheckReport:
     """Try everything that a task promises, training only on request.
 
     Args:
         task: the task.
         run_training: also run `task.train` once, with ReLU, and look at the metrics; and `train_many` with two members.
+        second: then also train a second function of ReLU's shape: does `train` use it, and does it compile anew?
 
     Returns:
         The facts: model, shapes, the untrained model's loss per baseline, training.
 
     Raises:
         TaskError: the batch is not (x, y), its sizes differ or it has nan; `build_model`, `apply`, `loss` or `train`
-            raises or returns the wrong thing; the loss is not per example, or not finite for ReLU.
+            raises or returns the wrong thing, or ignores the activation; the loss is not per example, or not finite
+            for ReLU.
 
     Example:
         >>> from aqx.tasks import check_task, load_task
@@ -87,10 +96,20 @@ def check_task(task: Task, *, run_training: bool = False) -> CheckReport:
     model, variables, outputs, per_example = _try_model(task, "relu(x)", x, y, n)
     check_finite(per_example)
     losses = {"relu(x)": float(np.mean(per_example))}
-    for name in task.baselines:
+    same = True
+    for name in dict.fromkeys([*task.baselines, _ANOTHER]):
         if name not in losses:
-            losses[name] = float(np.mean(_try_model(task, name, x, y, n)[-1]))
-    training, metrics = _check_training(task, run_training)
+            tried = _try_model(task, name, x, y, n)
+            same = same and np.array_equal(tried[-1], per_example) and _computes(task, tried[:2], x) is not None
+            same = same and _computes(task, tried[:2], x) == _computes(task, (model, variables), x)
+            if name in task.baselines:
+                losses[name] = float(np.mean(tried[-1]))
+    if same:
+        raise TaskError(
+            "build_model ignores the activation: the model computes the same with every function; build it with the "
+            "one that it is given, as in build_model=lambda act: CNN(act=act), and call self.act(x) in the model"
+        )
+    training, metrics = _check_training(task, run_training or second, second)
     return CheckReport(
         task=task.name,
         kind="Flax NNX" if variables is None else "Flax Linen",
@@ -110,6 +129,17 @@ def _try_model(task: Task, name: str, x: Any, y: Any, n: int) -> tuple[Any, Any,
     what = "the model" if task.apply is None else "apply"
     outputs = guard(what, lambda: apply_model(task, model, variables, x))
     return model, variables, outputs, check_loss(task, outputs, y, n)
+
+
+def _computes(task: Task, built: tuple[Any, Any], x: Any) -> str | None:
+    """The program of a model, by which one that starts with a head of zeros is told from one that ignores `act`."""
+    try:
+        text = str(jax.make_jaxpr(lambda x: apply_model(task, *built, x))(x))
+    except Exception as error:  # a model need not be such that it can be traced
+        if is_stop(error):
+            raise
+        return None
+    return re.sub(r"0x[0-9a-f]+", "", text)
 
 
 def check_batch(task: Task) -> tuple[Any, Any, int]:
@@ -192,7 +222,7 @@ def check_finite(values: np.ndarray) -> None:
         )
 
 
-def _check_training(task: Task, run: bool) -> tuple[str, dict[str, float]]:
+def _check_training(task: Task, run: bool, second: bool) -> tuple[str, dict[str, float]]:
     if task.train is None:
         return "none (train outside with study.trial(); search and confirm need train)", {}
     act = activation("relu(x)")
@@ -202,9 +232,7 @@ def _check_training(task: Task, run: bool) -> tuple[str, dict[str, float]]:
         _check_signature("train_many must accept (acts, seeds)", task.train_many, act, [0])
     if not run:
         return f"defined, not run; its objective is {task.objective} ({task.direction})", {}
-    start = time.perf_counter()
-    metrics = guard("train", lambda: task.train(act, seed=0))  # type: ignore[misc]
-    seconds = time.perf_counter() - start
+    metrics, first = _timed_training(task, act)
     if not isinstance(metrics, Mapping):
         raise TaskError(f"train must return a dict of metrics, but it returned {type(metrics).__name__}")
     if task.objective not in metrics:
@@ -213,7 +241,62 @@ def _check_training(task: Task, run: bool) -> tuple[str, dict[str, float]]:
     if not math.isfinite(values[task.objective]):
         raise TaskError(f"train returned {task.objective}={values[task.objective]} for relu(x); ReLU should train")
     together = _check_together(task) if task.trains_together else ""
-    return f"ran with relu(x) in {seconds:.1f} s, compilation included{together}", values
+    another = _second(task, values, first) if second else ""
+    return f"ran with relu(x) in {first.seconds:.1f} s, compilation included{together}{another}", values
+
+
+def _second(task: Task, values: Mapping[str, float], first: _Compiled) -> str:
+    """Train a second function of ReLU's shape: does `train` use it, and does it compile anew?"""
+    name = next((other for other in task.baselines if other != "relu(x)" and parse(other).shape == _UNARY), "tanh(x)")
+    metrics, second = _timed_training(task, activation(name))
+    text = f"; then {name}, of the same shape, in {second.seconds:.1f} s"
+    if isinstance(metrics, Mapping) and all(_alike(metrics.get(key), value) for key, value in values.items()):
+        text += (
+            ", WITH THE SAME METRICS, to the last digit: train seems to ignore the activation; have it build the model "
+            "with the `act` that it is given"
+        )
+    again = {function: took for function, took in second.programs.items() if function in first.programs}
+    if sum(again.values()) > max(_SECONDS, _SHARE * sum(first.programs.values())):
+        slowest = max(again, key=lambda function: again[function])
+        text += (
+            f", COMPILING ANEW {len(again)} programs, {slowest} the longest, for {sum(again.values()):.1f} s, as each "
+            "function of a search will: take `act` as an argument of a function that is jitted at the top of the file, "
+            "in place of closing over it or jitting inside train: one program then serves all functions of a shape"
+        )
+    return text
+
+
+def _alike(a: Any, b: float) -> bool:
+    try:
+        return float(a) == b
+    except (TypeError, ValueError):
+        return False
+
+
+@dataclass
+class _Compiled:
+    """How long a training took, and for how long it compiled which functions."""
+
+    seconds: float = 0.0
+    programs: dict[str, float] = field(default_factory=dict)
+
+
+def _timed_training(task: Task, act: Any) -> tuple[Any, _Compiled]:
+    seen = _Compiled()
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event.startswith("/jax/core/compile/") and (name := kwargs.get("fun_name")):
+            name = str(name).removeprefix("jit(").removesuffix(")")
+            seen.programs[name] = seen.programs.get(name, 0.0) + duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    start = time.perf_counter()
+    try:
+        metrics = guard("train", lambda: task.train(act, seed=0))  # type: ignore[misc]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    seen.seconds = time.perf_counter() - start
+    return metrics, seen
 
 
 def _check_signature(demand: str, function: Any, *args: Any, **named: Any) -> None:
