@@ -7,6 +7,7 @@ to its operators. Passed through `jax.jit` as an argument, one compiled program 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -242,6 +243,13 @@ class Activation:
     def __repr__(self) -> str:
         what = repr(self.name) if self.is_concrete else f"<{self.shape}>"
         return f"Activation({what}{', normalize=True' if self.constants else ''})"
+
+    def _repr_html_(self) -> str | None:
+        """Name, formula and curve, in a notebook; a stack, or what is traced, has none."""
+        if not self.is_concrete:
+            return None
+        # Formulas stand above this room, which only passes on that one is wanted.
+        return importlib.import_module("aqx.export.picture").picture(self.name, self)
 
     def __copy__(self) -> Activation:
         return self

@@ -98,6 +98,18 @@ class Space:
         """Return the 5,103 functions binary(unary(x),unary(x)) from which the paper's benchmark tables are drawn."""
         return cls("binary(unary(x),unary(x))")
 
+    @classmethod
+    def preset(cls, name: str) -> Space:
+        """Return the space of this name, "paper" or "act_bench".
+
+        Raises:
+            InputError: there is none.
+        """
+        presets = {"paper": cls.paper, "act_bench": cls.act_bench}
+        if name not in presets:
+            raise InputError(f"space={name!r} is none; give {' or '.join(presets)}, or an aqx.Space")
+        return presets[name]()
+
     @cached_property
     def choices(self) -> Mapping[Kind, tuple[str, ...]]:
         """The operators that each kind's wildcard may stand for, in the order of their digits."""

@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "constants": ("errors",),
     "tree": ("operators", "constants"),
     "kernel": ("tree",),  # one GPU kernel for every function of a shape
+    "simplify": ("tree",),  # the simplest equal name, for people to read
     "learnable": ("tree",),
     "activation": ("kernel", "numerics", "learnable"),
     "linen": ("activation",),
@@ -49,7 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "candidates": ("evaluation", "store", "surrogate"),
     "spectra": ("fisher", "tasks", "enumeration", "machine"),
     "training": ("tasks", "machine", "metrics"),
-    "search": ("lazy", "candidates", "enumeration", "spectra", "training"),
+    "search": ("lazy", "candidates", "enumeration", "spectra", "training", "simplify"),
     "benchmark": ("search",),
     "optuna": ("candidates", "enumeration", "tasks"),
     "export": ("tree",),
@@ -74,7 +75,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "keras": ("export",),
     "optuna": ("optuna",),
     "click": ("cli",),
-    "rich": ("cli",),
+    "rich": ("cli", "search"),
 }
 TOP = {"aqx", "tests", "scripts", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 

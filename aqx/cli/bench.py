@@ -30,6 +30,7 @@ def bench() -> None:
 )
 @options.task
 @click.option(
+    "-o",
     "--out",
     required=True,
     metavar="FILE",
@@ -97,6 +98,7 @@ def build(
 )
 @click.argument("file", shell_complete=options.complete_files)
 @click.option(
+    "-o",
     "--out",
     required=True,
     metavar="TABLE",

@@ -23,7 +23,7 @@ from aqx.text import clipped, printable
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Prepare what to search in": ("task", "enumerate", "eigs", "import"),
     "Search": ("search", "confirm", "claim", "tell"),
-    "Look": ("summary", "top", "suggest", "trials", "show", "plot"),
+    "Look": ("summary", "top", "suggest", "trials", "show", "watch", "plot"),
     "Take it with you": ("export", "report"),
     "Take care": ("doctor", "backup", "retry", "reset", "completion"),
     "Compare ways to search": ("bench",),
@@ -196,7 +196,7 @@ def main() -> None:
       aqx search found.duckdb --task mnist1d --budget 60  train what looks best, and learn from it
       aqx confirm found.duckdb --task mnist1d             does the winner really win?
       aqx top found.duckdb --task mnist1d                 what was found
-      aqx show "mul(x,tanh(x))" found.duckdb              one of them: formula, scores, curve
+      aqx show found.duckdb "mul(x,tanh(x))"              one of them: formula, scores, curve
       aqx export "mul(x,tanh(x))" --to flax-linen         its source, for where you train
       aqx report found.duckdb -o report.html              all of it, to look at
 

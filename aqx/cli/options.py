@@ -152,6 +152,19 @@ time_limit = click.option(
     metavar="TIME",
     help="End a training that takes longer, e.g. 90s, 30m or 2h: it has failed. Default the task's limit.",
 )
+timeout = click.option(
+    "--timeout", type=_Time(), metavar="TIME", help="Begin no training after this time, e.g. 90m or 2h."
+)
+retry = click.option(
+    "--retry", type=Count(0, 100), metavar="N", help="Train a function that failed up to N more times; default 0."
+)
+pruner = click.option(
+    "--pruner",
+    type=click.Choice(["median", "halving", "never"]),
+    default="median",
+    show_default=True,
+    help="Which trials stop early, where the training asks.",
+)
 surrogate = click.option(
     "--surrogate", metavar="PRESET", help="What predicts, e.g. ensemble or paper.", shell_complete=complete_presets
 )
@@ -194,6 +207,8 @@ def open_study(
     *,
     code: Code = "needed",
     accept_changed: bool = False,
+    pruner: str = "median",
+    failed: int | None = None,
 ) -> Study:
     """Open the study of an existing database; only `enumerate` makes one.
 
@@ -202,7 +217,7 @@ def open_study(
     Nothing is stored of a new task before something is trained or described: a command that only looks, or fails,
     leaves the database as it was.
     """
-    from aqx.search import Study
+    from aqx.search import RetryPolicy, Study
     from aqx.store import Database
     from aqx.surrogate import DEFAULT
 
@@ -210,7 +225,14 @@ def open_study(
     database = Database(db)  # what is wrong with it shows before the task is imported
     chosen = task_of(database, task, code)
     return Study(
-        database, chosen, seed=seed, surrogate=surrogate or DEFAULT, enter=False, accept_changed=accept_changed
+        database,
+        chosen,
+        seed=seed,
+        surrogate=surrogate or DEFAULT,
+        retry=RetryPolicy(failed=failed or 0),
+        pruner=pruner,
+        enter=False,
+        accept_changed=accept_changed,
     )
 
 
@@ -303,9 +325,11 @@ def space_of(
     constants: str | None = None,
 ) -> Space:
     """Return the space that one of --space, --schema and --fn stands for."""
+    from aqx.simplify import full_name
     from aqx.space import Space
     from aqx.tree import parse
 
+    functions = tuple(map(full_name, functions))
     if sum(map(bool, (preset, schemas, functions))) != 1:
         raise click.UsageError("give one of --space, --schema and --fn", click.get_current_context())
     if operators and not schemas:

@@ -31,7 +31,7 @@ def task() -> None:
     examples=["aqx task check mnist1d", "aqx task check train.py:task --train"],
 )
 @click.argument("reference", metavar="T", shell_complete=options.complete_tasks)
-@click.option("--train", is_flag=True, help="Also run its training once, with ReLU.")
+@click.option("--train", is_flag=True, help="Also train: ReLU, and a second function of its shape.")
 @options.quiet
 @options.as_json
 def check(reference: str, train: bool, quiet: bool, as_json: bool) -> None:
@@ -40,7 +40,7 @@ def check(reference: str, train: bool, quiet: bool, as_json: bool) -> None:
 
     loaded = open_task(reference)
     with progress_shown("training with relu(x)", quiet or not train) as progress:
-        report = check_task(loaded, run_training=train)
+        report = check_task(loaded, run_training=train, second=train)
         if progress:  # a training has no steps that aqx could count
             progress(1, 1, "")
     show_result(report, str(report), as_json)
@@ -162,7 +162,7 @@ def enumerate_(
 @options.task_if_needed
 @click.option("--limit", type=Count(), metavar="N", help="At most N classes now.")
 @click.option("--batch", type=Count(), metavar="K", help="Candidates per transaction; default some seconds'.")
-@click.option("--names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
+@click.option("--fn", "--names", "names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
 @click.option(
     "--priority",
     type=click.Choice(["simplest", "predicted"]),
@@ -217,7 +217,9 @@ def eigs(
     the database.
     """
     from aqx import fisher as engine
+    from aqx.simplify import full_name
 
+    names = tuple(map(full_name, names))
     if distributed or any(option is not None for option in (coordinator, processes, process)):
         engine.connect(coordinator, processes, process)
     # Of the processes of one run only the first needs the database.

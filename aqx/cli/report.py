@@ -6,13 +6,16 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
+from aqx.cli.options import open_results
 from aqx.cli.screen import progress_shown, say, show_result
 from aqx.writing import replacing
 
 # Not from aqx.report and aqx.export, as `aqx --help` is quick. Tests hold them equal.
 FIGURES = ("progress", "verdict", "functions", "map", "calibration", "timeline")
 TARGETS = ("jax", "flax-linen", "flax-nnx", "torch", "keras", "numpy", "latex")
-_task = click.option("--task", metavar="NAME", help="The task's name; needed where the database holds several.")
+_task = click.option(
+    "--task", metavar="T", help="As in other commands; needed where several tasks of the database have trials."
+)
 _NEEDS = "a database in which something was trained: aqx search DB --task T."
 
 
@@ -40,9 +43,33 @@ def report(db: str, out: str, task: str | None, quiet: bool, as_json: bool) -> N
     from aqx.report import write_report
 
     with progress_shown("report", quiet) as progress:
-        path = write_report(db, out, task, progress)
+        path = write_report(db, out, task and open_results(db, task).task.name, progress)
     size = path.stat().st_size
     show_result({"path": path, "bytes": size}, f"{path}: {size / 1e6:.1f} MB", as_json)
+
+
+@main.command(needs="a database.", examples=["aqx watch found.duckdb", "aqx watch found.duckdb --port 8765"])
+@options.db
+@_task
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The address; another than this one is open to others."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default any that is free.")
+@click.option("--every", type=click.FloatRange(0.2, 3600), default=2.0, metavar="S", help="Seconds between two looks.")
+def watch(db: str, task: str | None, host: str, port: int, every: float) -> None:
+    """Serve the report as a page that follows a search.
+
+    Open the address that it prints; the page asks for what is new, while a search or a confirmation runs or not. No
+    other machine reaches it, unless --host says so. Ctrl-C ends it.
+    """
+    from aqx.report.live import Live, server
+    from aqx.store import Database
+
+    live = Live(Database(db), task and open_results(db, task).task.name, every)
+    with server(live, host, port) as served:
+        address, number = served.server_address[:2]
+        say(f"http://{address}:{number}/  (Ctrl-C ends it)")
+        served.serve_forever(poll_interval=0.2)
 
 
 @main.command(needs=_NEEDS, examples=["aqx plot found.duckdb verdict -o verdict.pdf"])
@@ -64,7 +91,7 @@ def plot(db: str, figure: str, out: str, task: str | None, quiet: bool, as_json:
     from aqx.report import write_figure
 
     with progress_shown("plot", quiet) as progress:
-        path = write_figure(db, figure, out, task, progress)
+        path = write_figure(db, figure, out, task and open_results(db, task).task.name, progress)
     show_result({"path": path}, str(path), as_json)
 
 
@@ -84,7 +111,9 @@ def export(function: str, to: str, name: str | None, out: str | None) -> None:
     It imports nothing but the framework, and its values and gradients are those of aqx.
     """
     from aqx.export import source
+    from aqx.simplify import full_name
 
+    function = full_name(function)
     text = source(function, to, name)
     if out is None:
         click.echo(text, nl=False)

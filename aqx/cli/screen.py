@@ -7,9 +7,10 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +19,7 @@ import click
 from aqx.text import clipped, printable
 
 PLAIN_SECONDS = 5.0
+_TIMED = 2  # steps after the first, before anything is said of how long the rest takes
 _CELL = 500  # characters of a table's cell; --json has them all
 Progress = Callable[[int, int, str], None]
 
@@ -56,6 +58,13 @@ def _bar(label: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.text import Text
 
+    class Left(bars.TimeRemainingColumn):
+        """Nothing before some steps are done: the first compiles."""
+
+        def render(self, task: bars.Task) -> Text:
+            begun = task.fields["begun"]
+            return super().render(task) if task.finished or task.completed - begun > _TIMED else Text("-:--:--")
+
     class Rate(bars.ProgressColumn):
         def render(self, task: bars.Task) -> Text:
             return Text(_rate(task.speed) if task.speed else "")
@@ -65,14 +74,17 @@ def _bar(label: str) -> Iterator[Progress]:
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         Rate(),
-        bars.TimeRemainingColumn(),
+        Left(),
         bars.TextColumn("{task.fields[note]}", markup=False),
     )
     with bars.Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(label, total=None, note="")
+        bar = progress.add_task(label, total=None, note="", begun=0)
+        first: int | None = None
 
         def callback(done: int, total: int, note: str = "") -> None:
-            progress.update(bar, completed=done, total=total, note=printable(note))
+            nonlocal first
+            first = done if first is None else first
+            progress.update(bar, completed=done, total=total, note=printable(note), begun=first)
 
         yield callback
 
@@ -81,12 +93,15 @@ def plain_lines(label: str) -> Progress:
     """Make a progress callback that prints a line at most every `PLAIN_SECONDS`, and one at the end."""
     started = shown = time.monotonic()
     first: int | None = None
+    begun: tuple[int, float] | None = None
 
     def callback(done: int, total: int, note: str = "") -> None:
-        nonlocal first, shown
+        nonlocal first, shown, begun
         now = time.monotonic()
         # What a resumed run finds done already says nothing about its pace.
         first = done if first is None else first
+        if begun is None and done > first:  # which compiles, and so says nothing about what is left
+            begun = done, now
         if now - shown < PLAIN_SECONDS and done < total:
             return
         shown = now
@@ -94,8 +109,9 @@ def plain_lines(label: str) -> Progress:
         parts = [f"{label}: {done:,} of {total:,}"]
         if rate > 0:
             parts.append(_rate(rate))
-            if done < total:
-                parts.append(f"{duration((total - done) / rate)} left")
+            if done < total and begun is not None and done - begun[0] >= _TIMED and now > begun[1]:
+                pace = (done - begun[0]) / (now - begun[1])
+                parts.append(f"{duration((total - done) / pace)} left")
         say(", ".join([*parts, note] if note else parts), error=True)
 
     return callback
@@ -116,23 +132,44 @@ def say(text: str, error: bool = False) -> None:
     click.echo("\n".join(map(printable, text.split("\n"))), err=error)
 
 
-def show_rows(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], as_json: bool) -> None:
-    """Print records as a table, each column a heading and what it shows of a record; or the whole records as JSON."""
+def show_rows(
+    rows: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], as_json: bool, drop: Sequence[str] = ()
+) -> None:
+    """Print records as a table, each column a heading and what it shows of a record; or the whole records as JSON.
+
+    Where a terminal is too narrow, the columns of `drop` go, the first first, before a word is broken.
+    """
     if as_json:
         show_json(list(rows))
         return
+    rows = list(rows)
+    # A pipe or a file has no width to wrap at.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    texts = {heading: [printable(heading), *(cell(shown(row)) for row in rows)] for heading, shown in columns.items()}
+    dropped: list[str] = []
+    for heading in drop:
+        needed = {name: max(map(_longest_word, some)) for name, some in texts.items()}
+        if sum(needed.values()) + 2 * len(needed) <= width:
+            break
+        if texts.pop(heading, None):
+            dropped.append(heading)
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in columns:
-        table.add_column(printable(heading), overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(shown(row)) for shown in columns.values()))
-    # A pipe or a file has no width to wrap at.
-    width = None if sys.stdout.isatty() else 200
+    for some in texts.values():
+        # Words are kept whole as long as the table has the room; a name of a function is one.
+        table.add_column(some[0], overflow="fold", min_width=min(max(map(_longest_word, some)), width // 2))
+    for cells in zip(*(some[1:] for some in texts.values()), strict=True):
+        table.add_row(*cells)
     Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+    if dropped:
+        say(f"not shown, for want of width: {', '.join(dropped)}; --json has all", error=True)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
 
 
 def says_unicode() -> bool:
@@ -154,18 +191,35 @@ def show_result(value: Any, text: str, as_json: bool) -> None:
 
 
 def columns_of(*names: str) -> dict[str, Callable[[Any], Any]]:
-    """Return columns, as `show_rows` takes them, that show attributes of a record under their names."""
-    return {name: attrgetter(name) for name in names}
+    """Return columns, as `show_rows` takes them, that show attributes of a record under their names.
+
+    Functions are shown by their simplest equal name; --json has the one that is stored.
+    """
+    return {name: _simplest_of(name) if name in ("name", "best") else attrgetter(name) for name in names}
+
+
+def _simplest_of(attribute: str) -> Callable[[Any], Any]:
+    def shown(record: Any) -> Any:
+        from aqx.simplify import simplest
+
+        name = getattr(record, attribute)
+        return name and simplest(name)
+
+    return shown
 
 
 def interval(mean: float, low: float, high: float, sign: str = "") -> str:
     """Write a mean and the ends of its interval, e.g. `0.6312 [0.6251, 0.6373]`; `sign="+"` writes plus signs too."""
+    if math.isnan(mean):
+        return ""
+    if math.isnan(low):
+        return f"{mean:{sign}.4f}"
     return f"{mean:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
 
 
 def cell(value: Any) -> str:
     """Write a value as a table shows it: four digits after the point, nothing for None, the start of a long text."""
-    if value is None:
+    if value is None or value != value:  # nothing is known, such as of a prediction before there are results
         return ""
     return f"{value:.4f}" if isinstance(value, float) else printable(clipped(str(value), _CELL))
 

@@ -9,7 +9,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import MOST_SEEDS, Count, check_filled, open_study
+from aqx.cli.options import MOST_SEEDS, Count, check_filled, named_task, open_study
 from aqx.cli.screen import cell, interval, progress_shown, say, says_unicode, show_json, show_rows
 from aqx.text import printable
 
@@ -33,7 +33,10 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
 @options.workers
 @options.together
 @options.time_limit
+@options.timeout
 @options.accept_changed
+@options.retry
+@options.pruner
 @options.surrogate
 @options.seed
 @click.option(
@@ -58,7 +61,10 @@ def search(
     workers: int,
     together: int | None,
     time_limit: float | None,
+    timeout: float | None,
     accept_changed: bool,
+    retry: int | None,
+    pruner: str,
     surrogate: str | None,
     seed: int,
     spectra: int,
@@ -70,13 +76,22 @@ def search(
 
     The baselines come first, then what the surrogate suggests, until the budget is used.
     """
+    from aqx.simplify import simplest
+
+    task = named_task(db, task)
     if budget:
         check_filled(db)
     learning = f"{task}+{learnable}" if learnable else task
-    study = open_study(db, learning, surrogate, seed, accept_changed=accept_changed)
+    study = open_study(db, learning, surrogate, seed, accept_changed=accept_changed, pruner=pruner, failed=retry)
     with progress_shown("search", quiet) as progress:
         finished = study.search(
-            budget, workers=workers, together=together, spectra=spectra, time_limit=time_limit, progress=progress
+            budget,
+            workers=workers,
+            together=together,
+            spectra=spectra,
+            time_limit=time_limit,
+            timeout=timeout,
+            progress=progress,
         )
     failed = sum(record.status == "failed" for record in finished)
     best, left_out = study.best(), study.left_out()
@@ -85,7 +100,7 @@ def search(
         result = {"finished": len(finished), "failed": failed, "metric": study.task.objective, "best": found}
         show_json({**result, "left_out": left_out})
         return
-    found = f"; best so far {printable(best.name)}: {cell(best.objective)}, {OPTIMISTIC}" if best else ""
+    found = f"; best so far {printable(simplest(best.name))}: {cell(best.objective)}, {OPTIMISTIC}" if best else ""
     reasons = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
     if reasons:
         say(f"classes left out of the search: {', '.join(reasons)}")
@@ -161,9 +176,11 @@ def confirm(
 
 def show_confirmation(result: Confirmation, seeds: int, as_json: bool) -> None:
     """Print a verdict: found functions are marked, baselines are not."""
+    from aqx.simplify import simplest
+
     mark = "◆ " if says_unicode() else "* "
     columns: dict[str, Callable[[Confirmed], str]] = {
-        "function": lambda row: row.name if row.is_baseline else mark + row.name,
+        "function": lambda row: simplest(row.name) if row.is_baseline else mark + simplest(row.name),
         f"{result.metric}, 95 % interval": lambda row: interval(row.mean, row.low, row.high),
         f"difference to {result.reference}": lambda row: (
             "" if row.verdict == "reference" else interval(row.difference, row.difference_low, row.difference_high, "+")
@@ -179,7 +196,7 @@ def show_confirmation(result: Confirmation, seeds: int, as_json: bool) -> None:
             "" if row.to_best_verdict == "reference" else interval(row.to_best, row.to_best_low, row.to_best_high, "+")
         )
         columns["verdict on that"] = lambda row: _said(row.to_best_verdict, result.metric)
-    show_rows(result.rows, columns, as_json)
+    show_rows(result.rows, columns, as_json, drop=[*list(columns)[2:4], list(columns)[1]] if len(columns) > 4 else ())
     if not as_json and any(not row.is_baseline for row in result.rows):
         say(f"{mark}found by the search; the others are baselines")
 

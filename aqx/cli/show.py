@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import Count, check_filled, open_results, open_study
+from aqx.cli.options import Count, check_filled, named_task, open_results, open_study
 from aqx.cli.screen import cell, columns_of, plain, say, says_unicode, show_json, show_rows
 from aqx.cli.searching import OPTIMISTIC
 from aqx.duration import written
@@ -41,7 +42,13 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
 
     counts = ("functions", "classes", "spectra", "done", "running", "stale", "pruned", "failed")
     rows = summarize(db, task)
-    show_rows(rows, columns_of("task", *counts, "best", "objective"), as_json)
+    columns = columns_of("task", *counts, "best", "objective")
+    if as_json or len(rows) > 1 + shutil.get_terminal_size().columns // 100:
+        show_rows(rows, columns, as_json)
+    else:  # one task, which stands better upright
+        for row in rows:
+            known = {heading: cell(shown(row)) for heading, shown in columns.items()}
+            say("\n".join(f"{heading:<10} {text}" for heading, text in known.items() if text))
     for long in (long for row in rows for long in row.long if not as_json):
         what = printable(f"trial {long.trial_id}, {long.name}, has been running for {written(long.seconds)}")
         say(
@@ -62,9 +69,13 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
 @options.as_json
 def suggest(db: str, task: str | None, count: int, surrogate: str | None, seed: int, as_json: bool) -> None:
     """Show what would be trained next, without claiming it."""
+    task = named_task(db, task)
     check_filled(db)
     study = open_study(db, task, surrogate, seed, code="left")
-    show_rows(study.suggest(count), columns_of("name", "mean", "spread"), as_json)
+    suggested = study.suggest(count)
+    show_rows(suggested, columns_of("name", "mean", "spread"), as_json)
+    if all(math.isnan(one.mean) for one in suggested):
+        say("these are drawn at random: there are too few results to predict from", error=True)
 
 
 @main.command(
@@ -89,10 +100,10 @@ def top(db: str, task: str | None, count: int, as_json: bool) -> None:
 
 @main.command(
     needs="only the function; with a database it tells what was found there.",
-    examples=['aqx show "mul(x,tanh(x))"', 'aqx show "mul(x,tanh(x))" found.duckdb', 'aqx show "gelu(x)" --derivative'],
+    examples=["aqx show gelu", 'aqx show found.duckdb "mul(x,tanh(x))"', "aqx show gelu --derivative"],
 )
-@click.argument("name")
-@click.argument("db", required=False, shell_complete=options.complete_files)
+@click.argument("name", metavar="[DB] NAME", shell_complete=options.complete_files)
+@click.argument("db", required=False, metavar="", shell_complete=options.complete_files)
 @click.option("-d", "--derivative", is_flag=True, help="Draw the derivative too, as points.")
 @options.as_json
 def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
@@ -103,9 +114,11 @@ def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
     from aqx.cli.curve import draw_curve
     from aqx.export import formula, latex
     from aqx.search import describe
+    from aqx.simplify import full_name, simplest
 
     if db and os.path.isfile(name) and not os.path.exists(db):
-        name, db = db, name  # in the other commands the database comes first
+        name, db = db, name  # as in the other commands, where the database comes first
+    name = full_name(name)
     known = describe(name, db)
     x, y, slope = _curve(known.name)
     if as_json:
@@ -115,6 +128,8 @@ def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
     unicode = says_unicode()
     lines = [known.name, f"  size   {known.size}", f"  shape  {known.shape}", f"  class  {known.class_id}"]
     lines += [f"  f(x)   {formula(name)}"] * unicode + [f"  LaTeX  {latex(name)}"]
+    if (simpler := simplest(known.name)) != known.name:
+        lines.append(f"  simpler {simpler}, an equal function")
     lines += [f"  not in {db}"] * bool(db and known.simplest is None)
     lines.append(f"  flags  {', '.join(flag for flag, on in known.flags.items() if on) or 'none'}")
     lines += [f"  equal  {other}" for other in known.equal]

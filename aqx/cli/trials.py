@@ -13,6 +13,8 @@ from aqx.cli.options import LARGEST, MOST_SEEDS, Count, Hours, open_results, ope
 from aqx.cli.screen import columns_of, say, show_result, show_rows
 from aqx.text import printable
 
+_NEWEST = 20
+
 
 @main.command(
     needs="functions in the database: aqx enumerate.",
@@ -97,11 +99,12 @@ def tell(
         raise click.UsageError("--token belongs to --trial", click.get_current_context())
     if trial_id is not None and seed is not None:
         raise click.UsageError("--seed belongs to a NAME; a trial has its own", click.get_current_context())
+    from aqx.simplify import full_name
     from aqx.store.outcomes import failure, result
 
     ledger = open_results(db, task)
     if trial_id is None:
-        record = ledger.add(names[0], seed or 0, metrics)
+        record = ledger.add(full_name(names[0]), seed or 0, metrics)
     else:
         if reason is None:
             ending = result(ledger.goal.of(metrics), metrics, token=token)
@@ -133,10 +136,18 @@ def _metric(text: str) -> tuple[str, float]:
     "--status", type=click.Choice(["queued", "running", "stale", "done", "pruned", "failed"]), help="Only these."
 )
 @options.as_json
-def trials_(db: str, task: str | None, status: str | None, as_json: bool) -> None:
-    """List what was trained where, and what came of it."""
+@click.option("-n", "count", type=Count(), metavar="N", help="The N newest; default 20, with --json all.")
+def trials_(db: str, task: str | None, status: str | None, as_json: bool, count: int | None) -> None:
+    """List what was trained where, and what came of it.
+
+    The newest come first; with --json alone, all in the order of their numbers.
+    """
     columns = columns_of("id", "name", "purpose", "status", "objective", "seconds", "worker", "version", "reason")
-    show_rows(open_results(db, task).records(status=status), columns, as_json)
+    records = open_results(db, task).records(status=status)
+    wanted = records if as_json and count is None else records[::-1][: count or _NEWEST]
+    show_rows(wanted, columns, as_json, drop=("version", "worker", "seconds", "purpose"))
+    if not as_json and len(wanted) < len(records):
+        say(f"the {len(wanted):,} newest of {len(records):,} trials; -n {len(records)} lists all", error=True)
 
 
 @main.command(

@@ -18,6 +18,7 @@ from aqx.report.survey import survey
 from aqx.search import Ledger, load_results
 from aqx.search.ledger import only_task
 from aqx.search.verdict import stored_verdict
+from aqx.simplify import simplest
 from aqx.store import Database
 from aqx.surrogate import draw_map
 
@@ -92,11 +93,16 @@ def _verdict(results: Ledger, progress: Progress) -> Figure:
     rows = [row for row in confirmation.rows if row.verdict != "reference" and np.isfinite(row.difference)][::-1]
     figure, axes = _axes(5.6, 0.9 + 0.26 * len(rows))
     for height, row in enumerate(rows):
-        colour = _TONES.get(row.verdict, "0.4")
+        colour = "0.55" if row.is_baseline else _TONES.get(row.verdict, COLOURS[0])
+        mark: dict[str, Any] = {"fmt": "o", "markersize": 4, "mfc": "white"} if row.is_baseline else {"fmt": "D"}
         ends = np.nan_to_num([row.difference - row.difference_low, row.difference_high - row.difference])
-        axes.errorbar(row.difference, height, xerr=ends[:, None], fmt="o", color=colour, markersize=4, capsize=2.5)
+        axes.errorbar(row.difference, height, xerr=ends[:, None], color=colour, capsize=2.5, **mark)
     axes.axvline(0, color="0.3", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    for row in rows:
+        if row.name == confirmation.best_baseline:
+            axes.axvline(row.difference, color="0.55", linewidth=0.9, linestyle="--")
+            axes.text(row.difference, len(rows) - 0.5, as_label(f" best baseline, {row.name}"), fontsize=7, color="0.4")
+    axes.set_yticks(range(len(rows)), [as_label(simplest(row.name)) for row in rows], fontsize=8)
     axes.set_xlabel(as_label(f"{confirmation.metric}, difference to {confirmation.reference}, 95 % intervals"))
     return figure
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from aqx.errors import UnsupportedError
 from aqx.export import javascript_operators
@@ -52,25 +53,27 @@ def write_report(
         >>> write_report(folder + "/search.duckdb", folder + "/report.html").name
         'report.html'
     """
-    plotly = _plotly()
+    plotly = plotly_source()
     with replacing(path) as draft:
         draft.write_text(render(look_over(load_results(db, task or only_task(db)), progress), plotly), "utf-8")
     return Path(path)
 
 
-def render(overview: Overview, plotly: str) -> str:
+def render(overview: Overview, plotly: str, **more: Any) -> str:
     """Return the page that shows an overview.
 
     Args:
         overview: of the search.
         plotly: the source of plotly.js.
+        **more: further entries of the page's data, such as how often it asks for news.
     """
-    page = describe_page(overview, version_of("aqx") or "")
+    page = describe_page(overview, version_of("aqx") or "") | more
     shown = {
         "title": _escaped(page["title"]),
         "style": _part("page.css"),
         "data": as_json(page),
         "plotly": plotly,
+        "connect": "; connect-src 'self'" if page.get("live") else "",
         "script": "\n".join(map(_part, _SCRIPTS)).replace("{{operators}}", javascript_operators()),
         **pack_candidates(overview),
     }
@@ -78,12 +81,16 @@ def render(overview: Overview, plotly: str) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: shown[mark[1]], _part("page.html"))
 
 
-def _plotly() -> str:
+def plotly_source() -> str:
+    """Return the source of plotly.js."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise UnsupportedError("reports need plotly, which is not installed: pip install 'aqx[report]'") from error
+        raise UnsupportedError("reports need plotly, which is not installed: pip install plotly") from error
     return get_plotlyjs()
+
+
+_plotly = plotly_source
 
 
 def _part(name: str) -> str:

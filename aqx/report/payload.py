@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,12 +18,16 @@ from jaxtyping import Float
 from aqx.report import reproduce
 from aqx.report.curves import POINTS
 from aqx.report.overview import Overview
-from aqx.search import Record
+from aqx.search import Ledger, Record
+from aqx.simplify import simplest
 from aqx.store.trial_rows import Purpose, Status
 from aqx.text import clipped
 
 _METRICS = 6  # columns of the table of trials beside the objective, at most
 _REASON = 2000  # characters that are shown of one
+_CURVES, _STEPS = 150, 200  # learning curves, and points of one, at most
+_FEWEST = 8  # candidates with an operator, below which nothing is said of it
+_OPERATOR = re.compile(r"[^\W\d]\w*(?=\()")
 _PLACES = 65535  # the map's extent in each direction
 
 
@@ -61,6 +66,8 @@ def describe_page(overview: Overview, version: str) -> dict[str, Any]:
         "functions": _functions(overview),
         "calibration": _calibration(overview),
         "confirmation": _confirmation(overview),
+        "learning": _learning(results),
+        "operators": _operators(overview),
         "failures": failures(results.trials),
         "timeline": timeline(results.trials),
         "trials": [_trial(trial, rows.get(trial.trial_id, -1), metrics) for trial in results.trials],
@@ -151,13 +158,20 @@ def _tiles(overview: Overview) -> list[dict[str, str]]:
     ]
     if results.ranking:
         best = results.ranking[0]
-        tiles.append({"value": f"{best.objective:.4f}", "label": f"best of the search, optimistic: {best.name}"})
+        tiles.append(
+            {"value": f"{best.objective:.4f}", "label": f"best of the search, optimistic: {simplest(best.name)}"}
+        )
     if overview.confirmation:
         better = [row for row in overview.confirmation.rows if row.verdict == "better"]
         label = f"confirmed: better than {overview.confirmation.reference}"
         best_row = better[0] if better else None
         value = f"{best_row.difference:+.4f}" if best_row else "none"
-        tiles.append({"value": value, "label": f"{label}: {best_row.name}" if best_row else label})
+        tiles.append({"value": value, "label": f"{label}: {simplest(best_row.name)}" if best_row else label})
+        best = overview.confirmation.best_baseline
+        found = next((row for row in overview.confirmation.rows if not row.is_baseline), None)
+        if best not in (None, overview.confirmation.reference) and found is not None:
+            known = f"{simplest(found.name)} against the best baseline, {best}: {found.to_best_verdict}"
+            tiles.append({"value": "" if math.isnan(found.to_best) else f"{found.to_best:+.4f}", "label": known})
     else:
         tiles.append({"value": "not yet", "label": "confirmed on fresh seeds (aqx confirm)"})
     return tiles
@@ -173,7 +187,56 @@ def _map(overview: Overview) -> dict[str, Any]:
     missing = len({trial.name for trial, row in zip(overview.results.searched, survey.rows, strict=True) if row < 0})
     if missing:
         note += f" {missing:,} trained functions are not among the candidates."
-    return {"count": len(survey.names), "low": low, "high": high, "note": note}
+    return {"count": len(survey.names), "low": low, "high": high, "note": note, "labels": _labels(overview)}
+
+
+def _labels(overview: Overview) -> list[dict[str, Any]]:
+    """The baselines and the winner, which are named on the map."""
+    results, rows = overview.results, overview.survey.rows.tolist()
+    row_of = {trial.class_id: row for trial, row in zip(results.searched, rows, strict=True) if row >= 0}
+    by_name = {trial.name: trial.class_id for trial in results.trials}
+    named = [(name, class_id, False) for class_id, name in results.baselines.items()]
+    confirmed = overview.confirmation.rows if overview.confirmation else []
+    found = next((row.name for row in confirmed if not row.is_baseline), None)
+    found = found or next((one.name for one in results.ranking if one.class_id not in results.baselines), None)
+    if found is not None:
+        named.append((found, by_name.get(found), True))
+    return [
+        {"name": simplest(name), "row": row_of[class_id], "found": is_found}
+        for name, class_id, is_found in named
+        if class_id in row_of
+    ]
+
+
+def _learning(results: Ledger) -> list[dict[str, Any]]:
+    """The objective by step of the newest trials that reported it so."""
+    curves = []
+    for trial in reversed(results.trials):
+        points = trial.metrics.get(f"{results.objective}_by_step")
+        if isinstance(points, list) and len(points) > 1 and len(curves) < _CURVES:
+            every = -(-len(points) // _STEPS)
+            points = [*points[:-1:every], points[-1]]
+            values = [value if isinstance(value, int | float) else None for _, value in points]
+            steps = [step for step, _ in points]
+            curves.append({"name": trial.name, "status": trial.status, "steps": steps, "values": values})
+    return curves[::-1]
+
+
+def _operators(overview: Overview) -> list[dict[str, Any]]:
+    """By how much the predictions of candidates with an operator differ from those of the others, on average."""
+    names, predicted = overview.survey.names, overview.survey.predicted
+    known = np.flatnonzero(np.isfinite(predicted))
+    holders: dict[str, list[int]] = {}
+    for row in known.tolist():
+        for operator in set(_OPERATOR.findall(names[row])):
+            holders.setdefault(operator, []).append(row)
+    total, effects = float(predicted[known].sum()), list[dict[str, Any]]()
+    for operator, rows in holders.items():
+        if _FEWEST <= len(rows) <= len(known) - _FEWEST:
+            inside = float(predicted[rows].sum())
+            effect = inside / len(rows) - (total - inside) / (len(known) - len(rows))
+            effects.append({"name": operator, "effect": effect, "candidates": len(rows)})
+    return sorted(effects, key=lambda one: -overview.results.sign * one["effect"])
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
@@ -185,7 +248,7 @@ def _functions(overview: Overview) -> dict[str, Any]:
     of = "confirmation" if overview.confirmation else "search"
     shown = [
         {
-            "name": one.name,
+            "name": simplest(one.name),
             "kind": one.kind,
             "result": one.result,
             "y": _rounded(one.values),
@@ -223,7 +286,16 @@ def _confirmation(overview: Overview) -> dict[str, Any] | None:
         f"Retrained on {seeds} fresh seeds that no search has seen. The intervals of the differences to "
         f"{found.reference} hold together with 95 % confidence."
     )
-    return {**asdict(found), "note": note}
+    if found.best_baseline not in (None, found.reference):
+        note += f" Those to {found.best_baseline}, the best baseline, allow for that the best of several is lucky."
+    if found.lacking:
+        note += (
+            f" Judged by {found.metric}, which results of these lack: {', '.join(map(simplest, found.lacking[:8]))}."
+        )
+    shown = asdict(found)
+    for row in shown["rows"]:
+        row["name"] = simplest(row["name"])
+    return {**shown, "note": note}
 
 
 def _trial(trial: Record, row: int, metrics: list[str]) -> dict[str, Any]:

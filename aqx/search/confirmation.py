@@ -15,6 +15,7 @@ from aqx.search.others import until_others_are_done
 from aqx.search.queue import Queue
 from aqx.search.trial import train_all
 from aqx.search.verdict import SCREENED, Confirmation, judge, reported_metric, without_metric
+from aqx.simplify import full_name
 from aqx.store.claims import Snapshot, Wanted
 from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retry
 from aqx.tree import parse
@@ -50,9 +51,9 @@ class Choice:
             given = getattr(self, argument)
             if isinstance(given, str):
                 raise InputError(f"{argument}={given!r} is one name; give a list of names")
-            object.__setattr__(self, argument, tuple(str(parse(name)) for name in given))
+            object.__setattr__(self, argument, tuple(str(parse(full_name(name))) for name in given))
         if self.reference is not None:
-            object.__setattr__(self, "reference", str(parse(self.reference)))
+            object.__setattr__(self, "reference", str(parse(full_name(self.reference))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,8 @@ class Plan:
     def confirming(self, snapshot: Snapshot) -> dict[tuple[str | None, int | None], list[Brief]]:
         """Return the trials that confirm, by class and seed."""
         ours = (t for t in snapshot.trials if t.purpose is Purpose.CONFIRM and t.trial_id not in self.other_versions)
-        known = {(group[0].class_id, group[0].seed): group for group in by_training(ours)}
+        known: dict[tuple[str | None, int | None], list[Brief]] = {}
+        known |= {(group[0].class_id, group[0].seed): group for group in by_training(ours)}
         if any(trial.status is Status.STALE for group in known.values() for trial in group):
             lost = self.ledger.records(Purpose.CONFIRM, Status.STALE)
             self._told.update(trial.trial_id for trial in lost if trial.reason is not None)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 from aqx import surrogate as surrogates
-from aqx.duration import checked_limit
+from aqx.duration import checked_limit, seconds_of
+from aqx.enumeration import enumerate_space
 from aqx.errors import AqxError, Exhausted, InputError, TaskError, one_line
 from aqx.operators import own_operators
 from aqx.search.confirmation import Choice, Plan, confirm, plan_confirmation
@@ -29,8 +32,10 @@ from aqx.search.ledger import (
 from aqx.search.others import until_others_are_done
 from aqx.search.pruning import rule_of
 from aqx.search.queue import Queue, RetryPolicy, Suggestion, suggested
+from aqx.search.shown import Page, page_of, shown, study_html, table_of
 from aqx.search.trial import Trial, train_all
 from aqx.search.verdict import Confirmation, with_trials
+from aqx.space import Space
 from aqx.stopping import is_stop
 from aqx.store import Database, StudySettings, claims, functions, outcomes
 from aqx.store.claims import Snapshot
@@ -70,6 +75,7 @@ class Study:
             object: done, failed or pruned, by `tell`, `fail`, a `trial` block, `search` or `confirm`; in this process,
             in this order, after the result is stored. What one raises goes on to the caller: a search ends with it,
             and the same call resumes it. Intermediate values are in `record.metrics`, as `<metric>_by_step`.
+        space: what to search in: a `Space`, or "act_bench" or "paper"; what the database lacks of it is enumerated.
         enter: store the task at once where it is new. False leaves that to the first claim, result or spectrum, so
             that who only looks changes nothing.
         accept_changed: results of earlier versions of the task's code count as those of this one. Else a warning tells
@@ -103,6 +109,7 @@ class Study:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008  (it is frozen)
         pruner: str = "median",
         callbacks: Sequence[Callback] = (),
+        space: Space | str | None = None,
         enter: bool = True,
         accept_changed: bool = False,
     ):
@@ -116,6 +123,8 @@ class Study:
         self.retry_policy: RetryPolicy = retry
         self.pruner: str = pruner
         self.db: Database = db if isinstance(db, Database) else Database(db, create=True)
+        if space is not None:
+            enumerate_space(self.db, Space.preset(space) if isinstance(space, str) else space)
         self._check_meanings()
         self.ledger: Ledger = Ledger.of_task(
             self.db, self.task.name, self.task.identity(), self._announce, _notes(self.task)
@@ -231,7 +240,8 @@ class Study:
         together: int | None = None,
         spectra: int = 200,
         time_limit: float | int | None = None,
-        progress: Callable[[int, int, str], None] | None = None,
+        timeout: float | int | str | None = None,
+        progress: Callable[[int, int, str], None] | bool | None = None,
     ) -> list[Record]:
         """Train the baselines, then suggestions by the task's own `train`, until `budget` of them have a result.
 
@@ -257,7 +267,9 @@ class Study:
                 its process, and has failed. With a limit, one worker is a process of its own too, so the task must be
                 such that it can be sent there, and a script that searches needs its `if __name__ == "__main__":`. What
                 an `executor` runs cannot be ended from here.
-            progress: called as progress(done, total, note).
+            timeout: seconds, or e.g. "90m" or "2h", after which no further training begins; those that run are waited
+                for. The same call goes on from there.
+            progress: called as progress(done, total, note); True shows a bar, in a terminal or a notebook.
 
         Returns:
             The trials that this call finished, in order.
@@ -272,7 +284,21 @@ class Study:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
         self._check_meanings()
         self._compare_versions()
-        limit = checked_limit(time_limit)
+        with shown(progress, "search") as told:
+            until = time.monotonic() + _seconds(timeout)
+            return self._search(budget, executor, workers, together, spectra, checked_limit(time_limit), until, told)
+
+    def _search(
+        self,
+        budget: int,
+        executor: Executor | None,
+        workers: int | None,
+        together: int | None,
+        spectra: int,
+        limit: float | None,
+        until: float,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> list[Record]:
         most = self._together(together, executor is None and workers in (None, 1))
         finished: list[Record] = []
         goal, baselines = self.task.goal, len(self.task.baselines)
@@ -308,6 +334,8 @@ class Study:
             )
 
         def claim(snapshot: Snapshot) -> list[Record]:
+            if time.monotonic() >= until:
+                return []
             # Counted anew each time: other processes may work on the same study.
             try:
                 return self.queue.claim(LEASE_SECONDS, most, snapshot, budget, describe)
@@ -330,16 +358,23 @@ class Study:
                 first, snapshot = False, self._hopeless_tried_again(snapshot)
             show(snapshot, "")
             last = train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers, limit)
-            return self.queue.lacks_results(last, budget)
+            return time.monotonic() < until and self.queue.lacks_results(last, budget)
 
         def is_ours(trial: Record | Brief) -> bool:
             return trial.purpose in (Purpose.SEARCH, Purpose.BASELINE)
 
         if budget and self.task.train is not None:
+            self._check_candidates()
             without_spectra(self.queue.make_ready)
         # What another process is at counts towards the budget, but that process may be dead.
         until_others_are_done(self.ledger, work, is_ours, show)
         return finished
+
+    def _check_candidates(self) -> None:
+        """Say before the baselines are trained that nothing is there to search in."""
+        if not functions.count_functions(self.db)["usable"] and not suggested(self.ledger.snapshot().trials):
+            path = self.db.path
+            raise Exhausted(f"{path} holds no candidates; fill it: aqx enumerate {path} --space act_bench")
 
     def _stop_if_hopeless(self, snapshot: Snapshot) -> None:
         """When every baseline fails, the fault is the task's, and no suggestion will do better."""
@@ -412,7 +447,7 @@ class Study:
         workers: int | None = None,
         together: int | None = None,
         time_limit: float | int | None = None,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Callable[[int, int, str], None] | bool | None = None,
         functions: Sequence[str] = (),
         baselines: Sequence[str] = (),
         reference: str | None = None,
@@ -434,7 +469,7 @@ class Study:
             workers: as in `search`.
             together: as in `search`.
             time_limit: as in `search`.
-            progress: called as progress(done, total, note).
+            progress: as in `search`.
             functions: names of functions to confirm, instead of the search's best.
             baselines: names of functions to compare with, instead of the task's.
             reference: the one that all are compared with; default the first baseline.
@@ -450,7 +485,8 @@ class Study:
         most = self._together(together, executor is None and workers in (None, 1))
         limit = checked_limit(time_limit)
         self._check_meanings()
-        return confirm(plan, executor, workers, most, limit, progress)
+        with shown(progress, "confirm") as told:
+            return confirm(plan, executor, workers, most, limit, told)
 
     def confirmation_plan(
         self,
@@ -533,6 +569,34 @@ class Study:
         """Return the n best functions by the mean of their results in the search."""
         return rank_functions(done_in_search(self.records()), self.task.goal)[:n]
 
+    def to_dataframe(self) -> Any:
+        """Return all trials as a pandas DataFrame, or where pandas is not installed as a dict of NumPy arrays.
+
+        A column per metric that is a number stands beside what `records` has.
+        """
+        return table_of(self.records())
+
+    def report(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        height: int = 700,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Page:
+        """Write the report, and show it where this is the last line of a notebook's cell.
+
+        Args:
+            path: the HTML file; default one in a new temporary folder.
+            height: in a notebook, in pixels.
+            progress: called as progress(done, total, note).
+        """
+        return page_of(self.db, self.task.name, path, height, progress)
+
+    def _repr_html_(self) -> str:
+        records = self.records()
+        best = rank_functions(done_in_search(records), self.task.goal)[:5]
+        return study_html(f"{self.task.name} in {self.db.path.name}", best, records, self.task.objective)
+
     def suggest(self, n: int = 1) -> list[Suggestion]:
         """Show the n candidates that would be suggested next, without claiming them.
 
@@ -573,6 +637,16 @@ def _checked(callbacks: Any) -> tuple[Callback, ...]:
     if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
         raise InputError(f"callbacks={callbacks!r} cannot be called; give a list of functions of (study, record)")
     return tuple(callbacks)
+
+
+def _seconds(timeout: float | int | str | None) -> float:
+    """How long a search may go on; forever where nobody says."""
+    if timeout is None:
+        return math.inf
+    seconds = seconds_of(timeout) if isinstance(timeout, str) else timeout
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise InputError(f"timeout={timeout!r} is not a time; give seconds, or e.g. '90m' or '2h'")
+    return float(seconds)
 
 
 def _notes(task: Task) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -87,6 +88,10 @@ class Confirmation:
 
     # Set by `with_trials`; no field, as it is no part of the verdict.
     _claim = None
+
+    def _repr_html_(self) -> str:
+        # What draws it knows this class; this class only passes on that it is wanted.
+        return importlib.import_module("aqx.search.shown").confirmation_html(self)
 
     def __iter__(self) -> Iterator[Any]:
         """Claim the trials that are left to train, one after the other; none where aqx has trained them itself.

@@ -18,6 +18,10 @@ function number(value, signed = false) {
   const text = size !== 0 && (size >= 1e5 || size < 5e-5) ? value.toExponential(2) : value.toFixed(size >= 100 ? 1 : 4);
   return signed && value > 0 ? "+" + text : text;
 }
+// Names of functions break after their commas and brackets, and not within a word.
+function breakable(name) {
+  return String(name).split(/(?<=[,(])/).flatMap((piece, i) => i ? [document.createElement("wbr"), piece] : [piece]);
+}
 const count = value => value.toLocaleString("en");
 function duration(seconds) {
   if (!isNumber(seconds)) return "";
@@ -63,11 +67,12 @@ function layout(extra = {}) {
   };
 }
 
-// Parts of the page draw themselves when it opens and again when the theme changes.
+// Parts of the page draw themselves when it opens, and again when the theme or, on a page that follows a search, the
+// data change; a part that has nothing to show is hidden.
 const parts = [];
 function part(section, wanted, draw) {
-  if (section) byId(section).hidden = !wanted;
-  if (wanted) parts.push(draw);
+  if (section) byId(section).hidden = !wanted();
+  parts.push({section, wanted, draw});
 }
 
 async function unpacked(id) {

@@ -1,12 +1,14 @@
 // The charts of the search: best so far, verdicts, functions, calibration, timeline; and the tiles.
-byId("title").textContent = report.title;
-byId("subtitle").textContent = report.subtitle;
-for (const tile of report.tiles)
-  byId("tiles").append(make("div", {className: "tile"}, make("b", {}, tile.value), make("span", {}, tile.label)));
+part(null, () => true, () => {
+  byId("title").textContent = report.title;
+  byId("subtitle").textContent = report.subtitle;
+  byId("tiles").replaceChildren(...report.tiles.map(tile =>
+    make("div", {className: "tile"}, make("b", {}, tile.value), make("span", {}, tile.label))));
+});
 
 const STATUS_COLOUR = {done: "found", failed: "bad", pruned: "warm", stale: "warm", running: "quiet", queued: "quiet"};
 
-part("progress-section", report.progress.values.length, () => {
+part("progress-section", () => report.progress.values.length, () => {
   const p = report.progress, x = p.values.map((_, i) => i + 1), baselines = Object.entries(p.baselines);
   const inner = [...p.best, ...p.random, ...baselines.map(b => b[1])].filter(isNumber);
   const spread = [...inner, quantile(p.values, sign > 0 ? 0.25 : 0.75)].filter(isNumber);
@@ -43,7 +45,7 @@ part("progress-section", report.progress.values.length, () => {
   }), CONFIG);
 });
 
-part("verdict-section", report.confirmation, () => {
+part("verdict-section", () => report.confirmation, () => {
   const c = report.confirmation, shown = c.rows.filter(r => isNumber(r.difference));
   const tone = {better: "good", worse: "bad", failed: "bad"};
   const compared = shown.filter(r => r.verdict !== "reference").reverse();
@@ -51,33 +53,44 @@ part("verdict-section", report.confirmation, () => {
   byId("verdict").style.height = 90 + 26 * compared.length + "px";
   const interval = (low, high) => isNumber(low) ? ` [${number(low, true)}, ${number(high, true)}]` : "";
   const table = byId("verdict-table");
-  table.replaceChildren(make("thead", {}, make("tr", {}, ...["function", `${c.metric}, 95 % interval`, `difference to ${c.reference}`,
-    "verdict", "seeds", "the search saw"].map((h, i) => make("th", {className: i > 3 ? "optional number" : i === 1 ? "optional" : ""}, h)))));
+  // Where the best baseline is another one than the reference, each row is compared with it too.
+  const best = c.best_baseline && c.best_baseline !== c.reference ? c.best_baseline : null;
+  const heads = [["function", ""], [`${c.metric}, 95 % interval`, "optional"], [`difference to ${c.reference}`, ""], ["verdict", ""],
+    ...(best ? [[`difference to the best baseline, ${best}`, "optional"], ["verdict on that", ""]] : []),
+    ["seeds", "optional number"], ["the search saw", "optional number"]];
+  table.replaceChildren(make("thead", {}, make("tr", {}, ...heads.map(([h, className]) => make("th", {className}, h)))));
   table.append(make("tbody", {}, ...c.rows.map(r => make("tr", {},
-    make("td", {className: "name"}, r.name),
+    make("td", {className: "name" + (r.is_baseline ? "" : " discovery")}, r.is_baseline ? "" : "◆ ", ...breakable(r.name)),
     make("td", {className: "optional"}, number(r.mean) + (isNumber(r.low) ? ` [${number(r.low)}, ${number(r.high)}]` : "")),
     make("td", {}, r.verdict === "reference" ? "" : number(r.difference, true) + interval(r.difference_low, r.difference_high)),
     make("td", {className: r.verdict}, r.verdict),
+    ...(best ? [
+      make("td", {className: "optional"}, r.to_best_verdict === "reference" ? "" : number(r.to_best, true) + interval(r.to_best_low, r.to_best_high)),
+      make("td", {className: r.to_best_verdict}, r.to_best_verdict === "reference" ? "the best baseline" : r.to_best_verdict)] : []),
     make("td", {className: "optional number"}, r.seeds + (r.failed ? ` (${r.failed} failed)` : "")),
     make("td", {className: "optional number"}, number(r.searched))))));
   return Plotly.react("verdict", [{
     x: compared.map(r => r.difference), y: compared.map((_, i) => i), mode: "markers", type: "scatter",
-    marker: {size: 9, color: compared.map(r => colour(tone[r.verdict] || "quiet"))},
+    marker: {size: compared.map(r => r.is_baseline ? 8 : 11), symbol: compared.map(r => r.is_baseline ? "circle-open" : "diamond"),
+      color: compared.map(r => colour(r.is_baseline ? "warm" : tone[r.verdict] || "found"))},
     error_x: {
       type: "data", symmetric: false, thickness: 1.8, width: 4, color: colour("quiet"),
       array: compared.map(r => isNumber(r.difference_high) ? r.difference_high - r.difference : 0),
       arrayminus: compared.map(r => isNumber(r.difference_low) ? r.difference - r.difference_low : 0),
     },
-    text: compared.map(r => `${chunked(r.name)}: ${number(r.difference, true)}, ${r.verdict}`), hovertemplate: "%{text}<extra></extra>",
+    text: compared.map(r => `${r.is_baseline ? "baseline" : "found"} ${chunked(r.name)}: ${number(r.difference, true)}, ${r.verdict}`
+      + (best && r.to_best_verdict !== "reference" ? `<br>to ${plainText(best)}: ${number(r.to_best, true)}, ${r.to_best_verdict}` : "")), hovertemplate: "%{text}<extra></extra>",
   }], layout({
     showlegend: false,
+    shapes: c.rows.filter(r => best && r.name === best && isNumber(r.difference)).map(r => ({type: "line", yref: "paper", y0: 0, y1: 1,
+      x0: r.difference, x1: r.difference, line: {color: colour("warm"), width: 1.3, dash: "dash"}})),
     xaxis: {title: {text: `${plainText(c.metric)}, difference to ${plainText(c.reference)}`}, zerolinecolor: colour("quiet"), zerolinewidth: 1.5},
     yaxis: {tickvals: compared.map((_, i) => i), ticktext: compared.map(r => chunked(r.name, isNarrow() ? 18 : 42)),
       range: [-0.6, compared.length - 0.4]},
   }), CONFIG);
 });
 
-part("functions-section", report.functions.list.length, () => {
+part("functions-section", () => report.functions.list.length, () => {
   const f = report.functions, traces = [];
   byId("functions-note").textContent = f.note;
   f.list.forEach((one, i) => {
@@ -99,7 +112,7 @@ part("functions-section", report.functions.list.length, () => {
   }), CONFIG);
 });
 
-part("calibration-section", report.calibration, () => {
+part("calibration-section", () => report.calibration, () => {
   const c = report.calibration, all = [...c.observed, ...c.predicted], ends = [quantile(all, 0.02), quantile(all, 1)];
   if (sign < 0) [ends[0], ends[1]] = [quantile(all, 0), quantile(all, 0.98)];
   byId("calibration-note").textContent = c.note;
@@ -117,8 +130,31 @@ function widened([low, high]) {
   return [low - margin, high + margin];
 }
 
-part("timeline-section", report.timeline.bars.length, () => {
+part("learning-section", () => report.learning.length, () => Plotly.react("learning", report.learning.map((one, i) => ({
+  x: one.steps, y: one.values, mode: "lines", showlegend: false,
+  line: {width: 1.4, color: one.status === "done" ? colour("found") : colour(STATUS_COLOUR[one.status]), dash: one.status === "done" ? "solid" : "dot"},
+  opacity: 0.7, hovertemplate: `${chunked(one.name)}, ${one.status}<br>step %{x}: %{y:.4f}<extra></extra>`,
+})).concat(report.learning.filter(one => one.status !== "done").map(one => ({
+  x: one.steps.slice(-1), y: one.values.slice(-1), mode: "markers", showlegend: false, hoverinfo: "skip",
+  marker: {symbol: "x", size: 8, color: colour(STATUS_COLOUR[one.status])},
+}))), layout({
+  xaxis: {title: {text: "step"}}, yaxis: {title: {text: plainText(report.objective)}, range: curveRange(...report.learning.map(one => one.values))},
+}), CONFIG));
+
+part("operators-section", () => report.operators.length, () => {
+  const shown = [...report.operators].reverse();
+  byId("operators").style.height = 80 + 19 * shown.length + "px";
+  return Plotly.react("operators", [{
+    type: "bar", orientation: "h", x: shown.map(o => o.effect), y: shown.map(o => o.name),
+    marker: {color: shown.map(o => colour(sign * o.effect > 0 ? "good" : "bad"))},
+    text: shown.map(o => `${plainText(o.name)}: ${number(o.effect, true)}, in ${count(o.candidates)} candidates`), textposition: "none",
+    hovertemplate: "%{text}<extra></extra>",
+  }], layout({showlegend: false, xaxis: {title: {text: `difference of the predicted ${plainText(report.objective)}`}}, yaxis: {dtick: 1}}), CONFIG);
+});
+
+part("timeline-section", () => report.timeline.bars.length, () => {
   const t = report.timeline, lanes = t.lanes;
+  const long = Math.max(...t.bars.map(bar => bar.end)) - Math.min(...t.bars.map(bar => bar.start)); // seconds
   byId("timeline-note").textContent = t.note;
   byId("timeline").style.height = Math.min(Math.max(340, 80 + 22 * lanes.length), 900) + "px";
   const traces = Object.keys(STATUS_COLOUR).map(status => {
@@ -126,13 +162,14 @@ part("timeline-section", report.timeline.bars.length, () => {
     return {
       type: "bar", orientation: "h", name: status, y: bars.map(bar => bar.lane), base: bars.map(bar => bar.start * 1000),
       x: bars.map(bar => Math.max(bar.end - bar.start, 0) * 1000), width: 0.72,
-      marker: {color: colour(STATUS_COLOUR[status]), line: {width: 0.5, color: colour("sheet")}},
+      // The line is of the bar's own colour: a short trial is nothing but its line.
+      marker: {color: colour(STATUS_COLOUR[status]), line: {width: 1.2, color: colour(STATUS_COLOUR[status])}, opacity: 0.85},
       text: bars.map(bar => `${chunked(bar.name)}<br>${plainText(lanes[bar.lane])}<br>${status}, ${duration(bar.end - bar.start)}`),
       textposition: "none", hovertemplate: "%{text}<extra></extra>",
     };
   }).filter(trace => trace.x.length);
   return Plotly.react("timeline", traces, layout({
-    barmode: "overlay", xaxis: {type: "date"},
+    barmode: "overlay", xaxis: {type: "date", nticks: isNarrow() ? 4 : 8, tickformat: long > 172800 ? "%b %e, %H:%M" : "%H:%M:%S"},
     yaxis: {tickvals: lanes.map((_, i) => i), ticktext: lanes.map(l => chunked(l, 18)), range: [lanes.length - 0.4, -0.6]},
   }), CONFIG);
 });

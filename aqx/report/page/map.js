@@ -17,9 +17,14 @@ async function loadMap() {
   atlas.y = places16.subarray(n);
   // 0: no prediction; else from the lowest, 1, to the highest, 255.
   atlas.predicted = Float32Array.from(new Uint8Array(predictions), v => v ? low + (v - 1) / 254 * (high - low) : NaN);
+  indexCells();
+  collectTrials();
+}
+
+function collectTrials() {
+  atlas.trials.clear();
   for (const trial of report.trials)
     if (trial.row >= 0 && trial.purpose !== "confirm") atlas.trials.set(trial.row, [...(atlas.trials.get(trial.row) || []), trial]);
-  indexCells();
   const scores = [...atlas.trials.keys()].map(scoreOf).filter(isNumber);
   const ends = [quantile(scores, sign > 0 ? 0.1 : 0.9), quantile(scores, sign > 0 ? 1 : 0)];
   atlas.worst = ends[0]; atlas.best = ends[1] === ends[0] ? ends[0] + sign : ends[1];
@@ -112,6 +117,11 @@ async function drawMap() {
   await Plotly.react(element, [
     {x: m.x, y: m.y, mode: "markers", hoverinfo: "skip",
       marker: {size: 15, symbol: "circle-open", color: m.color, line: {width: 2.5}}},
+    {x: report.map.labels.map(l => atlas.x[l.row]), y: report.map.labels.map(l => atlas.y[l.row]), mode: "markers+text",
+      text: report.map.labels.map(l => (l.found ? "◆ " : "") + chunked(l.name, 24)), textposition: "top center", hoverinfo: "skip",
+      textfont: {color: report.map.labels.map(l => colour(l.found ? "found" : "ink")), size: 11},
+      marker: {size: 13, symbol: report.map.labels.map(l => l.found ? "diamond-open" : "square-open"),
+        color: report.map.labels.map(l => colour(l.found ? "found" : "ink")), line: {width: 1.6}}},
     {x: [null], y: [null], mode: "markers", hoverinfo: "skip", marker: {
       color: [0], cmin: Math.min(atlas.worst, atlas.best), cmax: Math.max(atlas.worst, atlas.best), showscale: true,
       colorscale: COLORSCALE, reversescale: sign < 0, colorbar: {thickness: 12, len: 0.9, x: 1.01, outlinewidth: 0}}},
@@ -213,7 +223,10 @@ function wireMap() {
     if (row >= 0) { hover(row); pin(row); }
     const near = wanted.length > 2 ? atlas.names.filter(name => name.includes(wanted)).slice(0, 12) : [];
     byId("map-names").replaceChildren(...near.map(value => make("option", {value})));
+    const among = wanted.length > 2 ? atlas.names.filter(name => name.includes(wanted)).length : 0;
+    byId("map-found").textContent = !wanted || row >= 0 ? "" : among ? `${count(among)} names have this in them`
+      : wanted.length > 2 ? "no candidate's name has this in it; each stands by the simplest name of its class" : "";
   };
 }
 
-part("map-section", report.map.count, drawMap);
+part("map-section", () => report.map.count, drawMap);

@@ -1,5 +1,5 @@
 // Trials that sort and filter, failures by reason, and how to reproduce what is shown.
-part("failures-section", report.failures.length, () => {
+part("failures-section", () => report.failures.length, () => {
   const total = report.failures.reduce((sum, failure) => sum + failure.count, 0);
   byId("failures-note").textContent = `${count(total)} ${total === 1 ? "trial has" : "trials have"} no result.`;
   byId("failures").replaceChildren(
@@ -7,11 +7,11 @@ part("failures-section", report.failures.length, () => {
     make("tbody", {}, ...report.failures.map(f => make("tr", {},
       make("td", {className: "number"}, count(f.count)),
       make("td", {className: "long"}, f.reason, f.traceback ? make("details", {}, make("summary", {}, "traceback"), make("pre", {}, f.traceback)) : null),
-      make("td", {className: "name"}, f.names.join(" ") + (f.count > f.names.length ? " …" : ""))))));
+      make("td", {className: "name"}, ...f.names.flatMap((name, i) => [i ? " " : "", ...breakable(name)]), f.count > f.names.length ? " …" : "")))));
 });
 
 const SHOWN = 25;
-const trialView = {column: "id", ascending: true, shown: SHOWN};
+const trialView = {column: "id", ascending: false, shown: SHOWN}; // the newest first
 const COLUMNS = [
   ["id", "trial", "number optional"], ["name", "function", "name"], ["purpose", "purpose", "optional"], ["status", "status", ""],
   ["objective", report.objective, "number"], ...report.metrics.map(m => [m, m, "number optional"]),
@@ -53,7 +53,8 @@ function showTrials() {
     }))),
     make("tbody", {}, ...rows.slice(0, trialView.shown).map(trial => {
       const row = make("tr", {className: trial.row >= 0 ? "onmap" : ""}, ...COLUMNS.map(([key, , className]) =>
-        make("td", {className: className + (key === "status" ? " " + trial.status : "")}, write(trial, key))));
+        make("td", {className: className + (key === "status" ? " " + trial.status : "")},
+          ...(key === "name" ? breakable(trial.name) : [write(trial, key)]))));
       if (trial.row >= 0) {
         row.title = "Show it on the map";
         row.onclick = () => { pin(trial.row); byId("map-section").scrollIntoView({behavior: "smooth"}); };
@@ -71,16 +72,21 @@ function sortTrials(column) {
   showTrials();
 }
 
-for (const [id, key] of [["trials-status", "status"], ["trials-purpose", "purpose"]]) {
-  const values = [...new Set(report.trials.map(t => t[key]))].sort();
-  byId(id).append(make("option", {value: ""}, `any ${key}`), ...values.map(v => make("option", {value: v}, v)));
+part(null, () => true, () => {
+  for (const [id, key] of [["trials-status", "status"], ["trials-purpose", "purpose"]]) {
+    const values = [...new Set(report.trials.map(t => t[key]))].sort(), chosen = byId(id).value;
+    byId(id).replaceChildren(make("option", {value: ""}, `any ${key}`), ...values.map(v => make("option", {value: v}, v)));
+    byId(id).value = values.includes(chosen) ? chosen : "";
+  }
+});
+for (const id of ["trials-status", "trials-purpose"]) {
   byId(id).onchange = () => { trialView.shown = SHOWN; showTrials(); };
 }
 byId("trials-filter").oninput = () => { trialView.shown = SHOWN; showTrials(); };
 byId("trials-more").onclick = () => { trialView.shown += 20 * SHOWN; showTrials(); };
-part("trials-section", report.trials.length, showTrials);
+part("trials-section", () => report.trials.length, showTrials);
 
-part("reproduce-section", true, () => {
+part("reproduce-section", () => true, () => {
   byId("commands").textContent = report.reproduce.commands.join("\n");
   byId("environment").replaceChildren(make("tbody", {}, ...report.reproduce.facts.map(([what, is]) =>
     make("tr", {}, make("th", {}, what), make("td", {className: "long"}, is)))));

@@ -1,0 +1,58 @@
+"""A function as a notebook shows it: its name, its formula and its curve."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from aqx.export.formula import formula
+
+_LEFT, _WIDTH, _HEIGHT = 4.0, 260, 130  # of x; of the curve, in pixels
+_LEAST, _MOST = -3.0, 5.0  # of f(x), beyond which nothing is drawn
+
+
+def picture(name: str, function: Callable[[Any], Any]) -> str:
+    """Return HTML with a function's name, formula and curve on [-4, 4].
+
+    Args:
+        name: as aqx writes it.
+        function: what it computes.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.export.picture import picture
+        >>> "<polyline" in picture("relu(x)", lambda x: np.maximum(x, 0))
+        True
+    """
+    x = np.linspace(-_LEFT, _LEFT, 201, dtype=np.float32)
+    y = np.asarray(function(x), float)
+    seen = y[np.isfinite(y) & (y >= _LEAST) & (y <= _MOST)]
+    low, high = (min(float(seen.min()), 0.0), max(float(seen.max()), 0.0)) if len(seen) else (-1.0, 1.0)
+    margin = 0.08 * max(high - low, 1e-6)
+    low, high = low - margin, high + margin
+    across = (x + _LEFT) / (2 * _LEFT) * _WIDTH
+    down = (high - y) / (high - low) * _HEIGHT
+    zero, middle = high / (high - low) * _HEIGHT, _WIDTH / 2
+    lines = "".join(
+        f'<polyline fill="none" stroke="#2a78b5" stroke-width="2" points="{points}"/>'
+        for points in _pieces(across, down)
+    )
+    axes = f'<path d="M0 {zero:.1f}H{_WIDTH}M{middle} 0V{_HEIGHT}" stroke="#999" stroke-width="0.7"/>'
+    size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
+    said = f"<code>{html.escape(name)}</code> &nbsp; f(x) = {html.escape(formula(name))}"
+    return f'<div>{said}<br><svg xmlns="http://www.w3.org/2000/svg" {size}>{axes}{lines}</svg></div>'
+
+
+def _pieces(across: np.ndarray, down: np.ndarray) -> list[str]:
+    """The parts of a curve that are inside the picture."""
+    inside = np.isfinite(down) & (down >= 0) & (down <= _HEIGHT)
+    ends = np.flatnonzero(np.diff(inside.astype(int))) + 1
+    parts = zip(np.split(across, ends), np.split(down, ends), np.split(inside, ends), strict=True)
+    return [
+        " ".join(f"{a:.1f},{d:.1f}" for a, d in zip(part, height, strict=True))
+        for part, height, there in parts
+        if len(there) > 1 and there[0]
+    ]
