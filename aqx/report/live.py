@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -99,10 +100,12 @@ def _rows(before: Overview, results: Ledger) -> np.ndarray:
     known = {
         trial.class_id: row for trial, row in zip(before.results.searched, before.survey.rows.tolist(), strict=True)
     }
-    missing = list(dict.fromkeys(str(t.class_id) for t in results.searched if t.class_id and t.class_id not in known))
+    missing = {str(trial.class_id) for trial in results.searched if trial.class_id and trial.class_id not in known}
     row_of = {name: row for row, name in enumerate(before.survey.names)}
-    names = functions.class_names(results.db, missing) if missing else []
-    known |= {class_id: row_of.get(name, -1) for class_id, name in zip(missing, names, strict=True)}
+    for class_id in missing:
+        with contextlib.suppress(KeyError):  # a baseline need not have been enumerated
+            (name,) = functions.class_names(results.db, [class_id])
+            known[class_id] = row_of.get(name, -1)
     return np.array([known.get(trial.class_id, -1) for trial in results.searched], np.int64)
 
 
