@@ -174,7 +174,7 @@ class _Population:
     def __call__(self, acts: Activation, seeds: Any) -> dict[str, Shaped[np.ndarray, " K"]]:
         seed_list = members(acts, seeds)
         devices = _devices()
-        leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, acts))
+        leaves, structure = jax.tree.flatten(jax.tree.map(_as_jax_has_it, acts))
         # Members one at a time share a seed with all their chunk: they need no second program.
         same = len(set(seed_list)) == 1 or self._most(devices) == 1
         key = structure, same, tuple(devices)
@@ -222,7 +222,7 @@ class _Population:
     def _prepared(self, seeds: list[int], same: bool) -> Any:
         """What `prepare` gives for a seed, or stacked for several; each seed is prepared once."""
         wanted = dict.fromkeys(seeds[:1] if same else seeds)
-        by_seed = {seed: jax.tree.map(np.asarray, self.prepare(seed)) for seed in wanted}
+        by_seed = {seed: jax.tree.map(_as_jax_has_it, self.prepare(seed)) for seed in wanted}
         if same:
             return by_seed[seeds[0]]
         forms = {seed: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for seed, tree in by_seed.items()}
@@ -288,6 +288,12 @@ class _Population:
         if len(index) > len(devices):
             _check_memory(compiled, devices[0])
         return _Program(compiled, tuple(names), constants)
+
+
+def _as_jax_has_it(leaf: Any) -> np.ndarray:
+    """An array of the dtype that JAX would give it: constants are Python's floats, which are of 64 bits."""
+    array = np.asarray(leaf)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind in "iuf" else array
 
 
 def _as_uint32(seed: int) -> np.uint32:

@@ -186,12 +186,15 @@ def test_one_program_serves_all_values_of_a_shape(form: str):
         traced.append(act)
         return act(x)
 
+    acts = Namer(["mul", "sub"])(["mul(0.5,x)", "mul(-3.25,x)", "sub(1e-05,x)"])
     with kernel.forced(form):
-        for act in Namer(["mul", "sub"])(["mul(0.5,x)", "mul(-3.25,x)", "sub(1e-05,x)"]):
-            name = act.name
-            np.testing.assert_allclose(run(act, X), by_numpy(parse(name), X), rtol=1e-6)
-            np.testing.assert_allclose(act(X), by_numpy(parse(name), X), rtol=1e-6)
-    assert len(traced) == 1
+        run(acts[0], X), run(acts[0], X)  # the first time in a process, JAX 0.12 traces again once Pallas is imported
+        before = len(traced)
+        for act in acts:
+            want = by_numpy(act.tree, X)
+            np.testing.assert_allclose(run(act, X), want, rtol=1e-6)
+            np.testing.assert_allclose(act(X), want, rtol=1e-6)
+    assert len(traced) == before <= 2
 
 
 def few(name: str) -> aqx.Activation:
