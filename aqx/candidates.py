@@ -22,6 +22,7 @@ from aqx.store.features import (
     save_embedding,
 )
 from aqx.store.functions import find_classes
+from aqx.store.kinds import RUNS
 from aqx.store.spectra import invalid_spectra, load_spectra
 from aqx.surrogate import Features, Preset, Projection
 from aqx.tree import Tree
@@ -37,7 +38,8 @@ class Candidates:
         ids: halves of the class ids [C, 2].
         coordinates: the surrogate's [C, K]; rows of nan where it has none until the embedding is fitted anew.
         has_spectrum: whose Fisher spectrum is known [C].
-        usable: False where the spectrum is invalid: the model breaks with this function [C].
+        usable: False where the spectrum or a short run is invalid: the model breaks with this function [C].
+        has_runs: whose short runs are known, and are used by the surrogate [C].
     """
 
     counts: FeatureCounts
@@ -46,6 +48,7 @@ class Candidates:
     coordinates: Float32[np.ndarray, "C K"]
     has_spectrum: Bool[np.ndarray, " C"]
     usable: Bool[np.ndarray, " C"]
+    has_runs: Bool[np.ndarray, " C"]
     _rows: dict[str, int] = field(default_factory=dict, repr=False)  # of the classes that were looked up
 
     def __len__(self) -> int:
@@ -95,21 +98,32 @@ def _read_or_fitted(
             counts, number, fitted_to = find_embedding(db, *key)
             if before is not None and (counts, number) == (before.counts, before.stored.embedding_id):
                 return before
-            due = number is None or fitted_to is None or is_due(fitted_to, counts)
-            grown = due or fitted_to is None or fitted_to[:2] != counts[:2]
+            used = _used(counts, preset)
+            due = number is None or fitted_to is None or is_due(fitted_to, used)
+            grown = due or fitted_to is None or (*fitted_to[:2], fitted_to.runs) != (*used[:2], used.runs)
             features = load_features(db, task_id, lacking=None if due else number) if grown else None
             stored = None if due or number is None else _stored(db, number, before)
-            broken = list(invalid_spectra(db, task_id)) if counts.invalid else []
+            broken = _broken(db, task_id) if counts.invalid else []
         if due:
             assert features is not None
             fitted = _fit(features, preset, seed)
             if not keep or not len(features.ids):
-                return _candidates(fitted, fitted, counts, broken)
+                return _candidates(fitted, fitted, counts, broken, preset)
             save_embedding(db, *key, fitted)  # what is stored then may be another process's
         elif stored is not None:
             return _candidates(
-                stored if features is None else _joined(stored, features, preset), stored, counts, broken
+                stored if features is None else _joined(stored, features, preset), stored, counts, broken, preset
             )
+
+
+def _used(counts: FeatureCounts, preset: Preset) -> FeatureCounts:
+    """The features that the surrogate goes by."""
+    return counts if preset.without_runs is not None else counts._replace(runs=0)
+
+
+def _broken(db: Database, task_id: int) -> list[str]:
+    """The classes with which the model breaks."""
+    return list(invalid_spectra(db, task_id) | invalid_spectra(db, task_id, RUNS))
 
 
 def _stored(db: Database, number: int, before: Candidates | None) -> StoredEmbedding | None:
@@ -127,7 +141,7 @@ def _fit(rows: FeatureRows, preset: Preset, seed: int) -> StoredEmbedding:
         coordinates = preset.embed.project(features, loadings)
     else:
         loadings, coordinates = {}, preset.embed(features, seed, None)
-    return StoredEmbedding(rows.counts, rows.ids, coordinates, features.has_spectrum, loadings)
+    return StoredEmbedding(_used(rows.counts, preset), rows.ids, coordinates, features.has_spectrum, loadings)
 
 
 def _joined(stored: StoredEmbedding, rows: FeatureRows, preset: Preset) -> StoredEmbedding:
@@ -145,7 +159,7 @@ def _joined(stored: StoredEmbedding, rows: FeatureRows, preset: Preset) -> Store
     ids = np.concatenate([stored.ids, rows.ids[new]])
     order = np.lexsort((ids[:, 1], ids[:, 0]))
     return StoredEmbedding(
-        rows.counts,
+        _used(rows.counts, preset),
         ids[order],
         np.concatenate([coordinates, found[new]])[order],
         np.concatenate([has_spectrum, features.has_spectrum[new]])[order],
@@ -153,10 +167,11 @@ def _joined(stored: StoredEmbedding, rows: FeatureRows, preset: Preset) -> Store
 
 
 def _candidates(
-    embedding: StoredEmbedding, stored: StoredEmbedding, counts: FeatureCounts, broken: list[str]
+    embedding: StoredEmbedding, stored: StoredEmbedding, counts: FeatureCounts, broken: list[str], preset: Preset
 ) -> Candidates:
-    usable = _all_but(broken, embedding.ids)
-    return Candidates(counts, stored, embedding.ids, embedding.coordinates, embedding.has_spectrum, usable)
+    usable, coordinates = _all_but(broken, embedding.ids), embedding.coordinates
+    has_runs = np.isfinite(coordinates[:, -1]) if preset.knows_runs(coordinates) else np.zeros(len(usable), bool)
+    return Candidates(counts, stored, embedding.ids, coordinates, embedding.has_spectrum, usable, has_runs)
 
 
 def _all_but(broken: Iterable[str], ids: UInt64[np.ndarray, "C 2"]) -> Bool[np.ndarray, " C"]:
@@ -167,7 +182,7 @@ def _all_but(broken: Iterable[str], ids: UInt64[np.ndarray, "C 2"]) -> Bool[np.n
 
 
 def _features(rows: FeatureRows, at: slice | Int[np.ndarray, " C"] = slice(None)) -> Features:
-    return Features(rows.names[at].tolist(), rows.outputs[at], rows.spectra[at], rows.points)
+    return Features(rows.names[at].tolist(), rows.outputs[at], rows.spectra[at], rows.points, rows.runs[at])
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +192,7 @@ class Described:
     Attributes:
         ids: halves of the class ids [C, 2].
         features: of the classes, each under one of its names.
-        usable: False where the spectrum is invalid: the model breaks with this function [C].
+        usable: False where the spectrum or a short run is invalid: the model breaks with this function [C].
     """
 
     ids: UInt64[np.ndarray, "C 2"]
@@ -199,7 +214,7 @@ def of_classes(db: Database, task_id: int, class_ids: Iterable[str]) -> Describe
     rows = load_features(db, task_id)
     at = find_rows(rows.ids, halves(sorted(class_ids)))
     at = at[at >= 0]
-    return Described(rows.ids[at], _features(rows, at), _all_but(invalid_spectra(db, task_id), rows.ids[at]))
+    return Described(rows.ids[at], _features(rows, at), _all_but(_broken(db, task_id), rows.ids[at]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +16,7 @@ from aqx.errors import InputError
 from aqx.text import clipped
 
 if TYPE_CHECKING:
+    from aqx.spectra import SpectraReport
     from aqx.tasks import Task
 
 _SHOWN = 5  # refused rows
@@ -150,6 +152,167 @@ def enumerate_(
     show_result(report, text, as_json)
 
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _which(command: _Command) -> _Command:
+    """Which classes are described, in which order, and how many together."""
+    for option in (
+        click.option(
+            "--priority",
+            type=click.Choice(["simplest", "predicted"]),
+            default="simplest",
+            show_default=True,
+            help="What comes first; predicted: what the surrogate expects to train best, from the results so far.",
+        ),
+        click.option(
+            "--fn", "--names", "names", multiple=True, metavar="NAME", help="Only this function's class; repeatable."
+        ),
+        click.option("--batch", type=Count(), metavar="K", help="Candidates per transaction; default some seconds'."),
+        click.option("--limit", type=Count(), metavar="N", help="At most N classes now."),
+        options.task_if_needed,
+        options.db,
+    ):
+        command = option(command)
+    return command
+
+
+def _fisher(command: _Command) -> _Command:
+    """What kind of spectra."""
+    for option in (
+        click.option(
+            "--sharing",
+            type=click.Choice(["expand", "reduce"]),
+            default="expand",
+            show_default=True,
+            help="How positions that share weights, as in a convolution, are taken together.",
+        ),
+        click.option(
+            "--fisher",
+            type=click.Choice(["empirical", "exact", "sampled"]),
+            default="empirical",
+            show_default=True,
+            help="Gradients of the true labels, of all labels by the model's probabilities, or of labels drawn from "
+            "them.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _distributed(command: _Command) -> _Command:
+    """Being one of several processes."""
+    for option in (
+        click.option("--process", type=Count(0), metavar="I", help="With --coordinator: which one this is, from 0."),
+        click.option("--processes", type=Count(), metavar="N", help="With --coordinator: how many there are."),
+        click.option("--coordinator", metavar="HOST:PORT", help="The same without a cluster: where process 0 is."),
+        click.option(
+            "--distributed", is_flag=True, help="Be one of several processes, as SLURM or Open MPI started them."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command(
+    needs="functions in the database: aqx enumerate.",
+    examples=[
+        "aqx describe found.duckdb --task mnist1d",
+        "aqx describe found.duckdb --task train.py:task --only runs --limit 500 --priority predicted",
+    ],
+)
+@_which
+@click.option("--only", type=click.Choice(["spectra", "runs"]), help="One of the two; default both, runs first.")
+@_fisher
+@_distributed
+@options.quiet
+@options.as_json
+def describe(
+    db: str,
+    task: str | None,
+    limit: int | None,
+    batch: int | None,
+    names: tuple[str, ...],
+    priority: str,
+    only: str | None,
+    fisher: str,
+    sharing: str,
+    distributed: bool,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Add short runs and Fisher spectra of the stored classes.
+
+    They are those of the task's untrained model on its batch, and tell the surrogate how a model would train: how its
+    loss falls in a few steps of Adam, and the eigenvalues of its Fisher matrix. aqx search computes what it needs of
+    both by itself.
+
+    Any number of these commands may work on one database at the same time: they share the classes. All devices of a
+    machine are used; --distributed makes one run of the devices of several machines, of which process 0 alone needs
+    the database.
+    """
+    from aqx import spectra as room
+    from aqx.simplify import full_name
+
+    names = tuple(map(full_name, names))
+    _join(distributed, coordinator, processes, process)
+    # Of the processes of one run only the first needs the database.
+    loaded = open_task(task) if task is not None and not os.path.isfile(db) else task_of(db, named_task(db, task))
+    if room.leads():
+        check_filled(db)
+    reports: dict[str, SpectraReport] = {}
+    for what in (only,) if only else ("runs", "spectra"):
+        with progress_shown(f"describe: {what}", quiet or not room.leads()) as progress:
+            if what == "runs":
+                reports[what] = room.compute_runs(
+                    db,
+                    loaded,
+                    limit=limit,
+                    batch=batch,
+                    names=names or None,
+                    first=_first(db, task, priority, runs=True),
+                    progress=progress,
+                )
+            else:
+                reports[what] = room.compute_spectra(
+                    db,
+                    loaded,
+                    limit=limit,
+                    batch=batch,
+                    names=names or None,
+                    first=_first(db, task, priority),
+                    fisher=fisher,
+                    sharing=sharing,
+                    progress=progress,
+                )
+    if room.leads():
+        show_result(reports, "\n".join(map(str, reports.values())), as_json)
+
+
+def _join(distributed: bool, coordinator: str | None, processes: int | None, process: int | None) -> None:
+    from aqx.spectra import connect
+
+    if distributed or any(option is not None for option in (coordinator, processes, process)):
+        connect(coordinator, processes, process)
+
+
+def _first(db: str, task: str | None, priority: str, runs: bool = False) -> Callable[[], list[str]]:
+    """What is described before the others."""
+
+    def most_promising() -> list[str]:
+        if priority != "predicted":
+            return []
+        first = open_study(db, task).most_promising(runs=runs)
+        if not first:
+            click.echo("too few results to predict from; the simplest classes come first", err=True)
+        return first
+
+    return most_promising
+
+
 @main.command(
     needs="functions in the database: aqx enumerate.",
     examples=[
@@ -158,37 +321,10 @@ def enumerate_(
         "aqx eigs found.duckdb --task train.py:task --check",
     ],
 )
-@options.db
-@options.task_if_needed
-@click.option("--limit", type=Count(), metavar="N", help="At most N classes now.")
-@click.option("--batch", type=Count(), metavar="K", help="Candidates per transaction; default some seconds'.")
-@click.option("--fn", "--names", "names", multiple=True, metavar="NAME", help="Only this function's class; repeatable.")
-@click.option(
-    "--priority",
-    type=click.Choice(["simplest", "predicted"]),
-    default="simplest",
-    show_default=True,
-    help="What comes first; predicted: what the surrogate expects to train best, from the results so far.",
-)
-@click.option(
-    "--fisher",
-    type=click.Choice(["empirical", "exact", "sampled"]),
-    default="empirical",
-    show_default=True,
-    help="Gradients of the true labels, of all labels by the model's probabilities, or of labels drawn from them.",
-)
-@click.option(
-    "--sharing",
-    type=click.Choice(["expand", "reduce"]),
-    default="expand",
-    show_default=True,
-    help="How positions that share weights, as in a convolution, are taken together.",
-)
+@_which
+@_fisher
 @click.option("--check", is_flag=True, help="Compare with the plain reference on this model instead; stores nothing.")
-@click.option("--distributed", is_flag=True, help="Be one of several processes, as SLURM or Open MPI started them.")
-@click.option("--coordinator", metavar="HOST:PORT", help="The same without a cluster: where process 0 is.")
-@click.option("--processes", type=Count(), metavar="N", help="With --coordinator: how many there are.")
-@click.option("--process", type=Count(0), metavar="I", help="With --coordinator: which one this is, from 0.")
+@_distributed
 @options.quiet
 @options.as_json
 def eigs(
@@ -220,8 +356,7 @@ def eigs(
     from aqx.simplify import full_name
 
     names = tuple(map(full_name, names))
-    if distributed or any(option is not None for option in (coordinator, processes, process)):
-        engine.connect(coordinator, processes, process)
+    _join(distributed, coordinator, processes, process)
     # Of the processes of one run only the first needs the database.
     loaded = open_task(task) if task is not None and not os.path.isfile(db) else task_of(db, named_task(db, task))
     if check:
@@ -230,12 +365,6 @@ def eigs(
     if engine.leads():
         check_filled(db)
 
-    def most_promising() -> list[str]:
-        first = open_study(db, task).most_promising()
-        if not first:
-            click.echo("too few results to predict from; the simplest classes come first", err=True)
-        return first
-
     with progress_shown("eigs", quiet or not engine.leads()) as progress:
         report = engine.compute_spectra(
             db,
@@ -243,7 +372,7 @@ def eigs(
             limit=limit,
             batch=batch,
             names=names or None,
-            first=most_promising if priority == "predicted" else (),
+            first=_first(db, task, priority),
             fisher=fisher,
             sharing=sharing,
             progress=progress,

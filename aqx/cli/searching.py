@@ -52,6 +52,12 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
     type=click.Choice(["layer", "channel"]),
     help="Train with constants that are learnt, one set per layer or per channel; as --task T+layer.",
 )
+@click.option(
+    "--runs",
+    type=Count(0),
+    metavar="N",
+    help="N candidates get short runs: all, or in a larger space the promising; default 3,000, with --spectra 0 none.",
+)
 @options.quiet
 @options.as_json
 def search(
@@ -69,6 +75,7 @@ def search(
     seed: int,
     spectra: int,
     learnable: str | None,
+    runs: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -91,6 +98,7 @@ def search(
             spectra=spectra,
             time_limit=time_limit,
             timeout=timeout,
+            runs=runs,
             progress=progress,
         )
     failed = sum(record.status == "failed" for record in finished)

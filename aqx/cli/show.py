@@ -40,7 +40,7 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
     """
     from aqx.search import summarize
 
-    counts = ("functions", "classes", "spectra", "done", "running", "stale", "pruned", "failed")
+    counts = ("functions", "classes", "spectra", "runs", "done", "running", "stale", "pruned", "failed")
     rows = summarize(db, task)
     columns = columns_of("task", *counts, "best", "objective")
     if as_json or len(rows) > 1 + shutil.get_terminal_size().columns // 100:
@@ -160,6 +160,9 @@ def _score(score: Score) -> str:
         parts.append(f"{score.failed} failed")
     if score.broken:
         parts.append(f"breaks the model ({score.broken})")
+    runs = [f"{cell(first)} → {cell(last)} at rate {rate}" for rate, (first, last) in score.short_runs.items()]
+    if runs:
+        parts.append(f"loss in short runs {', '.join(runs)}")
     return "; ".join(parts)
 
 

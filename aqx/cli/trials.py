@@ -180,17 +180,20 @@ def retry(db: str, task: str | None, trial_ids: tuple[int, ...], as_json: bool) 
 @click.option("--keep-done", is_flag=True, help="Keep the trials that have a result.")
 @click.option("--yes", is_flag=True, help="Delete results too.")
 @click.option("--spectra", is_flag=True, help="Delete the task's Fisher spectra, and trials only if asked to as well.")
+@click.option("--runs", is_flag=True, help="Delete the task's short runs, and trials only if asked to as well.")
 @options.as_json
-def reset(db: str, task: str | None, keep_done: bool, yes: bool, spectra: bool, as_json: bool) -> None:
-    """Delete a task's trials, or its Fisher spectra, for good.
+def reset(db: str, task: str | None, keep_done: bool, yes: bool, spectra: bool, runs: bool, as_json: bool) -> None:
+    """Delete a task's trials, its Fisher spectra or its short runs, for good.
 
-    Those that are running stay, and so do functions; spectra are deleted with --spectra alone, and can be computed
-    again.
+    Those that are running stay, and so do functions; spectra and short runs are deleted with --spectra and --runs
+    alone, and can be computed again.
     """
     study = open_study(db, task, code="left")
     removed = {"spectra": study.reset_spectra()} if spectra else {}
-    if spectra and not keep_done and not yes:
-        show_result(removed, f"{removed['spectra']:,} spectra deleted", as_json)
+    if runs:
+        removed["short runs"] = study.reset_runs()
+    if removed and not keep_done and not yes:
+        show_result(removed, ", ".join(f"{count:,} {what} deleted" for what, count in removed.items()), as_json)
         return
     results = sum(record.status in ("done", "pruned") for record in study.records())
     if results and not keep_done and not yes:

@@ -140,6 +140,18 @@ def probe_model(
     )
 
 
+def probe_without_layers(model: Any, x: Any, *, loss: Loss, apply: Apply | None = None) -> Probe:
+    """A probe of any Flax model that covers none of its layers, where only the model and its loss are wanted.
+
+    Raises:
+        InputError: the batch cannot be used.
+        UnsupportedError: `model` is no Flax model.
+    """
+    flavour = _flavour_of(model)
+    settings = TapSettings("expand", examples_of(x))
+    return Probe(flavour, (), (), (), loss, "empirical", apply or flavour.default_apply, settings)
+
+
 def examples_of(x: Any) -> int:
     """N of a batch.
 

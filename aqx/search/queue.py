@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from aqx import candidates, surrogate
 from aqx.candidates import Candidates
@@ -17,6 +18,8 @@ from aqx.machine import cores
 from aqx.search.ledger import Ledger, Record, seed_of_trial
 from aqx.store import StudySettings, functions
 from aqx.store.claims import Settled, Snapshot, Wanted
+from aqx.store.kinds import RUNS
+from aqx.store.spectra import described_classes
 from aqx.store.trial_rows import AnyTrial, Brief, Purpose, Status, by_training, since_retry
 from aqx.surrogate import Fitted, Preset
 from aqx.tasks import Task
@@ -109,7 +112,9 @@ class Queue:
         self._table: Candidates | None = None
         self._round: _Round | None = None
         self._subject: Any = None  # the task made ready for spectra, by the first who needs it
+        self._bare_subject: Any = None  # the same for short runs, where spectra are not wanted or cannot be computed
         self._undescribed: set[str] = set()  # classes whose spectrum could not be computed
+        self._without_runs: set[str] = set()  # classes whose short runs could not be computed
 
     def peek(self, n: int = 1) -> list[Suggestion]:
         """Return the n candidates that the surrogate prefers, without claiming them.
@@ -240,7 +245,10 @@ class Queue:
         if self._round is None or self._round.snapshot is not snapshot or self._round.table is not table:
             observed, values, pending = self._seen(table, snapshot.trials)
             seed = seed_of_trial(self.settings.seed, max((t.trial_id for t in snapshot.trials), default=0) + 1)
-            fitted = surrogate.fit(table.coordinates, observed, values, pending, preset=self.preset, seed=seed)
+            given = len({t.class_id for t in _searched(snapshot.trials) if t.purpose is not Purpose.SEARCH})
+            fitted = surrogate.fit(
+                table.coordinates, observed, values, pending, preset=self.preset, seed=seed, given=given
+            )
             self._round = _Round(snapshot, table, fitted)
         return self._round
 
@@ -271,11 +279,14 @@ class Queue:
         running = np.array([t.status is Status.RUNNING for t in searched], bool)
         return at[ended & (at >= 0)], values[ended & (at >= 0)], at[running & (at >= 0)]
 
-    def most_promising(self) -> list[str]:
+    def most_promising(self, runs: bool = False) -> list[str]:
         """Return the ids of the classes without a Fisher spectrum, the best prediction first.
 
         None are returned where too few results exist to predict from. What is known of a class without a spectrum is
         its outputs; the spectra that most deserve to be computed come first.
+
+        Args:
+            runs: those without short runs instead.
         """
         snapshot = self.ledger.snapshot()
         table = self._candidates(snapshot)
@@ -283,6 +294,9 @@ class Queue:
         if not len(observed):
             return []
         order = surrogate.rank(table.coordinates, observed, values, preset=self.preset, seed=self.settings.seed)
+        if runs:
+            known = described_classes(self.ledger.db, self.ledger.task_id, RUNS)
+            return [class_id for class_id in table.class_ids(order[table.usable[order]]) if class_id not in known]
         return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
 
     def describe_promising(
@@ -298,10 +312,7 @@ class Queue:
             progress: called as progress(done, total, note).
         """
         table = self._candidates(snapshot)
-        settled = table.has_spectrum | ~table.usable
-        if self._undescribed:
-            rows = table.rows_of(self._undescribed)
-            settled[rows[rows >= 0]] = True
+        settled = table.has_spectrum | ~table.usable | self._among(table, self._undescribed)
         if settled.all():
             return
         rows = self._ready(snapshot).fitted.undescribed(settled, among)
@@ -313,11 +324,75 @@ class Queue:
             self._table = self._read_candidates()
             if report.undescribed:
                 known = self._table.has_spectrum | ~self._table.usable
-                wanted = table.class_ids(rows)
-                at = self._table.rows_of(wanted)
-                self._undescribed |= {class_id for class_id, row in zip(wanted, at, strict=True) if not known[row]}
-                for reason, count in report.undescribed.items():
-                    _log.warning("aqx: %d candidates are judged without their Fisher spectra: %s", count, reason)
+                self._undescribed |= self._still_unknown(
+                    table.class_ids(rows), known, "Fisher spectra", report.undescribed
+                )
+
+    def describe_by_runs(
+        self, most: int, snapshot: Snapshot, progress: Callable[[int, int, str], None] | None = None
+    ) -> None:
+        """Compute the short runs that candidates lack: of all where there are at most so many, else of some.
+
+        These are a third of `most`, spread evenly over the space, before the first choice; and from then on the
+        promising ones, another third, and those that were trained.
+
+        Args:
+            most: how many candidates.
+            snapshot: the trials so far.
+            progress: called as progress(done, total, note).
+        """
+        if self.preset.without_runs is None:
+            return
+        if self._subject is None and self._bare_subject is None:
+            self._make_ready_for_runs()
+        table = self._candidates(snapshot)
+        settled = table.has_runs | ~table.usable | self._among(table, self._without_runs)
+        if settled.all():
+            return
+        if len(table) <= most:
+            rows = np.flatnonzero(~settled)
+        elif not table.has_runs.any():  # ids are hashes, so that every k-th is a random sample
+            rows = np.arange(0, len(table), -(-len(table) // max(1, most // 3)))
+            rows = rows[~settled[rows]]
+        else:
+            rows = self._ready(snapshot).fitted.undescribed(settled, most // 3)
+        if len(rows):
+            names = functions.class_names(self.ledger.db, table.class_ids(rows))
+            from aqx.spectra import compute_runs  # brings Flax, which is slow to import
+
+            subject = self._subject or self._bare_subject
+            report = compute_runs(self.ledger.db, self.task, names=names, progress=progress, subject=subject)
+            self._table = self._read_candidates()
+            if report.undescribed:
+                known = self._table.has_runs | ~self._table.usable
+                self._without_runs |= self._still_unknown(
+                    table.class_ids(rows), known, "short runs", report.undescribed
+                )
+
+    def _among(self, table: Candidates, class_ids: Collection[str]) -> Bool[np.ndarray, " C"]:
+        """Which candidates are among some classes."""
+        rows, found = table.rows_of(class_ids), np.zeros(len(table), bool)
+        found[rows[rows >= 0]] = True
+        return found
+
+    def _still_unknown(
+        self, class_ids: Sequence[str], known: Bool[np.ndarray, " C"], what: str, reasons: Mapping[str, int]
+    ) -> set[str]:
+        """The classes that could not be described; says why."""
+        assert self._table is not None
+        for reason, count in reasons.items():
+            _log.warning("aqx: %d candidates are judged without their %s: %s", count, what, reason)
+        at = self._table.rows_of(class_ids)
+        return {class_id for class_id, row in zip(class_ids, at, strict=True) if not known[row]}
+
+    def _make_ready_for_runs(self) -> None:
+        """Make the task ready for short runs; those stored of another batch, loss or initial weights are set aside.
+
+        Where it was made ready for spectra, that is done already.
+        """
+        from aqx.spectra.compute import renewed_for_runs
+
+        self._bare_subject = renewed_for_runs(self.ledger.db, self.task)
 
     def make_ready(self) -> None:
         """Make the task ready for spectra; those stored of another batch, loss or initial weights are set aside.

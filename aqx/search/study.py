@@ -39,6 +39,7 @@ from aqx.space import Space
 from aqx.stopping import is_stop
 from aqx.store import Database, StudySettings, claims, functions, outcomes
 from aqx.store.claims import Snapshot
+from aqx.store.kinds import RUNS
 from aqx.store.spectra import invalid_spectra
 from aqx.store.subjects import remove_spectra
 from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retry
@@ -53,6 +54,7 @@ _log = logging.getLogger("aqx")
 # Trainings of one program on a GPU. Replayed on mnist1d, 6 searches, regret after 50 and 100 trainings: 8 at once .011
 # and .007, 16 at once .017 and .007, 64 at once .026 and .015.
 TOGETHER = 8
+RUNS_OF = 3000  # candidates get short runs, unless a search is told otherwise: all of the space act_bench
 
 # What is called with every trial that ends: (study, record).
 Callback = Callable[["Study", Record], object]
@@ -239,6 +241,7 @@ class Study:
         workers: int | None = None,
         together: int | None = None,
         spectra: int = 200,
+        runs: int | None = None,
         time_limit: float | int | None = None,
         timeout: float | int | str | None = None,
         progress: Callable[[int, int, str], None] | bool | None = None,
@@ -246,7 +249,9 @@ class Study:
         """Train the baselines, then suggestions by the task's own `train`, until `budget` of them have a result.
 
         All classes in the database are candidates. Those without a Fisher spectrum are predicted from their outputs;
-        before a choice, the most promising of them get their spectra, and are judged by both.
+        before a choice, the most promising of them get their spectra, and are judged by both. So it is with short runs,
+        a few steps of training each: in a small space all classes get them before the first choice, and the first
+        suggestions are those that do best in them.
 
         Results of earlier calls count, so the same call resumes what was interrupted. So do those of other processes
         that search the same study: what they are at is waited for at the end, and taken over where they are dead. A
@@ -263,6 +268,9 @@ class Study:
                 `train_many`. By default 8 where this process trains alone, on a GPU, and the task has one; else 1.
             spectra: how many of the most promising candidates are to have a spectrum; 0 computes none. A model of which
                 spectra cannot be computed is searched without, with a warning.
+            runs: how many candidates are to have short runs: all of a space that has no more, and else an even sample
+                and the most promising; 0 computes none. By default 3,000, but none where `spectra` is 0, nor where the
+                budget is a tenth of the space or more, of which a start matters little.
             time_limit: seconds that one training may take, by default the task's: one that takes longer is ended with
                 its process, and has failed. With a limit, one worker is a process of its own too, so the task must be
                 such that it can be sent there, and a script that searches needs its `if __name__ == "__main__":`. What
@@ -282,11 +290,15 @@ class Study:
             raise InputError(f"budget={budget!r} is not a number of trainings; give an integer from 0")
         if not isinstance(spectra, int) or spectra < 0:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
+        if runs is not None and (not isinstance(runs, int) or runs < 0):
+            raise InputError(f"runs={runs!r} is not a number of candidates; give an integer from 0")
+        described = {"Fisher spectra": spectra, "short runs": (RUNS_OF if spectra else 0) if runs is None else runs}
         self._check_meanings()
         self._compare_versions()
         with shown(progress, "search") as told:
             until = time.monotonic() + _seconds(timeout)
-            return self._search(budget, executor, workers, together, spectra, checked_limit(time_limit), until, told)
+            limit = checked_limit(time_limit)
+            return self._search(budget, executor, workers, together, described, runs is None, limit, until, told)
 
     def _search(
         self,
@@ -294,7 +306,8 @@ class Study:
         executor: Executor | None,
         workers: int | None,
         together: int | None,
-        spectra: int,
+        described: dict[str, int],
+        by_itself: bool,
         limit: float | None,
         until: float,
         progress: Callable[[int, int, str], None] | None,
@@ -309,29 +322,35 @@ class Study:
                 ended = sum(trial.status.is_finished and trial.purpose in ours for trial in snapshot.trials)
                 progress(ended, budget + baselines, note)
 
-        def without_spectra(step: Callable[[], object]) -> None:
-            nonlocal spectra
-            if not spectra:
+        def describe_by(what: str, step: Callable[[int], object]) -> None:
+            """Take a step towards descriptors; what the model cannot give is given up."""
+            if not described[what]:
                 return
             from aqx.spectra.acceptance import Unacceptable  # brings Flax, which is slow to import
 
             try:
-                step()
+                step(described[what])
             except Unacceptable:
                 raise
             except BaseException as error:
                 if is_stop(error):
                     raise
-                spectra = 0  # `sys.exit` in the user's model is no reason to end either
+                described[what] = 0  # `sys.exit` in the user's model is no reason to end either
                 said = str(error) if isinstance(error, AqxError) else one_line(error)
-                _log.warning("aqx: the search goes on without more Fisher spectra: %s", said)
+                _log.warning("aqx: the search goes on without more %s: %s", what, said)
 
         def describe(snapshot: Snapshot) -> None:
-            without_spectra(
-                lambda: self.queue.describe_promising(
-                    spectra, snapshot, lambda done, total, _: show(snapshot, f"{done:,} of {total:,} Fisher spectra")
-                )
-            )
+            if by_itself and 10 * budget >= snapshot.features.classes:
+                described["short runs"] = 0
+            for what, step in (
+                ("short runs", self.queue.describe_by_runs),
+                ("Fisher spectra", self.queue.describe_promising),
+            ):
+
+                def shown(done: int, total: int, _: str, what: str = what) -> None:
+                    show(snapshot, f"{done:,} of {total:,} {what}")
+
+                describe_by(what, lambda among, step=step, shown=shown: step(among, snapshot, shown))
 
         def claim(snapshot: Snapshot) -> list[Record]:
             if time.monotonic() >= until:
@@ -365,7 +384,7 @@ class Study:
 
         if budget and self.task.train is not None:
             self._check_candidates()
-            without_spectra(self.queue.make_ready)
+            describe_by("Fisher spectra", lambda _: self.queue.make_ready())
         # What another process is at counts towards the budget, but that process may be dead.
         until_others_are_done(self.ledger, work, is_ours, show)
         return finished
@@ -557,6 +576,10 @@ class Study:
         """Delete the Fisher spectra of this task for good and return how many they were; they can be computed again."""
         return remove_spectra(self.db, self.ledger.task_id)
 
+    def reset_runs(self) -> int:
+        """Delete the short runs of this task for good and return how many they were; they can be computed again."""
+        return remove_spectra(self.db, self.ledger.task_id, RUNS)
+
     def best(self, records: Sequence[Record] | None = None) -> Record | None:
         """Return the best trial of the search so far, or None; it is the best of many noisy results (see `confirm`).
 
@@ -605,9 +628,9 @@ class Study:
         """
         return self.queue.peek(n)
 
-    def most_promising(self) -> list[str]:
-        """Return the ids of the classes without a Fisher spectrum, the best prediction first; see `Queue`."""
-        return self.queue.most_promising()
+    def most_promising(self, runs: bool = False) -> list[str]:
+        """Return the ids of the classes without a Fisher spectrum, or short runs, the best prediction first."""
+        return self.queue.most_promising(runs)
 
     def records(self, purpose: str | None = None, status: str | None = None) -> list[Record]:
         """Return the study's trials in the order of their ids, all of them or those of one purpose or status."""
@@ -626,10 +649,12 @@ class Study:
         """Return how many classes the search does not consider, by the reason.
 
         They are not finite in float32 at some point of the stored outputs, or constant, or the task's model broke with
-        them when its Fisher spectra were computed. `add` records a result of any function all the same.
+        them when its Fisher spectra or short runs were computed. `add` records a result of any function all the same.
         """
         counts = functions.count_functions(self.db)
-        broken = len(invalid_spectra(self.db, self.ledger.task_id))
+        broken = len(
+            invalid_spectra(self.db, self.ledger.task_id) | invalid_spectra(self.db, self.ledger.task_id, RUNS)
+        )
         return {"not finite": counts["not finite"], "constant": counts["constant"], "break the model": broken}
 
 

@@ -10,9 +10,10 @@ from datetime import datetime
 
 from aqx.search.ledger import Ledger, Record, class_of, load_results
 from aqx.store import Database, count_trials, functions
+from aqx.store.kinds import RUNS
 from aqx.store.moment import Moment
-from aqx.store.spectra import count_spectra, invalid_spectra
-from aqx.store.tasks import get_task, list_tasks
+from aqx.store.spectra import count_spectra, find_spectrum, invalid_spectra
+from aqx.store.tasks import get_task, list_tasks, spectra_form
 from aqx.store.trial_rows import Purpose, Status
 from aqx.tree import Tree, parse
 
@@ -49,7 +50,7 @@ class Summary:
         classes: classes of equal functions among them.
         usable: classes that are finite and not constant, hence candidates.
         spectra: classes with a valid spectrum for the task.
-        invalid: classes on which the task's model breaks.
+        invalid: classes on which the task's model breaks, by their spectrum.
         done: finished trials, confirmations included.
         running: trials in training.
         failed: trials that failed, stale ones not counted.
@@ -58,6 +59,8 @@ class Summary:
         best: the best function of the search.
         objective: its result: the best of many noisy ones, hence optimistic.
         long: trials in training for more than a minute, and ten times as long as trainings usually take.
+        runs: classes with valid short runs for the task.
+        invalid_runs: classes on which the task's model breaks in the short runs.
     """
 
     task: str | None
@@ -74,6 +77,8 @@ class Summary:
     best: str | None = None
     objective: float | None = None
     long: list[LongTrial] = field(default_factory=list)
+    runs: int = 0
+    invalid_runs: int = 0
 
 
 def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) -> list[Summary]:
@@ -96,7 +101,7 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
         rows = []
         for stored in list_tasks(db) if task is None else [get_task(db, task)]:
             spectra, trials = count_spectra(db, stored.task_id), count_trials(db, stored.task_id)
-            results = load_results(db, stored.name)
+            runs, results = count_spectra(db, stored.task_id, RUNS), load_results(db, stored.name)
             best = max(
                 (trial for trial in results.searched if trial.status is Status.DONE),
                 key=lambda trial: results.sign * (trial.objective or 0),
@@ -116,6 +121,8 @@ def summarize(db: str | os.PathLike[str] | Database, task: str | None = None) ->
                     best.name if best else None,
                     best.objective if best else None,
                     _long_now(db, results.trials),
+                    runs["valid"],
+                    runs["invalid"],
                 )
             )
         return rows or [Summary(None, *held)]
@@ -171,7 +178,9 @@ class Score:
         confirmed: means over the fresh seeds of `confirm`: of the objective, and of the metric that is reported.
         seeds: how many seeds gave a result.
         failed: trials that failed, confirmations included.
-        broken: why its Fisher spectrum is invalid: the task's model breaks with it.
+        broken: why its Fisher spectrum or its short runs are invalid: the task's model breaks with it.
+        has_spectrum: whether its Fisher spectrum is known.
+        short_runs: by learning rate, the loss in the first steps of its short run, and after the last.
     """
 
     task: str
@@ -184,6 +193,8 @@ class Score:
     seeds: int = 0
     failed: int = 0
     broken: str | None = None
+    has_spectrum: bool = False
+    short_runs: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -283,7 +294,8 @@ def _score(results: Ledger, class_id: str) -> Score:
     own = [trial for trial in results.trials if trial.class_id == class_id]
     fresh = [trial for trial in own if trial.purpose is Purpose.CONFIRM and trial.status is Status.DONE]
     reported = reported_metric(results.trials, results.objective)
-    ranking = results.ranking
+    ranking, task_id = results.ranking, results.task_id
+    broken = invalid_spectra(results.db, task_id, RUNS) | invalid_spectra(results.db, task_id)
     place = next((i for i, ranked in enumerate(ranking) if ranked.class_id == class_id), None)
     return Score(
         results.task.name,
@@ -299,5 +311,17 @@ def _score(results: Ledger, class_id: str) -> Score:
         },
         seeds=len(fresh),
         failed=sum(trial.status is Status.FAILED for trial in own),
-        broken=invalid_spectra(results.db, results.task_id).get(class_id),
+        broken=broken.get(class_id),
+        has_spectrum=find_spectrum(results.db, task_id, class_id) is not None,
+        short_runs=_short_runs(results.db, task_id, class_id),
     )
+
+
+def _short_runs(db: Database, task_id: int, class_id: str) -> dict[str, list[float]]:
+    losses, form = find_spectrum(db, task_id, class_id, RUNS), spectra_form(db, task_id, RUNS)
+    if losses is None or form is None:
+        return {}
+    rates = form["runs"]["rates"]
+    size = len(losses) // len(rates)
+    of_rates = (losses[i * size : (i + 1) * size] for i in range(len(rates)))
+    return {f"{rate:g}": [run[0], run[-1]] for rate, run in zip(rates, of_rates, strict=True)}

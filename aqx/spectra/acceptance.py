@@ -1,8 +1,7 @@
-"""Whether spectra of a task mean something: what `check_task` refuses is refused before any is stored."""
+"""Whether descriptors of a task mean something: what `check_task` refuses is refused before any is stored."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +10,11 @@ import numpy as np
 from aqx.activation import activation
 from aqx.errors import TaskError
 from aqx.numerics.settings import own_settings
+from aqx.spectra.descriptor import Descriptor
 from aqx.spectra.devices import on_cpu
 from aqx.spectra.digest import digest_of
-from aqx.spectra.engine import invalid_because
-from aqx.spectra.subject import Subject, spectra_of
+from aqx.spectra.subject import Subject
+from aqx.store.kinds import SPECTRA
 from aqx.tasks import apply_model, guard
 from aqx.tasks.check import check_finite, check_loss
 
@@ -55,24 +55,26 @@ def same_batch(subject: Subject) -> bool:
 
 
 @own_settings()
-def refuse_if_all_baselines_break(subject: Subject) -> None:
-    """Compute the spectra of the task's baselines until one is valid.
+def refuse_if_all_baselines_break(subject: Subject, descriptor: Descriptor[Any]) -> None:
+    """Compute the descriptor of the task's baselines until one is valid.
 
     Raises:
-        Unacceptable: none is; the line says why the first is not.
+        TaskError: none is; the line says why the first is not. Of spectra it is an `Unacceptable` one.
     """
-    program = jax.jit(partial(spectra_of, subject, False))
+    program = jax.jit(descriptor.program(subject, True))
     reasons: list[str] = []
     for name in subject.task.baselines:
         act = activation(name)
         with on_cpu():
-            _, finite = guard(name, lambda act=act: program(act, {}, subject.state, subject.x, subject.y))
-        reason = invalid_because(subject, np.asarray(finite))
+            arrays = guard(name, lambda act=act: program(act, {}, subject.state, subject.x, subject.y))
+        (reason,) = descriptor.gather(subject, [np.asarray(array)[None] for array in arrays], {}).reasons()
         if reason is None:
             return
         reasons.append(reason)
     if reasons:
-        raise Unacceptable(
+        # A search goes on without short runs, whose rates may not suit the model.
+        kind = Unacceptable if descriptor.kind is SPECTRA else TaskError
+        raise kind(
             f"every baseline of task {subject.task.name!r} breaks its model, {subject.task.baselines[0]}: {reasons[0]}"
-            "; check the labels and the scale of x (aqx task check); no spectrum was stored"
+            f"; check the labels and the scale of x (aqx task check); no {descriptor.one} was stored"
         )

@@ -1,4 +1,4 @@
-"""`compute_spectra`: Fisher features of the stored classes for a task, in bounded batches that a later run resumes."""
+"""`compute_spectra`, `compute_runs`: descriptors of stored classes for a task, in batches that a later run resumes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
@@ -20,11 +20,13 @@ from aqx.fisher.reference import reference
 from aqx.numerics.settings import own_settings
 from aqx.operators import own_operators
 from aqx.spectra.acceptance import accept, refuse_if_all_baselines_break
+from aqx.spectra.descriptor import Described, Descriptor
 from aqx.spectra.devices import announce, leads
-from aqx.spectra.engine import Engine, Spectra
+from aqx.spectra.engine import Engine
+from aqx.spectra.fisher_spectra import FISHER
 from aqx.spectra.naming import Namer
-from aqx.spectra.quantiles import QUANTILES, spectrum_features
-from aqx.spectra.subject import Subject, loss_of, prepare, traces
+from aqx.spectra.short_runs import SHORT_RUNS
+from aqx.spectra.subject import Subject, loss_of, prepare, prepare_without_layers, traces
 from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
 from aqx.stopping import is_stop
 from aqx.store import Database, any_valid, register_task
@@ -34,7 +36,7 @@ from aqx.tasks import Task, build_model
 _SECONDS = 3.0
 _LARGEST = 1024
 _STEPS = 16  # or so many steps of all devices, where these take many candidates at once
-_PRODUCTS = 2**23
+Report = TypeVar("Report", bound="SpectraReport")
 # Process 0 first announces this and the operators, as to announce nothing is the end.
 _HEADER = "operators:"
 _log = logging.getLogger(__name__)
@@ -58,11 +60,22 @@ class SpectraReport:
     coverage: str = ""
     undescribed: dict[str, int] = field(default_factory=dict)
 
+    _noun: ClassVar[str] = "spectra"
+    _lacking: ClassVar[str] = "a spectrum"
+
     def __str__(self) -> str:
-        lines = [f"{self.computed:,} spectra computed over {self.shapes} shapes of functions"]
+        lines = [f"{self.computed:,} {self._noun} computed over {self.shapes} shapes of functions"]
         lines += [f"{count:,} classes invalid: {reason}" for reason, count in self.invalid.items()]
-        lines += [f"{count:,} classes left without a spectrum: {reason}" for reason, count in self.undescribed.items()]
-        return "\n".join([*lines, self.coverage])
+        lines += [f"{n:,} classes left without {self._lacking}: {reason}" for reason, n in self.undescribed.items()]
+        return "\n".join([*lines, *filter(None, [self.coverage])])
+
+
+@dataclass(frozen=True)
+class RunsReport(SpectraReport):
+    """What a call of `compute_runs` did; its `coverage` is empty, as short runs train all weights."""
+
+    _noun: ClassVar[str] = "short runs"
+    _lacking: ClassVar[str] = "short runs"
 
 
 @own_settings()
@@ -110,53 +123,138 @@ def compute_spectra(
             into memory.
         StoreError: the task has spectra of another form, or the database cannot be written.
     """
+    return _compute(
+        FISHER,
+        SpectraReport,
+        db,
+        lambda: subject or accepted(task, fisher, sharing),
+        names=names,
+        first=first,
+        limit=limit,
+        batch=batch,
+        lease_seconds=lease_seconds,
+        progress=progress,
+    )
+
+
+@own_settings()
+def compute_runs(
+    db: Database | str | os.PathLike[str],
+    task: Task,
+    *,
+    limit: int | None = None,
+    batch: int | None = None,
+    names: Sequence[str] | None = None,
+    first: Sequence[str] | Callable[[], Sequence[str]] = (),
+    lease_seconds: float = LEASE_SECONDS,
+    progress: Callable[[int, int, str], None] | None = None,
+    subject: Subject | None = None,
+) -> RunsReport:
+    """Compute and store the short runs of the classes that have none yet for this task.
+
+    A short run is a few steps of Adam from the task's initial weights on half of its batch; what is stored is how the
+    loss falls, on that half and on the other one. Model, batch and loss of the task are all that it takes. All else is
+    as in `compute_spectra`.
+
+    Args:
+        db: as in `compute_spectra`.
+        task: whose model, batch and loss.
+        limit: as in `compute_spectra`.
+        batch: as in `compute_spectra`.
+        names: as in `compute_spectra`.
+        first: as in `compute_spectra`.
+        lease_seconds: as in `compute_spectra`.
+        progress: as in `compute_spectra`.
+        subject: the task made ready by `accepted` or `accepted_without_layers`, where it is at hand.
+
+    Returns:
+        What was computed.
+
+    Raises:
+        TaskError: as in `compute_spectra`.
+        StoreError: as in `compute_spectra`.
+    """
+    return _compute(
+        SHORT_RUNS,
+        RunsReport,
+        db,
+        lambda: subject or accepted_without_layers(task),
+        names=names,
+        first=first,
+        limit=limit,
+        batch=batch,
+        lease_seconds=lease_seconds,
+        progress=progress,
+    )
+
+
+def _compute(
+    descriptor: Descriptor[Any],
+    report: type[Report],
+    db: Database | str | os.PathLike[str],
+    ready: Callable[[], Subject],
+    *,
+    names: Sequence[str] | None,
+    first: Sequence[str] | Callable[[], Sequence[str]],
+    limit: int | None,
+    batch: int | None,
+    lease_seconds: float,
+    progress: Callable[[int, int, str], None] | None,
+) -> Report:
+    """Compute a descriptor of the classes that lack it; see `compute_spectra`."""
     if batch is not None and batch < 1:
         raise InputError(f"batch={batch} must be at least 1")
     if not isinstance(db, Database) and jax.process_count() == 1:
         db = Database(db)  # one that is not there shows before anything is compiled
-    subject = subject or accepted(task, fisher, sharing)
-    with Engine(subject) as engine:
+    subject = ready()
+    # Called with the subject alone by who replaces it.
+    with Engine(subject) if descriptor is FISHER else Engine(subject, descriptor=descriptor) as engine:
         if not leads():
-            return _follow(engine)
+            return _follow(engine, report)
         try:
             database = db if isinstance(db, Database) else Database(db)
             check_meanings(database)
-            form = _form(subject, fisher, sharing)
+            form = descriptor.form(subject)
             order = first() if callable(first) else first
-            with Workload(database, subject, form, names, limit, order, lease_seconds) as workload:
-                return _lead(engine, workload, batch, progress or _silent)
+            with Workload(database, subject, descriptor.kind, form, names, limit, order, lease_seconds) as workload:
+                return _lead(engine, workload, batch, progress or _silent, report)
         finally:
             announce([])
 
 
 def _lead(
-    engine: Engine, workload: Workload, batch: int | None, progress: Callable[[int, int, str], None]
-) -> SpectraReport:
+    engine: Engine,
+    workload: Workload,
+    batch: int | None,
+    progress: Callable[[int, int, str], None],
+    report: type[Report],
+) -> Report:
+    kind = engine.descriptor.kind
     namer = _namer(engine, announce([_HEADER, *workload.operators])[1:])
     invalid, undescribed = Counter[str](), Counter[str]()
     known_to_work = False
-    progress(0, workload.total, "spectra")
+    progress(0, workload.total, kind.noun)
 
-    def commit(ids: list[str], total: int, acts: list[Activation], pending: Callable[[], Spectra]) -> None:
+    def commit(ids: list[str], total: int, acts: list[Activation], pending: Callable[[], Described]) -> None:
         nonlocal known_to_work
-        spectra = _finished(engine, acts, pending)
-        reasons = spectra.reasons()
-        if not known_to_work and any(reason and i not in spectra.failed for i, reason in enumerate(reasons)):
-            if not any_valid(workload.db, workload.task_id, engine.subject.task.baselines):
-                refuse_if_all_baselines_break(engine.subject)
+        found = _finished(engine, acts, pending)
+        reasons = found.reasons()
+        if not known_to_work and any(reason and i not in found.failed for i, reason in enumerate(reasons)):
+            if not any_valid(workload.db, workload.task_id, engine.subject.task.baselines, kind):
+                refuse_if_all_baselines_break(engine.subject, engine.descriptor)
             known_to_work = True
-        features = _features(engine.subject, spectra)
-        if spectra.failed:
-            undescribed.update(spectra.failed.values())
-            workload.give_up([ids[i] for i in spectra.failed])
-            kept = [i for i in range(len(ids)) if i not in spectra.failed]
+        features = found.features_of(engine.subject)
+        if found.failed:
+            undescribed.update(found.failed.values())
+            workload.give_up([ids[i] for i in found.failed])
+            kept = [i for i in range(len(ids)) if i not in found.failed]
             ids, features, reasons = [ids[i] for i in kept], features[kept], [reasons[i] for i in kept]
         workload.store(ids, features, reasons)
         invalid.update(filter(None, reasons))
-        progress(workload.stored, total, "spectra")
+        progress(workload.stored, total, kind.noun)
 
     size = batch or engine.at_once
-    waiting: tuple[list[str], int, list[Activation], Callable[[], Spectra]] | None = None
+    waiting: tuple[list[str], int, list[Activation], Callable[[], Described]] | None = None
     while True:
         started = time.monotonic()
         # Only with nothing in flight here is there time to wait for other processes.
@@ -170,14 +268,17 @@ def _lead(
             commit(*waiting)
         elif not classes:
             computed = workload.stored - invalid.total()
-            coverage = str(engine.subject.probe.coverage)
-            return SpectraReport(computed, dict(invalid), engine.shapes, coverage, dict(undescribed))
+            return report(computed, dict(invalid), engine.shapes, _coverage(engine), dict(undescribed))
         waiting = now
         if not batch:
             size = _next_size(size, time.monotonic() - started, engine.at_once)
 
 
-def _follow(engine: Engine) -> SpectraReport:
+def _coverage(engine: Engine) -> str:
+    return str(engine.subject.probe.coverage) if engine.descriptor is FISHER else ""
+
+
+def _follow(engine: Engine, report: type[Report]) -> Report:
     """Compute what process 0 announces, until it announces nothing."""
     computed, pending = 0, None
     acts: list[Activation] = []
@@ -190,29 +291,30 @@ def _follow(engine: Engine) -> SpectraReport:
             _finished(engine, acts, pending)
         acts, pending = announced, started
         computed += len(acts)
-    return SpectraReport(computed, {}, engine.shapes, str(engine.subject.probe.coverage))
+    return report(computed, {}, engine.shapes, _coverage(engine))
 
 
 def _namer(engine: Engine, operators: Sequence[str]) -> Namer:
     """A namer whose programs have no operator that the model cannot be traced with: it would break all of a shape."""
     own = {operator.name for operator in own_operators()}
-    return Namer([name for name in operators if name not in own or traces(engine.subject, name)])
+    computed = engine.descriptor.traced(engine.subject)
+    return Namer([name for name in operators if name not in own or traces(engine.subject, name, computed)])
 
 
-def _started(engine: Engine, acts: Sequence[Activation]) -> Callable[[], Spectra]:
+def _started(engine: Engine, acts: Sequence[Activation]) -> Callable[[], Described]:
     """Start a batch; too little memory shows where its result is waited for."""
     try:
         return engine.start(acts)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         failure = error
 
-    def fail() -> Spectra:
+    def fail() -> Described:
         raise failure
 
     return fail
 
 
-def _finished(engine: Engine, acts: Sequence[Activation], pending: Callable[[], Spectra]) -> Spectra:
+def _finished(engine: Engine, acts: Sequence[Activation], pending: Callable[[], Described]) -> Described:
     """The result of a batch; where memory did not suffice, of the batch computed again with half as many at once."""
     while True:
         try:
@@ -236,24 +338,6 @@ def _silent(done: int, total: int, note: str) -> None:
     pass
 
 
-def _features(subject: Subject, spectra: Spectra) -> np.ndarray:
-    weights = subject.probe.coverage.weights
-    bad = ~np.logical_and.reduce(list(spectra.finite.values()))
-    if spectra.features is not None:
-        return np.where(bad[:, None], np.float32(np.nan), spectra.features)
-    # Products of eigenvalues are many, so only so many candidates at a time.
-    step = max(1, _PRODUCTS // sum(weights.values()))
-    features = []
-    for start in range(0, len(bad), step):
-        part = slice(start, start + step)
-        pairs = {key: (of_A[part], of_G[part]) for key, (of_A, of_G) in spectra.pairs.items()}
-        with np.errstate(invalid="ignore"):  # of the bad ones
-            features.append(spectrum_features(pairs, weights))
-    matrix = np.concatenate(features)
-    matrix[bad] = np.nan
-    return matrix
-
-
 def accepted(task: Task, fisher: str = "empirical", sharing: str = "expand") -> Subject:
     """Make a task ready, and check its batch, loss and initial weights.
 
@@ -261,6 +345,16 @@ def accepted(task: Task, fisher: str = "empirical", sharing: str = "expand") -> 
         TaskError: they cannot be used; an `Unacceptable` one where a search would be misled by them.
     """
     subject = prepare(task, fisher, sharing)
+    return replace(subject, digest=accept(subject))
+
+
+def accepted_without_layers(task: Task) -> Subject:
+    """Make a task ready for short runs alone, as `accepted` does for spectra.
+
+    Raises:
+        TaskError: as `accepted` does.
+    """
+    subject = prepare_without_layers(task)
     return replace(subject, digest=accept(subject))
 
 
@@ -272,21 +366,20 @@ def renewed(db: Database, task: Task) -> Subject:
         StoreError: the task has spectra of another form.
     """
     subject = accepted(task)  # which tells what is wrong with a task before anything is stored of it
-    enter(db, register_task(db, task.name, task.identity()), subject, _form(subject, "empirical", "expand"))
+    enter(db, register_task(db, task.name, task.identity()), subject, FISHER.kind, FISHER.form(subject))
     return subject
 
 
-def _form(subject: Subject, fisher: str, sharing: str) -> dict[str, Any]:
-    coverage = subject.probe.coverage
-    return {
-        "fisher": fisher,
-        "sharing": sharing,
-        "quantiles": QUANTILES,
-        "examples": subject.probe.examples,
-        "layers": dict(coverage.weights),
-        "left_out": {part.path: part.weights for part in coverage.left_out},
-        "share": round(coverage.share, 6),
-    }
+def renewed_for_runs(db: Database, task: Task) -> Subject:
+    """Make a task ready for the short runs of a search, and set aside those of another batch, loss or weights.
+
+    Raises:
+        TaskError: as `accepted` does.
+        StoreError: the task has short runs of another form.
+    """
+    subject = accepted_without_layers(task)
+    enter(db, register_task(db, task.name, task.identity()), subject, SHORT_RUNS.kind, SHORT_RUNS.form(subject))
+    return subject
 
 
 def check(task: Task, names: Sequence[str] | None = None) -> float:

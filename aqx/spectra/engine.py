@@ -1,11 +1,10 @@
-"""Spectra of any candidates: one compiled program per shape of function, all devices, as many at once as fit."""
+"""Descriptors of any candidates: one compiled program per shape of function, all devices, as many at once as fit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -20,8 +19,10 @@ from aqx.activation import Activation
 from aqx.errors import TaskError, one_line
 from aqx.machine import cores, free_memory
 from aqx.numerics.settings import own_settings
+from aqx.spectra.descriptor import Descriptor
 from aqx.spectra.devices import AXIS, agreed, candidate_mesh, compiled_quickly, on_every_device
-from aqx.spectra.subject import Subject, checks, fixed_inputs, spectra_of
+from aqx.spectra.fisher_spectra import FISHER
+from aqx.spectra.subject import Subject
 from aqx.stopping import is_stop
 
 # Programs kept; the compiled ones of a large model take tens of megabytes each.
@@ -39,39 +40,8 @@ _MEMORY = 0.5
 _MEMORY_OF_GPU = 0.2
 
 
-@dataclass(frozen=True)
-class Spectra:
-    """Eigenvalues of the factors of K candidates, and whether each candidate's numbers are finite.
-
-    Attributes:
-        pairs: by layer key, eigenvalues of A [K, B, d] and of G [K, B, p].
-        finite: by what was looked at ("loss", "gradient at Dense_0", …), in the order of the computation [K].
-        features: [K, D] where the device computes them too, else None.
-        failed: candidates whose computation raised an exception, and which; their checks have failed.
-    """
-
-    pairs: dict[str, tuple[np.ndarray, np.ndarray]]
-    finite: dict[str, np.ndarray]
-    features: np.ndarray | None = None
-    failed: Mapping[int, str] = field(default_factory=dict)
-
-    def reason(self, candidate: int) -> str | None:
-        """Why a candidate is invalid, or None."""
-        if candidate in self.failed:
-            return self.failed[candidate]
-        for what, ok in self.finite.items():
-            if not ok[candidate]:
-                return f"the {what} is not finite"
-        return None
-
-    def reasons(self) -> list[str | None]:
-        """Why each candidate is invalid, or None."""
-        valid = np.logical_and.reduce(list(self.finite.values()))
-        return [None if ok else self.reason(candidate) for candidate, ok in enumerate(valid.tolist())]
-
-
 class Engine:
-    """Computes the spectra of candidates of any shape on all devices of all processes.
+    """Computes the spectra, or another descriptor, of candidates of any shape on all devices of all processes.
 
     On a CPU candidates go through a program one by one, each in a thread of its own while there are cores, and inside
     of the context each call of LAPACK has one thread: in two threads on 2 cores a small MLP takes 0.55, a CNN 0.6 of
@@ -83,13 +53,21 @@ class Engine:
         subject: the task made ready.
         mesh: devices; default all.
         width: candidates that one device computes at once; default 1 on a CPU, elsewhere as the memory allows.
+        descriptor: what to compute of each.
 
     Every process of a run must make the same calls in the same order. What is not computed at the end of the context is
     dropped.
     """
 
-    def __init__(self, subject: Subject, mesh: Mesh | None = None, width: int | None = None):
+    def __init__(
+        self,
+        subject: Subject,
+        mesh: Mesh | None = None,
+        width: int | None = None,
+        descriptor: Descriptor[Any] = FISHER,
+    ):
         self.subject = subject
+        self.descriptor: Descriptor[Any] = descriptor
         self.mesh: Mesh = candidate_mesh() if mesh is None else mesh
         self._on_cpu = _on_cpu(self.mesh)
         alone = self.mesh.size == 1 and jax.process_count() == 1
@@ -118,8 +96,8 @@ class Engine:
         """Candidates in flight."""
         return self.mesh.size * self.width * self.threads
 
-    def start(self, activations: Sequence[Activation]) -> Callable[[], Spectra]:
-        """Start computing K candidates; calling what is returned waits for the result.
+    def start(self, activations: Sequence[Activation]) -> Callable[[], Any]:
+        """Start computing K candidates; calling what is returned waits for the result, of the descriptor's type.
 
         What the model, an operator or a compiler raises befalls the candidates that it was raised for alone.
 
@@ -192,7 +170,7 @@ class Engine:
     def _width_that_fits(self) -> int:
         """The largest power of two of candidates, up to `_WIDEST`, that the memory holds."""
         share = _MEMORY if self._on_cpu else _MEMORY_OF_GPU
-        fits = int(share * self._free_memory() / max(1, self.subject.bytes_each))
+        fits = int(share * self._free_memory() / max(1, self.descriptor.bytes_each(self.subject)))
         # Process 0's memory decides for all, as they must run the same programs.
         return agreed(1 << (max(1, min(fits, _WIDEST)).bit_length() - 1))
 
@@ -207,7 +185,7 @@ class Engine:
             stacked = jax.device_put(stacked, NamedSharding(self.mesh, PartitionSpec(AXIS)))
         key = (shape, width)
         if self._fixed is None:
-            self._fixed = on_every_device(self.mesh, fixed_inputs(self.subject))
+            self._fixed = on_every_device(self.mesh, self.descriptor.fixed(self.subject))
         arguments = (stacked, self._fixed, *self._resident)
         if key not in self._programs:
             while len(self._programs) >= _PROGRAMS:
@@ -227,17 +205,18 @@ class Engine:
         return run
 
     def _compile(self, arguments: tuple[Any, ...], width: int) -> Any:
-        compute = partial(spectra_of, self.subject, not self._on_cpu)
+        compute = self.descriptor.program(self.subject, self._on_cpu)
 
-        def spectra(acts: Activation, *shared: Any) -> Any:
+        def described(acts: Activation, *shared: Any) -> Any:
             if width > 1:
                 return jax.vmap(lambda act: compute(act, *shared))(acts)
             act = jax.tree.map(lambda leaf: leaf[0], acts)
             return jax.tree.map(lambda leaf: leaf[None], compute(act, *shared))
 
+        described.__name__ = self.descriptor.kind.table  # what a compiler's log calls the program
         everywhere, shared = PartitionSpec(), PartitionSpec(AXIS)
         sharded = jax.shard_map(
-            spectra,
+            described,
             mesh=self.mesh,
             in_specs=(shared, everywhere, everywhere, everywhere, everywhere),
             out_specs=shared,
@@ -269,7 +248,7 @@ class Engine:
         return free_memory() or _UNKNOWN_MEMORY
 
     @own_settings()
-    def _collect(self, parts: Sequence[Sequence[int]], futures: Sequence[Future[Any]], count: int) -> Spectra:
+    def _collect(self, parts: Sequence[Sequence[int]], futures: Sequence[Future[Any]], count: int) -> Any:
         steps: list[Any] = []
         failed: dict[int, str] = {}
         for part, future in zip(parts, futures, strict=True):
@@ -278,27 +257,15 @@ class Engine:
             except BaseException as error:
                 reason = one_line(_of_candidates(error))
                 steps.append(None)
-                failed |= dict.fromkeys(part, f"its spectrum raised {reason}")
-        values, finite, *features = self._in_order(parts, steps, count)
-        pairs, end = {}, 0
-        for layer in self.subject.probe.layers:
-            both = []
-            for shape in layer.eigenvalue_shapes:
-                start, end = end, end + math.prod(shape)
-                both.append(values[:, start:end].reshape(count, *shape))
-            pairs |= {key: (both[0][:, i], both[1][:, i]) for i, key in enumerate(layer.keys)}
-        finite_by_check = dict(zip(checks(self.subject.probe), finite.T, strict=True))
-        return Spectra(pairs, finite_by_check, features[0] if features else None, failed)
+                failed |= dict.fromkeys(part, f"its {self.descriptor.one} raised {reason}")
+        arrays = self._in_order(parts, steps, count)
+        return self.descriptor.gather(self.subject, arrays, failed)
 
     def _in_order(self, parts: Sequence[Sequence[int]], steps: Sequence[Any], count: int) -> list[np.ndarray]:
         """The arrays of all steps, a row per candidate: steps are filled up, and come in an order of their own."""
         done = [step for step in steps if step is not None]
         if not done:
-            size = sum(math.prod(shape) for layer in self.subject.probe.layers for shape in layer.eigenvalue_shapes)
-            return [
-                np.full((count, size), np.nan, np.float32),
-                np.zeros((count, len(checks(self.subject.probe))), bool),
-            ]
+            return self.descriptor.empty(self.subject, count)
         if len(done) == len(steps):
             rows, start = np.empty(count, int), 0
             for part, step in zip(parts, steps, strict=True):
@@ -310,12 +277,6 @@ class Engine:
             for array, mine in zip(whole, step or (), strict=False):
                 array[list(part)] = mine[: len(part)]
         return whole
-
-
-def invalid_because(subject: Subject, finite: np.ndarray) -> str | None:
-    """Why one candidate is invalid by its row of `spectra_of`'s checks, or None."""
-    bad = np.flatnonzero(~finite)
-    return f"the {checks(subject.probe)[bad[0]]} is not finite" if len(bad) else None
 
 
 def _of_candidates(error: BaseException) -> Exception:

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float
 from aqx.activation import Activation, activation
 from aqx.errors import InputError, TaskError
 from aqx.fisher.factors import Factors
-from aqx.fisher.probe import Probe, probe_model
+from aqx.fisher.outputs import per_example_losses
+from aqx.fisher.probe import Probe, examples_of, probe_model, probe_without_layers
 from aqx.fisher.spectrum import Factor, eigenvalues_of, eigenvalues_of_A, factor_of_A, factor_of_G
 from aqx.numerics.settings import own_settings
 from aqx.operators import operator_table
@@ -29,6 +30,11 @@ from aqx.tasks.model import losses_of, new_model
 # Any finite function will do: it only has to let the model be initialised and traced.
 _STAND_IN = "tanh(x)"
 _serial = itertools.count(1)
+
+
+def stand_in() -> Activation:
+    """A function to trace a model with, where any will do."""
+    return activation(_STAND_IN)
 
 
 class Opaque:
@@ -65,7 +71,7 @@ class _Marked(Opaque):
 
 @dataclass(frozen=True)
 class Subject:
-    """A task made ready: its batch, its initial parameters, its layers.
+    """A task made ready: its batch, its initial parameters, its layers (none where no spectra are wanted).
 
     Attributes:
         task: the task.
@@ -94,6 +100,12 @@ class Subject:
         key = jax.random.fold_in(jax.random.key(self.task.seed), 1)
         return self.probe.factors(*self.model(act, state), x, y, key)
 
+    def losses(self, act: Any, state: Any, x: Any, y: Any) -> Float[Array, " N"]:
+        """The loss of each example of a batch, which may be another than the task's."""
+        # By the flavour, as a model that writes to its variables needs some of its own at every call.
+        outputs = self.probe.flavour.run(*self.model(act, state), {}, x, self.probe.apply, self.probe.settings)
+        return per_example_losses(self.probe.loss, outputs, y, examples_of(x))
+
 
 @own_settings()
 def prepare(task: Task, fisher: str = "empirical", sharing: str = "expand") -> Subject:
@@ -107,10 +119,8 @@ def prepare(task: Task, fisher: str = "empirical", sharing: str = "expand") -> S
 
 
 def _prepare(task: Task, fisher: str, sharing: str) -> Subject:
-    x, y, _ = check_batch(task)
-    x, y = jax.tree.map(jnp.asarray, (x, y))
-    act = activation(_STAND_IN)
-    model, variables = guard("build_model", lambda: build_model(task, act, x))
+    x, y, model, variables = _initialised(task)
+    act = stand_in()
 
     def traced() -> tuple[Subject, Any]:
         try:
@@ -136,12 +146,39 @@ def loss_of(task: Task) -> Callable[[Any, Any], Any]:
     return partial(losses_of, task) if task.joint_loss else task.loss
 
 
-def traces(subject: Subject, operator: str) -> bool:
-    """Whether the model and its derivative can be traced with an operator, whatever its function raises."""
+@own_settings()
+def prepare_without_layers(task: Task) -> Subject:
+    """Draw the task's batch and initialise its model as `prepare` does, whatever layers the model has.
+
+    Raises:
+        TaskError: the batch or the model cannot be used; one line says why.
+    """
+    with on_cpu():
+        x, y, model, variables = _initialised(task)
+
+        def found() -> Subject:
+            try:
+                probe = probe_without_layers(model, x, loss=loss_of(task), apply=task.apply)
+            except InputError as error:
+                raise TaskError(f"task {task.name!r}: {error}") from error
+            return Subject(task, probe, probe.flavour.split(model, variables)[1], x, y)
+
+        return guard(f"task {task.name!r}: the model", found)
+
+
+def _initialised(task: Task) -> tuple[Any, Any, Any, Any]:
+    """The batch, and the model with its initial variables: (x, y, model, variables)."""
+    x, y, _ = check_batch(task)
+    x, y = jax.tree.map(jnp.asarray, (x, y))
+    return x, y, *guard("build_model", lambda: build_model(task, stand_in(), x))
+
+
+def traces(subject: Subject, operator: str, computed: Callable[..., Any]) -> bool:
+    """Whether what is computed of a candidate can be traced with an operator, whatever its function raises."""
     try:
         binary = operator_table().by_name[operator].kind == "binary"
         act = activation(f"{operator}(x,x)" if binary else f"{operator}(x)")
-        jax.eval_shape(partial(subject.factors, Opaque(act)), subject.state, subject.x, subject.y)
+        jax.eval_shape(partial(computed, Opaque(act)), subject.state, subject.x, subject.y)
     except Exception:
         return False
     return True
@@ -210,7 +247,7 @@ def _eigenvalues(
 
 def fixed_inputs(subject: Subject) -> dict[str, Float[Array, "S B d"]]:
     """Eigenvalues of the A factors that do not depend on the activation, as of a first layer: computed once."""
-    act = activation(_STAND_IN)
+    act = stand_in()
 
     def inputs(mark: Array, state: Any, x: Any, y: Any) -> dict[str, Array]:
         return {path: part.A for path, part in subject.factors(_Marked(act, mark), state, x, y)[1].items()}

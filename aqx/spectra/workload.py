@@ -1,4 +1,4 @@
-"""Workload: which classes this process computes next, shared with other processes through claims in the database."""
+"""Workload: which classes this process describes next, shared with other processes through claims in the database."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from aqx.store import (
     renew_spectra_claims,
     set_spectra_form,
 )
+from aqx.store.kinds import Kind
 from aqx.store.lease import kept_alive, worker_name
 from aqx.store.subjects import Subject as Entered
 from aqx.tasks import Task
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class Workload:
-    """Classes without spectra, claimed batch by batch; a context that keeps its claims alive and gives them back.
+    """Classes without a descriptor, claimed batch by batch; a context that keeps its claims alive and gives them back.
 
     Attributes:
         operators: those that occur in the names of the database.
@@ -49,7 +50,8 @@ class Workload:
     Args:
         db: the database.
         subject: the task made ready, and accepted.
-        form: of the spectra, as `aqx.store.set_spectra_form` takes it.
+        kind: of the descriptor.
+        form: of it, as `aqx.store.set_spectra_form` takes it.
         names: only the classes of these functions.
         limit: at most so many classes in all.
         first: ids of the classes to take before the others.
@@ -60,6 +62,7 @@ class Workload:
         self,
         db: Database,
         subject: Subject,
+        kind: Kind,
         form: dict[str, Any],
         names: Sequence[str] | None,
         limit: int | None,
@@ -67,10 +70,11 @@ class Workload:
         lease_seconds: float,
     ):
         self.db = db
+        self._kind = kind
         task = subject.task
         self._names = None if names is None else [str(parse(name)) for name in names]  # before the task is stored
         self.task_id: int = register_task(db, task.name, task.identity())
-        self._subject = enter(db, self.task_id, subject, form)
+        self._subject = enter(db, self.task_id, subject, kind, form)
         self._given_up: list[str] = []
         self._first = list(first)
         self._limit = limit
@@ -81,9 +85,9 @@ class Workload:
         self._lease = lease_seconds
         self._worker = f"{worker_name()}:{uuid.uuid4().hex[:8]}"
         self._alive = kept_alive(
-            [self._worker], lambda worker: renew_spectra_claims(db, worker, lease_seconds), lease_seconds / 3
+            [self._worker], lambda worker: renew_spectra_claims(db, worker, lease_seconds, kind), lease_seconds / 3
         )
-        self._held = when_let_go(lambda: release_spectra_claims(db, self._worker))
+        self._held = when_let_go(lambda: release_spectra_claims(db, self._worker, kind=kind))
 
     def __enter__(self) -> Workload:
         self._claim(0, ())
@@ -94,7 +98,7 @@ class Workload:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._held.__exit__(None, None, None)
         self._alive.__exit__(kind, error, trace)
-        release_spectra_claims(self.db, self._worker)
+        release_spectra_claims(self.db, self._worker, kind=self._kind)
 
     @property
     def total(self) -> int:
@@ -126,14 +130,14 @@ class Workload:
     def store(
         self, class_ids: Sequence[str], features: Float32[np.ndarray, "K D"], reasons: Sequence[str | None]
     ) -> None:
-        """Commit the spectra of a batch, which ends its claims."""
-        add_spectra(self.db, self.task_id, class_ids, features, reasons, self._subject)
+        """Commit the descriptors of a batch, which ends its claims."""
+        add_spectra(self.db, self.task_id, class_ids, features, reasons, self._subject, kind=self._kind)
         self.stored += len(class_ids)
 
     def give_up(self, class_ids: Sequence[str]) -> None:
-        """Leave classes without a spectrum: this process does not take them again."""
+        """Leave classes without a descriptor: this process does not take them again."""
         self._given_up += class_ids
-        release_spectra_claims(self.db, self._worker, class_ids)
+        release_spectra_claims(self.db, self._worker, class_ids, self._kind)
 
     def _claim(self, size: int, first: Sequence[str]) -> SpectraClaim:
         claim = claim_spectra(
@@ -145,31 +149,32 @@ class Workload:
             names=self._names,
             first=first,
             without=self._given_up,
+            kind=self._kind,
         )
         self._missing = claim.missing
         return claim
 
 
-def enter(db: Database, task_id: int, subject: Subject, form: dict[str, Any]) -> int | None:
-    """Put the spectra of this batch, loss and weights in force, and say where there were some of others.
+def enter(db: Database, task_id: int, subject: Subject, kind: Kind, form: dict[str, Any]) -> int | None:
+    """Put the descriptors of this batch, loss and weights in force, and say where there were some of others.
 
     Returns:
         The number of the subject; None where the batch is another each time that it is drawn.
 
     Raises:
-        StoreError: the task has spectra of another form.
+        StoreError: the task has such descriptors of another form.
     """
     assert subject.digest is not None
     drawn = [part for part in subject.digest if part.startswith("batch")]
-    entered = enter_subject(db, task_id, form, subject.digest, unless=drawn)
+    entered = enter_subject(db, task_id, form, subject.digest, unless=drawn, kind=kind)
     if not entered.subject_id:
         if not same_batch(subject):
-            set_spectra_form(db, task_id, form)
-            name = subject.task.name
-            _log.warning("aqx: the batch of task %r is another each time, so its spectra differ: seed it", name)
+            set_spectra_form(db, task_id, form, kind)
+            name, noun = subject.task.name, kind.noun
+            _log.warning("aqx: the batch of task %r is another each time, so its %s differ: seed it", name, noun)
             return None
-        entered = enter_subject(db, task_id, form, subject.digest)
-    if entered.set_aside or entered.taken_back:
+        entered = enter_subject(db, task_id, form, subject.digest, kind=kind)
+    if entered.set_aside or entered.taken_back or entered.runs_set_aside or entered.runs_taken_back:
         _log.warning("aqx: %s", _told(subject.task, entered))
     return entered.subject_id
 
@@ -178,8 +183,20 @@ def _told(task: Task, entered: Entered) -> str:
     parts = list(dict.fromkeys(part.partition(":")[0] for part in entered.changed))
     if "batch y" in parts and "loss" in parts:  # which is of these labels
         parts.remove("loss")
-    back = f", {entered.taken_back:,} of what there is now are taken back" if entered.taken_back else ""
+    told = [
+        told
+        for noun, aside, back in (
+            ("spectra", entered.set_aside, entered.taken_back),
+            ("short runs", entered.runs_set_aside, entered.runs_taken_back),
+        )
+        if (told := _moved(noun, aside, back))
+    ]
     return (
         f"{' and '.join(parts)} of task {task.name!r} changed since its spectra were computed: "
-        f"{entered.set_aside:,} spectra are set aside{back}, the others are computed again"
+        f"{'; '.join(told)}, the others are computed again"
     )
+
+
+def _moved(noun: str, aside: int, back: int) -> str:
+    taken = f", {back:,} of what there is now are taken back" if back else ""
+    return f"{aside:,} {noun} are set aside{taken}" if aside or back else ""

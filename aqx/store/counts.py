@@ -15,14 +15,16 @@ class FeatureCounts(NamedTuple):
     Attributes:
         classes: all of them.
         spectra: valid ones.
-        invalid: classes whose spectrum is invalid.
+        invalid: classes whose spectrum or short runs are invalid.
         subject: what the spectra are of; 0 where that is not known.
+        runs: classes with valid short runs.
     """
 
     classes: int
     spectra: int
     invalid: int = 0
     subject: int = 0
+    runs: int = 0
 
 
 def count_features(con: duckdb.DuckDBPyConnection, task_id: int) -> FeatureCounts:
@@ -34,4 +36,9 @@ def count_features(con: duckdb.DuckDBPyConnection, task_id: int) -> FeatureCount
         "FROM spectra WHERE task_id = $task",
         {"task": task_id},
     ).fetchall()
-    return FeatureCounts(*counts)
+    ((runs, broken),) = con.execute(
+        "SELECT count(*) FILTER (status = 'valid'), count(*) FILTER (status <> 'valid') FROM runs WHERE task_id = ?",
+        [task_id],
+    ).fetchall()
+    classes, spectra, invalid, subject = counts
+    return FeatureCounts(classes, spectra, invalid + broken, subject, runs)

@@ -24,6 +24,10 @@ from aqx.store.trouble import LEFT_AS_IT_WAS
 _BATCH = 16384
 # An embedding is fitted anew when there are so many times the classes or the spectra that it was fitted to.
 _GROWTH = 1.1
+_FITTED_TO = (
+    "SELECT embedding_id, classes, spectra, coalesce(runs, 0) FROM embeddings "
+    "LEFT JOIN embedding_runs USING (embedding_id)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class FeatureRows:
         outputs: at the database's points [C, n].
         spectra: features of the Fisher spectrum [C, D]; rows of nan where there is none.
         points: of the outputs [n].
+        runs: losses of the short runs [C, R]; rows of nan where there are none.
     """
 
     counts: FeatureCounts
@@ -45,6 +50,7 @@ class FeatureRows:
     outputs: Float32[np.ndarray, "C n"]
     spectra: Float32[np.ndarray, "C D"]
     points: Float32[np.ndarray, " n"]
+    runs: Float32[np.ndarray, "C R"]
 
 
 def load_features(db: Database, task_id: int, lacking: int | None = None) -> FeatureRows:
@@ -53,16 +59,19 @@ def load_features(db: Database, task_id: int, lacking: int | None = None) -> Fea
     Args:
         db: the database.
         task_id: whose spectra.
-        lacking: the number of an embedding: then only classes that are not in it, or that have got a spectrum since.
+        lacking: the number of an embedding: then only classes that are not in it, or that have got a spectrum, or short
+            runs where it has any, since.
     """
     with db.read() as con:
         known = read_columns(
             con,
             f"""
-            SELECT {ID_HALVES}, name, outputs_row, coalesce(spectrum_row, -1) AS spectrum_row
+            SELECT {ID_HALVES}, name, outputs_row, coalesce(spectrum_row, -1) AS spectrum_row,
+                   coalesce(runs_row, -1) AS runs_row
             FROM (SELECT class_id, name FROM class_info WHERE finite AND NOT constant)
             JOIN (SELECT class_id, rowid AS outputs_row FROM class_outputs) USING (class_id)
             LEFT JOIN ({_SPECTRA}) USING (class_id)
+            LEFT JOIN ({_RUNS}) USING (class_id)
             {"" if lacking is None else _LACKING}
             ORDER BY class_id
             """,
@@ -77,13 +86,20 @@ def load_features(db: Database, task_id: int, lacking: int | None = None) -> Fea
             outputs,
             _read_rows(con, "SELECT rowid AS row, features AS value FROM spectra", known["spectrum_row"]),
             stored[1] if stored and outputs.size else np.zeros(outputs.shape[1], np.float32),
+            _read_rows(con, "SELECT rowid AS row, features AS value FROM runs", known["runs_row"]),
         )
 
 
 _SPECTRA = "SELECT class_id, rowid AS spectrum_row FROM spectra WHERE task_id = $task AND status = 'valid'"
+_RUNS = "SELECT class_id, rowid AS runs_row FROM runs WHERE task_id = $task AND status = 'valid'"
 _LACKING = """
-    LEFT JOIN (SELECT class_id, has_spectrum FROM embedding_rows WHERE embedding_id = $embedding) USING (class_id)
+    LEFT JOIN (
+        SELECT class_id, has_spectrum, EXISTS (FROM embedding_runs WHERE embedding_id = $embedding)
+            AND isnan(coordinates[len(coordinates)]) AS lacks_runs
+        FROM embedding_rows WHERE embedding_id = $embedding
+    ) USING (class_id)
     WHERE has_spectrum IS NULL OR (NOT has_spectrum AND spectrum_row IS NOT NULL)
+        OR (lacks_runs AND runs_row IS NOT NULL)
 """
 
 
@@ -121,6 +137,8 @@ class StoredEmbedding:
         has_spectrum: whose spectra were known then [C].
         loadings: what is needed to give more candidates coordinates of the same kind; empty where that cannot be done.
         embedding_id: its number, that no other embedding in the database ever has; 0 before it is stored.
+
+    Where it was fitted to short runs, they give the last coordinates, nan for a candidate without.
     """
 
     fitted_to: FeatureCounts
@@ -132,14 +150,21 @@ class StoredEmbedding:
 
 
 def is_due(fitted_to: FeatureCounts, now: FeatureCounts) -> bool:
-    """Whether an embedding must be fitted anew: there are 10 % more classes or spectra than it was fitted to.
+    """Whether an embedding must be fitted anew: there are 10 % more classes, spectra or runs than it was fitted to.
 
     Example:
         >>> from aqx.store.features import FeatureCounts
         >>> [is_due(FeatureCounts(100, 10), FeatureCounts(*now)) for now in ((110, 11), (111, 10), (100, 12))]
         [False, True, True]
     """
-    return now.classes > _GROWTH * fitted_to.classes or now.spectra > _GROWTH * fitted_to.spectra
+    return any(
+        now_there > _GROWTH * were_there
+        for now_there, were_there in (
+            (now.classes, fitted_to.classes),
+            (now.spectra, fitted_to.spectra),
+            (now.runs, fitted_to.runs),
+        )
+    )
 
 
 def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: StoredEmbedding) -> int:
@@ -160,13 +185,12 @@ def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: S
     with db.transaction() as con:
         if fitted.fitted_to.subject != current_subject(con, task_id):
             return 0
-        found = con.execute(
-            "SELECT embedding_id, classes, spectra FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)", key
-        ).fetchall()
-        for number, classes, spectra in found:
-            if not is_due(FeatureCounts(classes, spectra), fitted.fitted_to):
+        found = con.execute(f"{_FITTED_TO} WHERE (task_id, preset, seed) = (?, ?, ?)", key).fetchall()
+        for number, classes, spectra, runs in found:
+            if not is_due(FeatureCounts(classes, spectra, runs=runs), fitted.fitted_to):
                 return number
-            con.execute("DELETE FROM embedding_rows WHERE embedding_id = ?", [number])
+            for table in ("embedding_rows", "embedding_runs"):
+                con.execute(f"DELETE FROM {table} WHERE embedding_id = ?", [number])
         con.execute("DELETE FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)", key)
         ((number,),) = con.execute("SELECT nextval('embedding_ids')").fetchall()
         packed = io.BytesIO()
@@ -175,6 +199,8 @@ def save_embedding(db: Database, task_id: int, preset: str, seed: int, fitted: S
             "INSERT INTO embeddings VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [number, *key, fitted.fitted_to.classes, fitted.fitted_to.spectra, packed.getvalue(), clock.now()],
         )
+        if fitted.fitted_to.runs:
+            con.execute("INSERT INTO embedding_runs VALUES (?, ?)", [number, fitted.fitted_to.runs])
         insert_rows(
             con,
             f"INSERT INTO embedding_rows SELECT ?, {CLASS_ID}, has_spectrum, coordinates FROM incoming",
@@ -196,23 +222,21 @@ def find_embedding(
     with db.read() as con:
         counts = count_features(con, task_id)
         found = con.execute(
-            "SELECT embedding_id, classes, spectra FROM embeddings WHERE (task_id, preset, seed) = (?, ?, ?)",
-            [task_id, preset, seed],
+            f"{_FITTED_TO} WHERE (task_id, preset, seed) = (?, ?, ?)", [task_id, preset, seed]
         ).fetchall()
-    for number, classes, spectra in found:
-        return counts, number, FeatureCounts(classes, spectra)
+    for number, classes, spectra, runs in found:
+        return counts, number, FeatureCounts(classes, spectra, runs=runs)
     return counts, None, None
 
 
 def load_embedding(db: Database, embedding_id: int) -> StoredEmbedding | None:
     """Return an embedding by its number; None where another has taken its place."""
     with db.read() as con:
-        found = con.execute(
-            "SELECT classes, spectra, loadings FROM embeddings WHERE embedding_id = ?", [embedding_id]
-        ).fetchall()
+        found = con.execute(f"{_FITTED_TO} WHERE embedding_id = ?", [embedding_id]).fetchall()
         if not found:
             return None
-        ((classes, spectra, packed),) = found
+        ((_, classes, spectra, runs),) = found
+        ((packed,),) = con.execute("SELECT loadings FROM embeddings WHERE embedding_id = ?", [embedding_id]).fetchall()
         columns = read_columns(
             con,
             f"SELECT {ID_HALVES}, has_spectrum, coordinates FROM embedding_rows WHERE embedding_id = ? ORDER BY rowid",
@@ -224,7 +248,7 @@ def load_embedding(db: Database, embedding_id: int) -> StoredEmbedding | None:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"{db.path} holds an embedding that is not aqx's own ({error}); {LEFT_AS_IT_WAS}") from error
     return StoredEmbedding(
-        FeatureCounts(classes, spectra),
+        FeatureCounts(classes, spectra, runs=runs),
         np.stack([columns["hi"], columns["lo"]], axis=1),
         columns["coordinates"],
         columns["has_spectrum"],

@@ -12,6 +12,7 @@ from aqx.errors import StoreError
 from aqx.store import pending, schema
 from aqx.store.connection import Database
 from aqx.store.driver import duckdb
+from aqx.store.kinds import RUNS
 from aqx.store.moment import Moment
 from aqx.store.spectra import lapsed_claims
 from aqx.store.trial_rows import Purpose, Status, by_training, select_brief, since_retry
@@ -24,6 +25,7 @@ _RESTORE = "restore the file from a copy, or start a new one"
 # What must hold between the tables of the current schema: how many rows break it, and what that means.
 _UNKNOWN_TASK = "SELECT count(*) FROM {table} ANTI JOIN tasks USING (task_id)"
 _UNKNOWN_CLASS = "SELECT count(*) FROM {table} ANTI JOIN class_info USING (class_id)"
+_UNKNOWN_EMBEDDING = "SELECT count(*) FROM embedding_runs ANTI JOIN embeddings USING (embedding_id)"
 _RELATIONS: dict[str, str] = {
     "functions of no class": _UNKNOWN_CLASS.format(table="functions"),
     "names stored twice": "SELECT count(*) - count(DISTINCT name) FROM functions",
@@ -77,6 +79,12 @@ _RELATIONS: dict[str, str] = {
     ),
     "rows of embeddings of classes that are not there": _UNKNOWN_CLASS.format(table="embedding_rows"),
 }
+# What holds of spectra holds of short runs.
+_OF_RUNS: dict[str, str] = {
+    what.replace("spectra", "short runs"): query.replace("spectra", "runs")
+    for what, query in _RELATIONS.items()
+    if "spectra" in what and "subjects" not in what
+} | {"counts of short runs of embeddings that are not there": _UNKNOWN_EMBEDDING}
 # What is no fault of the file, but worth knowing.
 _NOTES: dict[str, str] = {
     "trials are of functions that were never enumerated": (
@@ -87,6 +95,7 @@ _COUNTS: dict[str, str] = {
     "functions": "SELECT count(*) FROM functions",
     "classes": "SELECT count(*) FROM class_info",
     "spectra": "SELECT count(*) FROM spectra WHERE status = 'valid'",
+    "short runs": "SELECT count(*) FROM runs WHERE status = 'valid'",
     "trials": "SELECT count(*) FROM trials",
     "ended": f"SELECT count(*) FROM trials WHERE status IN {tuple(status for status in Status if status.is_finished)}",
     "embeddings": "SELECT count(*) FROM embeddings",
@@ -171,7 +180,7 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
     health.schema_version, _ = schema.read_signature(con, health.path)
     columns = _columns(con)
     current = health.schema_version == schema.current_version()
-    steps = len(columns) + (len(_RELATIONS) if current else 0)
+    steps = len(columns) + (len(_RELATIONS | _OF_RUNS) if current else 0)
     for done, (table, names) in enumerate(columns.items()):
         progress(done, steps, f"reading {table}")
         # A hash needs every value, and with it every block.
@@ -190,7 +199,7 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
     now = Moment(con)
     health.counts = {what: _number(con, query) for what, query in _COUNTS.items()}
     health.tasks = [name for (name,) in con.execute("SELECT name FROM tasks ORDER BY task_id").fetchall()]
-    for done, (what, query) in enumerate(_RELATIONS.items(), len(columns)):
+    for done, (what, query) in enumerate((_RELATIONS | _OF_RUNS).items(), len(columns)):
         progress(done, steps, "comparing tables")
         if broken := _number(con, query):
             health.problems.append(f"{broken:,} {what}; {_RESTORE}")
@@ -201,6 +210,8 @@ def _look(con: duckdb.DuckDBPyConnection, health: FileHealth, progress: Progress
         )
     if lapsed := sum(number for *_, number in lapsed_claims(con, now)):
         health.notes.append(f"{lapsed:,} claims of spectra have lapsed: the next aqx eigs takes them up")
+    if lapsed := sum(number for *_, number in lapsed_claims(con, now, RUNS)):
+        health.notes.append(f"{lapsed:,} claims of short runs have lapsed: the next aqx describe takes them up")
     health.notes += [f"{n:,} {what}" for what, query in _NOTES.items() if (n := _number(con, query))]
     health.notes += now.skews()
     if health.counts["classes"] and not con.execute("SELECT 1 FROM meta WHERE key = 'points'").fetchall():

@@ -69,6 +69,22 @@ MIGRATIONS: tuple[str, ...] = (
         features FLOAT[], created_at TIMESTAMP NOT NULL
     );
     """,
+    # Short runs beside the spectra. Embeddings of before know of none.
+    """
+    CREATE TABLE IF NOT EXISTS runs (
+        task_id BIGINT NOT NULL, class_id UUID NOT NULL, status VARCHAR NOT NULL, reason VARCHAR,
+        features FLOAT[], created_at TIMESTAMP NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS runs_aside (
+        subject_id BIGINT NOT NULL, class_id UUID NOT NULL, status VARCHAR NOT NULL, reason VARCHAR,
+        features FLOAT[], created_at TIMESTAMP NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS runs_claims (
+        task_id BIGINT NOT NULL, class_id UUID NOT NULL, worker VARCHAR NOT NULL, expires_at TIMESTAMP NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS runs_forms (task_id BIGINT NOT NULL, form JSON NOT NULL);
+    CREATE TABLE IF NOT EXISTS embedding_runs (embedding_id BIGINT NOT NULL, runs BIGINT NOT NULL);
+    """,
 )
 
 

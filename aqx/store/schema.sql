@@ -53,8 +53,22 @@ CREATE TABLE spectra (
     created_at TIMESTAMP NOT NULL
 );
 
--- What the spectra of a task are of: a digest of the batch, the loss and the initial weights. Those of the current one stand in
--- spectra, those of earlier ones are aside. A number is never used twice; digest is NULL once the spectra are removed.
+-- Losses of short trainings from the task's initial weights on its batch, in the same form.
+CREATE TABLE runs (
+    task_id BIGINT NOT NULL,
+    class_id UUID NOT NULL,
+    status VARCHAR NOT NULL,
+    reason VARCHAR,
+    features FLOAT[],
+    created_at TIMESTAMP NOT NULL
+);
+
+-- How the short runs of a task were computed.
+CREATE TABLE runs_forms (task_id BIGINT NOT NULL, form JSON NOT NULL);
+
+-- What the spectra and the short runs of a task are of: a digest of the batch, the loss and the initial weights. Those of the
+-- current one stand in spectra and runs, those of earlier ones are aside. A number is never used twice; digest is NULL once they
+-- are removed.
 CREATE TABLE subjects (
     subject_id BIGINT NOT NULL,
     task_id BIGINT NOT NULL,
@@ -72,8 +86,24 @@ CREATE TABLE spectra_aside (
     created_at TIMESTAMP NOT NULL
 );
 
+CREATE TABLE runs_aside (
+    subject_id BIGINT NOT NULL,
+    class_id UUID NOT NULL,
+    status VARCHAR NOT NULL,
+    reason VARCHAR,
+    features FLOAT[],
+    created_at TIMESTAMP NOT NULL
+);
+
 -- Classes whose spectrum a process is computing; past expires_at nobody is. worker: who, and by which clock.
 CREATE TABLE spectra_claims (
+    task_id BIGINT NOT NULL,
+    class_id UUID NOT NULL,
+    worker VARCHAR NOT NULL,
+    expires_at TIMESTAMP NOT NULL
+);
+
+CREATE TABLE runs_claims (
     task_id BIGINT NOT NULL,
     class_id UUID NOT NULL,
     worker VARCHAR NOT NULL,
@@ -153,6 +183,9 @@ CREATE TABLE embeddings (
     loadings BLOB NOT NULL,
     created_at TIMESTAMP NOT NULL
 );
+
+-- How many classes had short runs when an embedding was fitted; without a row none. Theirs are the last coordinates.
+CREATE TABLE embedding_runs (embedding_id BIGINT NOT NULL, runs BIGINT NOT NULL);
 
 CREATE TABLE embedding_rows (
     embedding_id BIGINT NOT NULL,

@@ -1,4 +1,4 @@
-"""Subjects: of which batch, loss and initial weights the spectra of a task are; those of another are set aside."""
+"""Subjects: of which batch, loss and initial weights the descriptors of a task are; those of another are set aside."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.driver import duckdb
+from aqx.store.kinds import KINDS, SPECTRA, Kind
 from aqx.store.tasks import check_form, store_form
 
 Digest = Mapping[str, str | Sequence[float]]
@@ -22,19 +23,23 @@ _ROWS = "class_id, status, reason, features, created_at"
 
 @dataclass(frozen=True)
 class Subject:
-    """What the spectra of a task are of.
+    """What the spectra and the short runs of a task are of.
 
     Attributes:
         subject_id: its number, that no other has; 0 where nothing is known of it, as before there was a digest.
         changed: the parts of the digest that are not what they were; empty where all is as it was.
         set_aside: spectra that are of another subject and were set aside now.
         taken_back: spectra of this subject that had been set aside and are in force again.
+        runs_set_aside: the same of short runs.
+        runs_taken_back: the same of short runs.
     """
 
     subject_id: int
     changed: tuple[str, ...] = ()
     set_aside: int = 0
     taken_back: int = 0
+    runs_set_aside: int = 0
+    runs_taken_back: int = 0
 
 
 def current_subject(con: duckdb.DuckDBPyConnection, task_id: int) -> int:
@@ -46,11 +51,16 @@ def current_subject(con: duckdb.DuckDBPyConnection, task_id: int) -> int:
 
 
 def enter_subject(
-    db: Database, task_id: int, form: Mapping[str, Any], digest: Digest, unless: Collection[str] = ()
+    db: Database,
+    task_id: int,
+    form: Mapping[str, Any],
+    digest: Digest,
+    unless: Collection[str] = (),
+    kind: Kind = SPECTRA,
 ) -> Subject:
-    """Make the spectra of this digest those in force; those of another are set aside, and come back with it.
+    """Make the descriptors of this digest those in force; those of another are set aside, and come back with it.
 
-    Spectra of a database that had no digests yet are taken to be of the first that comes.
+    Descriptors of a database that had no digests yet are taken to be of the first that comes.
 
     Args:
         db: the database.
@@ -58,6 +68,7 @@ def enter_subject(
         form: as in `set_spectra_form`; with another digest its layers and examples may be others too.
         digest: by part, text or numbers; numbers that differ by rounding only are the same.
         unless: where one of these parts has changed, nothing is done but told, under the number 0.
+        kind: of the descriptors whose form is given; all kinds are set aside and taken back.
 
     Raises:
         StoreError: the form is another, and the digest is not, or the options of the form are others.
@@ -66,61 +77,79 @@ def enter_subject(
         changed = _changes(con, task_id, digest)
         if not set(changed).isdisjoint(unless):
             return Subject(0, changed)
-        check_form(db, con, task_id, form, only_options=bool(changed))
-        store_form(con, task_id, form)
+        check_form(db, con, task_id, form, bool(changed), kind)
+        store_form(con, task_id, form, kind)
         number = current_subject(con, task_id)
         if number and not changed:
             return Subject(number)
-        aside = back = 0
         former = [
             subject
             for subject, text in _digests(con, task_id, current=False)
             if not _differing(json.loads(text), digest)
         ]
+        aside = dict.fromkeys(KINDS, 0)
+        back = dict.fromkeys(KINDS, 0)
         if number:
-            aside = _count(
-                con, f"INSERT INTO spectra_aside SELECT ?, {_ROWS} FROM spectra WHERE task_id = ?", number, task_id
-            )
-            _clear(con, task_id)
+            for each in KINDS:
+                moved = f"INSERT INTO {each.aside} SELECT ?, {_ROWS} FROM {each.table} WHERE task_id = ?"
+                aside[each] = _count(con, moved, number, task_id)
+                _clear(con, task_id, each)
+                if each is not kind:
+                    store_form(con, task_id, None, each)  # its examples may be others now
             con.execute("UPDATE subjects SET current = false WHERE task_id = ?", [task_id])
         if former:
             number = former[-1]
             con.execute("UPDATE subjects SET current = true WHERE subject_id = ?", [number])
-            back = _count(
-                con,
-                f"INSERT INTO spectra SELECT ?, {_ROWS} FROM spectra_aside WHERE subject_id = ?",
-                task_id,
-                number,
-            )
-            con.execute("DELETE FROM spectra_aside WHERE subject_id = ?", [number])
+            for each in KINDS:
+                moved = f"INSERT INTO {each.table} SELECT ?, {_ROWS} FROM {each.aside} WHERE subject_id = ?"
+                back[each] = _count(con, moved, task_id, number)
+                con.execute(f"DELETE FROM {each.aside} WHERE subject_id = ?", [number])
         else:
-            ((number,),) = con.execute("SELECT coalesce(max(subject_id), 0) + 1 FROM subjects").fetchall()
-            con.execute(
-                "INSERT INTO subjects VALUES (?, ?, ?, true, ?)", [number, task_id, json.dumps(digest), clock.now()]
-            )
-        return Subject(number, changed, aside, back)
+            number = _new_subject(con, task_id, json.dumps(digest))
+        return Subject(number, changed, *(count[each] for each in KINDS for count in (aside, back)))
 
 
-def remove_spectra(db: Database, task_id: int) -> int:
-    """Delete the spectra of a task for good, those set aside too, and forget their form; return how many they were."""
+def _new_subject(con: duckdb.DuckDBPyConnection, task_id: int, digest: str) -> int:
+    ((number,),) = con.execute("SELECT coalesce(max(subject_id), 0) + 1 FROM subjects").fetchall()
+    con.execute("INSERT INTO subjects VALUES (?, ?, ?, true, ?)", [number, task_id, digest, clock.now()])
+    return number
+
+
+def remove_spectra(db: Database, task_id: int, kind: Kind = SPECTRA) -> int:
+    """Delete the spectra of a task for good, those set aside too, and forget their form; return how many they were.
+
+    Descriptors of the other kind stay, under a number of their own: what was read of both is not current any more.
+    """
     with db.transaction() as con:
         ours = "(SELECT subject_id FROM subjects WHERE task_id = ?)"
-        removed = _count(con, f"DELETE FROM spectra_aside WHERE subject_id IN {ours}", task_id)
-        ((stored,),) = con.execute("SELECT count(*) FROM spectra WHERE task_id = ?", [task_id]).fetchall()
-        _clear(con, task_id)
-        # The number stays, so that it is not given again: what was read of these spectra is not current any more.
-        con.execute("UPDATE subjects SET digest = NULL, current = false WHERE task_id = ?", [task_id])
-        con.execute("UPDATE tasks SET spectra_form = NULL WHERE task_id = ?", [task_id])
+        removed = _count(con, f"DELETE FROM {kind.aside} WHERE subject_id IN {ours}", task_id)
+        stored = _rows_of(con, kind, task_id)
+        others = [each for each in KINDS if each is not kind and _rows_of(con, each, task_id)]
+        digests = _digests(con, task_id, current=True)
+        _clear(con, task_id, kind)
+        # The number stays, so that it is not given again.
+        kept = " UNION ALL ".join(f"SELECT subject_id FROM {each.aside}" for each in KINDS)
+        con.execute("UPDATE subjects SET current = false WHERE task_id = ?", [task_id])
+        con.execute(f"UPDATE subjects SET digest = NULL WHERE task_id = ? AND subject_id NOT IN ({kept})", [task_id])
+        if others and digests:
+            _new_subject(con, task_id, digests[0][1])
+        store_form(con, task_id, None, kind)
     return removed + stored
 
 
-def _clear(con: duckdb.DuckDBPyConnection, task_id: int) -> None:
-    """Remove the spectra in force, who computes some, and what was fitted to them."""
-    con.execute(
-        "DELETE FROM embedding_rows WHERE embedding_id IN (SELECT embedding_id FROM embeddings WHERE task_id = ?)",
-        [task_id],
-    )
-    for table in ("embeddings", "spectra", "spectra_claims"):
+def _rows_of(con: duckdb.DuckDBPyConnection, kind: Kind, task_id: int) -> int:
+    ((stored,),) = con.execute(f"SELECT count(*) FROM {kind.table} WHERE task_id = ?", [task_id]).fetchall()
+    return stored
+
+
+def _clear(con: duckdb.DuckDBPyConnection, task_id: int, kind: Kind) -> None:
+    """Remove the descriptors in force, who computes some, and what was fitted to them."""
+    for table in ("embedding_rows", "embedding_runs"):
+        con.execute(
+            f"DELETE FROM {table} WHERE embedding_id IN (SELECT embedding_id FROM embeddings WHERE task_id = ?)",
+            [task_id],
+        )
+    for table in ("embeddings", kind.table, kind.claims):
         con.execute(f"DELETE FROM {table} WHERE task_id = ?", [task_id])
 
 

@@ -13,12 +13,24 @@ from aqx.store import clock
 from aqx.store.connection import Database
 from aqx.store.driver import duckdb
 from aqx.store.encoding import differences
+from aqx.store.kinds import SPECTRA, Kind
 from aqx.store.moment import Moment
 from aqx.store.trial_rows import count_states, next_id
 
 # Every table whose rows belong to one task; the task's own row goes last.
-_OF_A_TASK = ("spectra_claims", "spectra", "subjects", "embeddings", "studies", "trials", "tasks")
-_OPTIONS = ("fisher", "sharing", "quantiles")
+_OF_A_TASK = (
+    "spectra_claims",
+    "spectra",
+    "runs_claims",
+    "runs",
+    "runs_forms",
+    "subjects",
+    "embeddings",
+    "studies",
+    "trials",
+    "tasks",
+)
+_OPTIONS = ("fisher", "sharing", "quantiles", "runs")
 _COLUMNS = "task_id, name, identity, spectra_form, created_at"
 
 
@@ -143,7 +155,9 @@ def remove_task(db: Database, name: str, *, with_results: bool = False) -> dict[
         removed: dict[str, int] = {}
         for table, condition in (
             ("spectra_aside", f"subject_id IN {ours}"),
+            ("runs_aside", f"subject_id IN {ours}"),
             ("embedding_rows", f"embedding_id IN {rows}"),
+            ("embedding_runs", f"embedding_id IN {rows}"),
             *((each, "task_id = $task") for each in _OF_A_TASK),
         ):
             found = con.execute(f"DELETE FROM {table} WHERE {condition}", {"task": task_id}).fetchall()
@@ -187,53 +201,80 @@ def list_tasks(db: Database) -> list[TaskRow]:
     return [_task(*row) for row in rows]
 
 
-def spectra_form(db: Database, task_id: int) -> dict[str, Any] | None:
-    """How the spectra of a task were computed, or None before any were."""
-    return _by_id(db, task_id).spectra_form
+def spectra_form(db: Database, task_id: int, kind: Kind = SPECTRA) -> dict[str, Any] | None:
+    """How the spectra of a task, or its short runs, were computed, or None before any were."""
+    with db.read() as con:
+        _by_id(db, task_id)
+        return read_form(con, task_id, kind)
 
 
-def set_spectra_form(db: Database, task_id: int, form: Mapping[str, Any]) -> None:
+def set_spectra_form(db: Database, task_id: int, form: Mapping[str, Any], kind: Kind = SPECTRA) -> None:
     """Fix how the spectra of a task are computed, once; the same form again is welcome.
 
     Args:
         db: the database.
         task_id: from `register_task`.
         form: layers, shares, quantiles, fisher, sharing, … : anything that JSON can hold.
+        kind: of the descriptors.
 
     Raises:
         StoreError: the task has spectra of another form; the message says what differs.
     """
     _json(form, "form")
     with db.transaction() as con:
-        check_form(db, con, task_id, form)
-        store_form(con, task_id, form)
+        check_form(db, con, task_id, form, kind=kind)
+        store_form(con, task_id, form, kind)
 
 
 def check_form(
-    db: Database, con: duckdb.DuckDBPyConnection, task_id: int, form: Mapping[str, Any], only_options: bool = False
+    db: Database,
+    con: duckdb.DuckDBPyConnection,
+    task_id: int,
+    form: Mapping[str, Any],
+    only_options: bool = False,
+    kind: Kind = SPECTRA,
 ) -> None:
-    """Compare with the stored form of the spectra, if there is one; `only_options` only what a user may choose of it.
+    """Compare with the stored form of the descriptors, if there is one; `only_options` only what a user may choose.
 
     Raises:
         StoreError: they differ.
     """
     task = _by_id(db, task_id)
-    stored, given = task.spectra_form, json.loads(_json(form, "form"))
+    stored, given = read_form(con, task_id, kind), json.loads(_json(form, "form"))
     if stored is None:
         return
     if only_options:
         stored, given = ({name: each.get(name) for name in _OPTIONS} for each in (stored, given))
     if different := differences(stored, given):
         raise StoreError(
-            f"the spectra of task {task.name!r} in {db.path} have another form: {different}; "
+            f"the {kind.noun} of task {task.name!r} in {db.path} have another form: {different}; "
             "ask for the stored form, give the task another name, use another database, "
-            "or delete them: aqx reset --spectra"
+            f"or delete them: aqx reset {kind.option}"
         )
 
 
-def store_form(con: duckdb.DuckDBPyConnection, task_id: int, form: Mapping[str, Any]) -> None:
-    """Store the form of the spectra, inside the caller's transaction."""
-    con.execute("UPDATE tasks SET spectra_form = ? WHERE task_id = ?", [_json(form, "form"), task_id])
+def read_form(con: duckdb.DuckDBPyConnection, task_id: int, kind: Kind) -> dict[str, Any] | None:
+    """Read how the descriptors of a task were computed, None before any were, inside the caller's transaction."""
+    query = (
+        "SELECT spectra_form FROM tasks WHERE task_id = ?"
+        if kind is SPECTRA
+        else f"SELECT form FROM {kind.table}_forms WHERE task_id = ?"
+    )
+    found = con.execute(query, [task_id]).fetchall()
+    return json.loads(found[0][0]) if found and found[0][0] else None
+
+
+def store_form(
+    con: duckdb.DuckDBPyConnection, task_id: int, form: Mapping[str, Any] | None, kind: Kind = SPECTRA
+) -> None:
+    """Store the form of the descriptors, or forget it (None), inside the caller's transaction."""
+    text = None if form is None else _json(form, "form")
+    if kind is SPECTRA:
+        con.execute("UPDATE tasks SET spectra_form = ? WHERE task_id = ?", [text, task_id])
+        return
+    con.execute(f"DELETE FROM {kind.table}_forms WHERE task_id = ?", [task_id])
+    if text is not None:
+        con.execute(f"INSERT INTO {kind.table}_forms VALUES (?, ?)", [task_id, text])
 
 
 def _by_id(db: Database, task_id: int) -> TaskRow:

@@ -15,6 +15,8 @@ Progress = Callable[[int, int, str], None]
 _CHUNK = 8192
 # Candidates whose principal components are found, at most; ids are hashes, so that every k-th is a random sample.
 _FITTED = 65536
+# Of the losses of short runs, by which they are ranked.
+_QUANTILES = 256
 # Euclidean distances of P float32 numbers stay finite below this: P · (2·limit)² < 3.4e38 for P < 10⁷.
 _RAW_LIMIT = 1e15
 # Below so many distinct rows UMAP's spectral start has no eigenvectors to find and its picture no meaning.
@@ -85,6 +87,31 @@ def principal_components(
 ) -> Float32[np.ndarray, "C K"]:
     """Project `transform(rows)` on its own first `count` principal components; see `fit_components`."""
     return project_on(fit_components(rows, count, transform), rows, transform)
+
+
+def fit_scores(losses: Float[np.ndarray, "C R"]) -> Float32[np.ndarray, "Q R"]:
+    """Find what `scores_on` needs: the quantiles of each column; none of no rows."""
+    count = min(len(losses), _QUANTILES)
+    if not count:
+        return np.empty((0, losses.shape[1]), np.float32)
+    return np.quantile(losses, (np.arange(count) + 0.5) / count, axis=0, method="hazen").astype(np.float32)
+
+
+def scores_on(quantiles: Float32[np.ndarray, "Q R"], losses: Float[np.ndarray, "C R"]) -> Float32[np.ndarray, "C R"]:
+    """Replace losses by the normal scores of their place among the quantiles of `fit_scores`; low losses score high.
+
+    They may differ by thirty orders of magnitude, of which only the order tells something.
+    """
+    from scipy.special import ndtri
+
+    scores = np.empty(losses.shape, np.float32)
+    places = (np.arange(len(quantiles)) + 0.5) / len(quantiles)
+    for column, (values, known) in enumerate(zip(losses.T, quantiles.T, strict=True)):
+        # Equal quantiles share their place.
+        distinct, at, counts = np.unique(known, return_inverse=True, return_counts=True)
+        shared = np.bincount(at, places) / counts
+        scores[:, column] = -ndtri(np.interp(values, distinct, shared))
+    return scores
 
 
 def umap_union(features: Features, seed: int, progress: Progress | None = None) -> Float32[np.ndarray, "C 2"]:

@@ -22,7 +22,9 @@ class Features:
             weight-weighted Wasserstein-1 distance of two spectra; a row with a nan has no spectrum. Left out, or
             with D = 0, outputs are all there is.
         points: where the outputs were taken [P]; default quantiles of N(0, 1), as a database has them by default.
+        runs: losses of its short runs [C, R], the lower the better; a row with a nan has none. Left out, nobody has.
         has_spectrum: which candidates have a spectrum [C]; derived.
+        has_runs: which candidates have short runs [C]; derived.
 
     Raises:
         InputError: the numbers of rows differ, or outputs are not finite.
@@ -38,27 +40,35 @@ class Features:
     outputs: np.ndarray  # float32 [C, P]; what is given may be of any real dtype
     spectra: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # float32 [C, D]
     points: np.ndarray = field(default_factory=lambda: np.empty(0))  # float64 [P]
+    runs: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # float32 [C, R]
     has_spectrum: np.ndarray = field(init=False, repr=False)  # bool [C]
+    has_runs: np.ndarray = field(init=False, repr=False)  # bool [C]
 
     def __post_init__(self) -> None:
         names = tuple(map(str, self.names))
         outputs = _matrix("outputs", self.outputs, len(names))
-        given = self.spectra if self.spectra.size else np.empty((len(names), 0))
-        spectra = _matrix("spectra", given, len(names))
+        spectra, has_spectrum = _descriptor("spectra", self.spectra, len(names))
+        runs, has_runs = _descriptor("runs", self.runs, len(names))
         finite = np.isfinite(outputs).all(axis=1)
         if not finite.all():
             bad = int(np.argmin(finite))
             raise InputError(f"outputs of {names[bad]!r} (row {bad}) are not finite; leave such candidates out")
-        present = np.isfinite(spectra).all(axis=1) if spectra.shape[1] else np.zeros(len(names), bool)
         points = np.asarray(self.points, np.float64) if self.points.size else mid_quantiles(outputs.shape[1])
         if points.shape != outputs.shape[1:]:
             raise InputError(f"points has the shape {points.shape}; give one for each of {outputs.shape[1]} outputs")
-        fields = {"names": names, "outputs": outputs, "spectra": spectra, "points": points, "has_spectrum": present}
-        for name, value in fields.items():
+        fields = {"names": names, "outputs": outputs, "spectra": spectra, "points": points, "runs": runs}
+        for name, value in (fields | {"has_spectrum": has_spectrum, "has_runs": has_runs}).items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def _descriptor(name: str, value: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix that may lack rows, or all of them, and which are there."""
+    matrix = _matrix(name, value if value.size else np.empty((rows, 0)), rows)
+    present: np.ndarray = np.isfinite(matrix).all(axis=1) if matrix.shape[1] else np.zeros(rows, bool)
+    return matrix, present
 
 
 def _matrix(name: str, value: object, rows: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 from aqx.errors import Exhausted, InputError
-from aqx.surrogate.prediction import Known, Results, checked_rows, from_all, predict_rows
+from aqx.surrogate.prediction import SHORT_RUNS, SPECTRUM, Known, Results, checked_rows, predict_rows, predicted_from
 from aqx.surrogate.presets import DEFAULT, Preset, as_preset
 
 
@@ -38,6 +38,7 @@ def fit(
     *,
     preset: Any = DEFAULT,
     seed: int = 0,
+    given: int = 0,
 ) -> Fitted:
     """Fit the surrogate to the results of a round, once for all that is asked of it.
 
@@ -54,6 +55,7 @@ def fit(
         pending: rows in training elsewhere.
         preset: as in `embed`.
         seed: of everything random: models and choices.
+        given: how many of the observed rows nobody chose, as baselines: an informed start follows them.
 
     Returns:
         The fitted surrogate: `suggest`, `rank` and `undescribed` ask it.
@@ -70,7 +72,7 @@ def fit(
         >>> bool(30 < fitted.suggest().index[0] < 60), len(fitted.rank())
         (True, 100)
     """
-    return fit_with(embedding, observed, values, pending, preset, seed, first_draw(seed))
+    return fit_with(embedding, observed, values, pending, preset, seed, first_draw(seed), given)
 
 
 def fit_with(
@@ -81,6 +83,7 @@ def fit_with(
     preset: Any,
     seed: int,
     model_seed: int,
+    given: int = 0,
 ) -> Fitted:
     """As `fit`, with another seed for the models than that which a choice by `seed` draws."""
     chosen, count = as_preset(preset), len(embedding)
@@ -90,7 +93,7 @@ def fit_with(
         raise InputError(f"values has {len(values)} entries for {len(observed)} observed rows; give one for each")
     known = Known.of(embedding, chosen)
     results = Results.of(observed, values, known, ranks=chosen.ranks)
-    return Fitted(chosen, embedding, known, results, observed, pending, seed, model_seed)
+    return Fitted(chosen, embedding, known, results, observed, pending, seed, model_seed, given)
 
 
 def first_draw(seed: int) -> int:
@@ -111,6 +114,7 @@ class Fitted:
         pending: rows in training elsewhere.
         seed: of choices.
         model_seed: of the models.
+        given: how many of the observed rows nobody chose.
     """
 
     preset: Preset
@@ -121,6 +125,7 @@ class Fitted:
     pending: np.ndarray
     seed: int
     model_seed: int
+    given: int = 0
 
     def suggest(self, n: int = 1, candidates: Bool[np.ndarray, " C"] | None = None) -> Suggestions:
         """Choose the next candidates; see `aqx.surrogate.suggest`.
@@ -205,17 +210,21 @@ class Fitted:
             fewer than a fifth of those, as spectra are computed many at a time, or while there is nothing to predict
             from.
         """
-        if self.preset.outputs_alone is None or not self._guides(np.flatnonzero(self.known.outputs)):
+        starts, others = self._starts, self.known.outputs.copy()
+        others[self.observed] = False
+        if self.preset.outputs_alone is None or not (starts or self._guides(np.flatnonzero(self.known.outputs))):
             return np.empty(0, np.int64)
         among = min(among, int(self.known.outputs.sum()))
-        others = self.known.outputs.copy()
-        others[self.observed] = False
-        best = np.concatenate([np.unique(self.observed), self._best_of(others, among)])
+        promising = self._best_by_runs(others, among) if starts else self._best_of(others, among)
+        best = np.concatenate([np.unique(self.observed), promising])
         lacking = best[~described[best]]
         return lacking if 5 * len(lacking) >= among else lacking[:0]
 
     def _choose(self, left: np.ndarray, rng: np.random.Generator) -> tuple[int, float, float]:
         """Choose one of the rows that are left: (row, mean, spread)."""
+        described = self._described(left) if self._starts else left[:0]
+        if len(described):
+            return _by_runs(self.embedding[described, self.preset.without_runs :], described, rng), np.nan, np.nan
         if not self._guides(left):
             seen = np.concatenate([self.results.rows, self._awaited])
             outputs = self.embedding[:, : self.preset.outputs_alone]
@@ -224,6 +233,24 @@ class Fitted:
         at = rng.choice(np.flatnonzero(wanted == wanted.max()))
         (middle,), (deviation,) = self.results.in_units(mean[[at]], spread[[at]])
         return int(left[at]), float(middle), float(deviation)
+
+    @property
+    def _starts(self) -> bool:
+        """Whether the next choice is one of the first, which go by the short runs alone."""
+        chosen = len(np.unique(np.concatenate([self.observed, self.pending]))) - self.given
+        return self.preset.knows_runs(self.embedding) and chosen < self.preset.informed
+
+    def _described(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows whose short runs are known; where the spectra of some are known too, these alone."""
+        parts = self.known.parts[rows]
+        runs, both = parts & SHORT_RUNS > 0, parts == SHORT_RUNS | SPECTRUM
+        return rows[both if both.any() else runs]
+
+    def _best_by_runs(self, wanted: np.ndarray, count: int) -> np.ndarray:
+        """The best of the wanted rows by the mean score of their short runs."""
+        rows = np.flatnonzero(wanted & (self.known.parts & SHORT_RUNS > 0))
+        scores = self.embedding[rows, self.preset.without_runs :].mean(axis=1)
+        return rows[np.argsort(-scores, kind="stable")][:count]
 
     def _guides(self, rows: np.ndarray) -> bool:
         """Whether there is a prediction to choose rows by: enough results, and a model that could learn from them."""
@@ -252,11 +279,11 @@ class Fitted:
     def _predicted(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and spread of the targets of some rows.
 
-        The first row that is predicted from all coordinates brings all such rows, and so does one from outputs alone:
-        a fit costs more than what it predicts.
+        The first row that is predicted from all coordinates brings all such rows, and so does one from outputs alone,
+        or from outputs and one part more: a fit costs more than what it predicts.
         """
-        described, predictions = from_all(self.preset, self.known, *self._learnt), self._predictions
-        new = [whole for whole in (True, False) if whole not in predictions.made and (described[rows] == whole).any()]
+        described, predictions = predicted_from(self.preset, self.known, *self._learnt), self._predictions
+        new = [parts for parts in range(4) if parts not in predictions.made and (described[rows] == parts).any()]
         if new:
             asked = np.flatnonzero(self.known.outputs & np.isin(described, new))
             predictions.mean[asked], predictions.spread[asked] = self._predict(*self._learnt, asked)
@@ -283,15 +310,20 @@ class Fitted:
 
 
 class _Predictions(NamedTuple):
-    """Mean and spread of candidates' targets [C], and which are made: those from all coordinates, or from outputs."""
+    """Mean and spread of candidates' targets [C], and which are made, by what they are predicted from."""
 
     mean: np.ndarray
     spread: np.ndarray
-    made: set[bool]
+    made: set[int]
 
 
 def _draw(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
+
+
+def _by_runs(scores: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> int:
+    """The best of some rows by a random mixture of the scores of their short runs, so that choices differ."""
+    return int(rows[np.argmax(scores @ rng.dirichlet(np.ones(scores.shape[1])))])
 
 
 def _far_from(seen: np.ndarray, left: np.ndarray, coordinates: np.ndarray) -> np.ndarray | None:

@@ -28,7 +28,8 @@ def gaussian_process(groups: Sequence[int]) -> Model:
     handful of results does not lead them astray. Nothing is random, and nothing is remembered between calls.
 
     Args:
-        groups: how many coordinates each group has; fewer coordinates than these are the first groups alone.
+        groups: how many coordinates each group has; fewer coordinates than these are the first groups alone, and what
+            is more than these is a group of its own.
 
     The time grows with the cube of the number of results. Of more than 512 it takes the best 256, and 256 spread evenly
     over the ranks of the others.
@@ -58,6 +59,7 @@ def _libraries() -> Any:
 def _predict(groups: tuple[int, ...], x: np.ndarray, y: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy.linalg import solve_triangular
 
+    groups = (*groups, more) if (more := x.shape[1] - sum(groups)) > 0 else groups
     starts = np.concatenate([[0], np.cumsum(groups)])
     count = int(np.searchsorted(starts, x.shape[1]))
     bounds = [slice(starts[i], min(starts[i + 1], x.shape[1])) for i in range(count)]

@@ -59,15 +59,32 @@ def predict(
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What is known of candidates: the coordinates that outputs give [C], and all of them [C]."""
+    """What is known of candidates.
+
+    Attributes:
+        outputs: who has the coordinates that outputs give [C].
+        all: who has all coordinates [C].
+        parts: what is known of each beside its outputs: the sum of `SPECTRUM` and `SHORT_RUNS` [C].
+    """
 
     outputs: np.ndarray
     all: np.ndarray
+    parts: np.ndarray
 
     @classmethod
     def of(cls, embedding: np.ndarray, preset: Preset) -> Known:
         """Look which rows are finite."""
-        return cls(_finite(embedding[:, : preset.outputs_alone]), _finite(embedding))
+        outputs = _finite(embedding[:, : preset.outputs_alone])
+        if not preset.knows_runs(embedding):
+            whole = _finite(embedding)
+            return cls(outputs, whole, SPECTRUM * whole)
+        spectrum = outputs & _finite(embedding[:, : preset.without_runs])
+        runs = outputs & _finite(embedding[:, preset.without_runs :])
+        return cls(outputs, spectrum & runs, SPECTRUM * spectrum + SHORT_RUNS * runs)
+
+
+# Short runs tell more than a spectrum: who lacks results to be predicted from both is predicted from those.
+SPECTRUM, SHORT_RUNS = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +161,16 @@ def normal_scores(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     return ndtri(middle[at] / max(len(values), 1))
 
 
-def from_all(
+def predicted_from(
     preset: Preset, known: Known, rows: Int[np.ndarray, " N"], targets: Float[np.ndarray, " N"]
-) -> Bool[np.ndarray, " C"]:
-    """Which rows are predicted from all coordinates: those that have them, where enough of the results do."""
-    whole = known.all[rows]
-    enough = whole.sum() >= preset.start and np.ptp(targets[whole]) > 0
-    return known.all if enough else np.zeros_like(known.all)
+) -> Int[np.ndarray, " C"]:
+    """Say from which parts each row is predicted: what is known of it, as far as enough of the results have it too."""
+    found = np.zeros_like(known.parts)
+    for parts in (SPECTRUM, SHORT_RUNS, SPECTRUM + SHORT_RUNS):
+        learnt = known.parts[rows] & parts == parts
+        if learnt.sum() >= preset.start and np.ptp(targets[learnt]) > 0:
+            found[known.parts & parts == parts] = parts
+    return found
 
 
 def predict_rows(
@@ -164,16 +184,27 @@ def predict_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict rows, each from what is known of it, by the results of rows of which the same is known."""
     assert preset.model is not None
-    described = from_all(preset, known, rows, targets)[query]
+    described = predicted_from(preset, known, rows, targets)[query]
     mean, spread = np.empty(len(query)), np.empty(len(query))
-    for asked, learnt, columns in (
-        (described, known.all[rows], None),
-        (~described, slice(None), preset.outputs_alone),
-    ):
+    for parts in range(4):
+        asked = described == parts
         if asked.any():
-            x = embedding[rows[learnt], :columns]
-            mean[asked], spread[asked] = preset.model(x, targets[learnt], embedding[query[asked], :columns], seed)
+            learnt = known.parts[rows] & parts == parts
+            x, wanted = (_coordinates(preset, embedding, parts, which) for which in (rows[learnt], query[asked]))
+            mean[asked], spread[asked] = preset.model(x, targets[learnt], wanted, seed)
     return mean, spread
+
+
+def _coordinates(preset: Preset, embedding: np.ndarray, parts: int, rows: np.ndarray) -> np.ndarray:
+    """The coordinates of some rows that these parts give."""
+    if not parts:
+        return embedding[rows, : preset.outputs_alone]
+    if parts == SPECTRUM:
+        return embedding[rows, : preset.without_runs]
+    coordinates = embedding[rows]
+    if parts == SHORT_RUNS:
+        coordinates[:, preset.outputs_alone : preset.without_runs] = 0  # equal for all, it tells nothing
+    return coordinates
 
 
 def checked_rows(name: str, value: Sequence[Any] | np.ndarray, count: int) -> Int[np.ndarray, " R"]:

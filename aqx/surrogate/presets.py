@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from aqx.errors import InputError
-from aqx.surrogate.embeddings import Progress, fit_components, project_on, umap_union
+from aqx.surrogate.embeddings import Progress, fit_components, fit_scores, project_on, scores_on, umap_union
 from aqx.surrogate.features import Features
 from aqx.surrogate.gaussian_process import gaussian_process
 from aqx.surrogate.models import Model, average, nearest_neighbours, regressor
@@ -52,6 +52,9 @@ class Preset:
         start: number of results below which the choice is random.
         outputs_alone: how many coordinates, the first ones, need no spectrum: a candidate without one has nan in the
             others, and is predicted from these. None where there is no such division.
+        without_runs: how many coordinates, the first ones, need no short runs; the others are those of the runs, which
+            are left out where no candidate has any, and nan for a candidate without. None where runs are not used.
+        informed: so many first choices go by the short runs alone, spread out, where there are any.
         form: raise it when `embed` is changed: stored embeddings of another form are not used.
     """
 
@@ -63,34 +66,46 @@ class Preset:
     start: int = 3
     outputs_alone: int | None = None
     form: int = 1
+    without_runs: int | None = None
+    informed: int = 0
+
+    def knows_runs(self, embedding: np.ndarray) -> bool:
+        """Whether the coordinates of an embedding have a part of short runs."""
+        return self.without_runs is not None and embedding.shape[1] > self.without_runs
 
 
-# Columns of the default embedding: odd part, even part, mean, scale and orientation of the outputs; then the spectrum.
+# Columns of the default embedding: odd part, even part, mean, scale and orientation of the outputs; then the spectrum;
+# then the short runs, as many as there are.
 _ODD, _EVEN, _SPECTRUM = 6, 6, 8
 _GROUPS = (_ODD, _EVEN, 1, 1, 2, _SPECTRUM)
-_OUTPUTS = sum(_GROUPS[:-1])
+_OUTPUTS, _WITHOUT_RUNS = sum(_GROUPS[:-1]), sum(_GROUPS)
 _CHUNK = 8192
 
 
 def _fit_shapes(features: Features) -> Loadings:
-    """Principal components of the oriented odd and even parts of the outputs, and of the spectra."""
+    """Principal components of the oriented odd and even parts of the outputs, and of the spectra; quantiles of runs."""
     return {
         "odd": fit_components(features.outputs, _ODD, lambda rows: parts(rows, features.points).odd),
         "even": fit_components(features.outputs, _EVEN, lambda rows: parts(rows, features.points).even),
         "spectra": fit_components(features.spectra[features.has_spectrum], _SPECTRUM),
+        "runs": fit_scores(features.runs[features.has_runs]),
     }
 
 
 def _on_shapes(features: Features, loadings: Loadings) -> Float32[np.ndarray, "C K"]:
     """Coordinates on these components, and the other columns; nan for the spectrum where there is none."""
-    coordinates = np.full((len(features), sum(_GROUPS)), np.nan, np.float32)
+    quantiles = loadings.get("runs", np.empty((0, 0)))  # embeddings of before have none
+    runs = quantiles.shape[1] if len(quantiles) else 0
+    coordinates = np.full((len(features), _WITHOUT_RUNS + runs), np.nan, np.float32)
     for start in range(0, len(features), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         shape = parts(features.outputs[chunk], features.points)
         odd, even = project_on(loadings["odd"], shape.odd), project_on(loadings["even"], shape.even)
         coordinates[chunk, :_OUTPUTS] = np.hstack([odd, even, shape.mean, shape.scale, shape.orientation])
     if (present := features.has_spectrum).any():
-        coordinates[present, _OUTPUTS:] = project_on(loadings["spectra"], features.spectra[present])
+        coordinates[present, _OUTPUTS:_WITHOUT_RUNS] = project_on(loadings["spectra"], features.spectra[present])
+    if runs and (present := features.has_runs).any():
+        coordinates[present, _WITHOUT_RUNS:] = scores_on(quantiles, features.runs[present])
     return coordinates
 
 
@@ -113,6 +128,8 @@ PRESETS: dict[str, Preset] = {
             ranks=True,
             start=5,
             outputs_alone=_OUTPUTS,
+            without_runs=_WITHOUT_RUNS,
+            informed=5,
         ),
         Preset("paper", umap_union, nearest_neighbours),
         Preset("random", Projection(_fit_nothing, _on_nothing), None),

@@ -48,11 +48,13 @@ def suggest(
     seed: int = 0,
     candidates: Bool[np.ndarray, " M"] | None = None,
     n: int = 1,
+    given: int = 0,
 ) -> Suggestions:
     """Choose the next candidates: those with the highest mean + exploration · spread, ties broken at random.
 
     Where there are too few results to learn from, candidates are drawn at random, but far from what has been seen (with
-    a probability that grows with the squared distance, Arthur & Vassilvitskii 2007).
+    a probability that grows with the squared distance, Arthur & Vassilvitskii 2007). Where the embedding knows short
+    runs, the first choices are the best by random mixtures of these instead.
 
     Each candidate is predicted from what is known of it: from outputs and spectrum by the results of candidates that
     have both, or from outputs alone by all results.
@@ -71,6 +73,7 @@ def suggest(
         seed: of everything random in this choice.
         candidates: which rows may be chosen [C]; all by default.
         n: how many to choose; fewer are returned where fewer are left.
+        given: how many of the observed rows nobody chose, as baselines: an informed start follows them.
 
     Returns:
         The suggestions, never observed, pending or masked out.
@@ -88,7 +91,7 @@ def suggest(
         >>> 30 < chosen[0] < 60
         np.True_
     """
-    return fit(embedding, observed, values, pending, preset=preset, seed=seed).suggest(n, candidates)
+    return fit(embedding, observed, values, pending, preset=preset, seed=seed, given=given).suggest(n, candidates)
 
 
 def rank(
