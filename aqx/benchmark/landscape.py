@@ -7,20 +7,20 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from aqx import surrogate
 from aqx.benchmark.table import ResultTable
-from aqx.candidates import Described, of_classes
+from aqx.candidates import Described, class_ids, of_classes
 from aqx.enumeration import enumerate_space
 from aqx.errors import InputError, ParseError
-from aqx.evaluation.class_ids import texts
+from aqx.evaluation.class_ids import find_rows, halves, texts
 from aqx.space import Space
-from aqx.spectra import compute_spectra
+from aqx.spectra import compute_runs, compute_spectra
 from aqx.store import Database, functions
 from aqx.store.features import StoredEmbedding, find_embedding, load_embedding, save_embedding
 from aqx.store.tasks import register_task
@@ -45,6 +45,7 @@ class Landscape:
         usable: False where the task's model breaks with this class: as in a study, it is never suggested [C].
         left_out: how many functions of the table are not in it, by the reason.
         embeddings: of the presets that were asked for, by their name.
+        baselines: rows of the task's baselines that are in the table and do not break the model [B].
     """
 
     objective: str
@@ -56,6 +57,7 @@ class Landscape:
     usable: Bool[np.ndarray, " C"]
     left_out: dict[str, int]
     embeddings: dict[str, Float[np.ndarray, "C _"]] = field(default_factory=dict)
+    baselines: Int[np.ndarray, " B"] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.features)
@@ -78,6 +80,7 @@ def landscape_of(
     direction: str | None = None,
     presets: tuple[Preset, ...] = (),
     features: str | os.PathLike[str] | Database | None = None,
+    runs: bool = True,
     progress: Progress | None = None,
 ) -> Landscape:
     """Gather a table's results by classes of equal functions, and compute the features that these classes lack.
@@ -90,6 +93,7 @@ def landscape_of(
             that is called a loss or an error.
         presets: whose embeddings are wanted too.
         features: a database that has features or gets them; default a temporary one.
+        runs: compute short runs too, where one of the presets (default all) uses them.
         progress: called as progress(done, total, note).
 
     Returns:
@@ -121,8 +125,15 @@ def landscape_of(
         if (found.usable & ~found.features.has_spectrum).any():
             compute_spectra(db, task, names=list(wanted.values()), progress=progress)
             found = of_classes(db, task_id, wanted)
-        class_ids = texts(found.ids)
-        row_of = {class_id: row for row, class_id in enumerate(class_ids)}
+        used = runs and any(preset.without_runs is not None for preset in presets or PRESETS.values())
+        if used and (found.usable & ~found.features.has_runs).any():
+            compute_runs(db, task, names=list(wanted.values()), progress=progress)
+            found = of_classes(db, task_id, wanted)
+        if not runs:
+            found = replace(found, features=replace(found.features, runs=np.empty((0, 0))))
+        baselines = [row_of_baseline for name in task.baselines if (row_of_baseline := _row(db, name, found)) >= 0]
+        ids = texts(found.ids)
+        row_of = {class_id: row for row, class_id in enumerate(ids)}
         coordinates = {
             preset.name: _embedding(db, task_id, preset, found, progress)
             for preset in presets
@@ -133,14 +144,21 @@ def landscape_of(
     return Landscape(
         objective,
         direction,
-        np.array(class_ids, object),
+        np.array(ids, object),
         found.features,
         values,
         present,
         found.usable,
         dict(reasons),
         coordinates,
+        np.array(list(dict.fromkeys(baselines)), np.int64),
     )
+
+
+def _row(db: Database, name: str, found: Described) -> int:
+    """The row of a function that can be trained; -1 where it has none."""
+    row = int(find_rows(found.ids, halves(class_ids(db, [parse(name)])))[0])
+    return row if row >= 0 and found.usable[row] else -1
 
 
 def _direction(task: Task, objective: str) -> str:
@@ -191,10 +209,14 @@ def _embedding(
     key = task_id, f"replay {preset.name}/{preset.form}", 0
     counts, number, _ = find_embedding(db, *key)
     stored = load_embedding(db, number) if number is not None else None
-    same = stored is not None and np.array_equal(stored.ids, found.ids)
-    if stored is not None and same and np.array_equal(stored.has_spectrum, features.has_spectrum):
-        return stored.coordinates
+    if stored is not None and np.array_equal(stored.ids, found.ids):
+        whose = np.isfinite(stored.coordinates[:, -1]) & preset.knows_runs(stored.coordinates)
+        runs = features.has_runs if preset.without_runs is not None else np.zeros(len(features), bool)
+        if np.array_equal(stored.has_spectrum, features.has_spectrum) and np.array_equal(whose, runs):
+            return stored.coordinates
     matrix = surrogate.embed(features, preset, 0, progress)
+    if not preset.knows_runs(matrix):
+        counts = counts._replace(runs=0)
     save_embedding(db, *key, StoredEmbedding(counts, found.ids, matrix, features.has_spectrum))
     return matrix
 

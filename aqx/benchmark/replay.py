@@ -5,13 +5,14 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from aqx import surrogate
+from aqx.benchmark.local import LOCAL, climb, neighbours
 from aqx.errors import InputError
 from aqx.surrogate import Features, Preset
 from aqx.training.processes import run_each
@@ -76,19 +77,24 @@ def replay(
     embedding: Float[np.ndarray, "C K"] | None = None,
     spectra: int | None = None,
     batch: int = 1,
+    baselines: Sequence[int] | Int[np.ndarray, " B"] = (),
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Curves:
     """Replay searches of one policy, without training anything.
 
     Every search evaluates `start` random classes, the same for all policies at one seed, and then what the policy
-    suggests, `batch` at a time. It sees one of the trainings of a class, drawn by the search's seed and the class
-    alone. A class whose trainings mostly failed has no true value: it is worse than all that have one.
+    suggests, `batch` at a time. Where the features have short runs and the policy uses them, the start is its own: the
+    best by random mixtures of them. With `baselines` a search begins as `Study.search` does: with these, and then
+    with what the policy suggests, so that there is no random start either. It sees one of the trainings of a class,
+    drawn by the search's seed and the class alone. A class whose trainings mostly failed has no true value: it is worse
+    than all that have one.
 
     Args:
         features: of C classes.
         values: results of the trainings of each class [C] or [C, S]; nan or ±inf is a failed one.
-        policy: a preset's name, a `Preset` or a scikit-learn regressor.
+        policy: a preset's name, a `Preset` or a scikit-learn regressor; or "local": neighbours of the best so far, of
+            which one operator is another, in a random order.
         seeds: of the searches, or how many of them.
         evaluations: of each search, `start` included.
         start: random classes at the beginning.
@@ -99,6 +105,7 @@ def replay(
         spectra: know Fisher spectra only of the classes that `Study.search(spectra=…)` would have computed them for;
             default of all.
         batch: evaluations that are chosen together, before any of them is known, as a GPU trains them by one program.
+        baselines: rows that every search evaluates first, as `Landscape.baselines`.
         workers: processes; the policy must pickle for more than one.
         progress: called as progress(done, total, note).
 
@@ -119,7 +126,7 @@ def replay(
         >>> curves.regret.shape, bool(curves.regret[:, -1].max() < 0.01)
         ((3, 20), True)
     """
-    preset = surrogate.as_preset(policy)
+    preset = as_policy(policy)
     given, trained, chosen = _checked(features, values, present, usable, direction)
     seed_list = _seeds(seeds)
     if not 1 <= start <= evaluations:
@@ -127,6 +134,7 @@ def replay(
     for what, number in (("workers", workers), ("batch", batch)):
         if number < 1:
             raise InputError(f"{what}={number} is too few; give 1 or more")
+    first = _baselines(baselines, chosen, evaluations)
     if chosen.sum() < evaluations:
         raise InputError(f"evaluations={evaluations}, but only {chosen.sum()} classes can be evaluated; give fewer")
     sign = 1.0 if direction == "maximize" else -1.0
@@ -139,8 +147,9 @@ def replay(
         coordinates = np.zeros((len(features), 0), np.float32)
     else:
         coordinates = surrogate.embed(features, preset, 0) if embedding is None else embedding
+    near = neighbours(features.names) if preset is LOCAL else None
     searches = [
-        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra, batch)
+        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra, batch, first, near)
         for n, seed in enumerate(seed_list.tolist())
     ]
     rows = np.empty((len(searches), evaluations), np.int64)
@@ -152,6 +161,11 @@ def replay(
             progress(done, len(searches), preset.name)
     choices = len(searches) * (evaluations - start)
     return _curves(preset.name, seed_list, rows, seen, truth, sign, spent / max(choices, 1))
+
+
+def as_policy(policy: Any) -> Preset:
+    """Return the preset that a policy of `replay` stands for."""
+    return LOCAL if isinstance(policy, str) and policy == LOCAL.name else surrogate.as_preset(policy)
 
 
 def true_values(
@@ -183,12 +197,20 @@ def _search(
     start: int,
     spectra: int | None,
     batch: int,
+    first: list[int],
+    near: list[np.ndarray] | None,
 ) -> tuple[np.ndarray, float]:
     """The rows that one search evaluates, in order, and how long it took to choose them."""
     order = _generator(seed, 0).permutation(np.flatnonzero(usable))
+    if near is not None:
+        return climb(near, seen, first or order[:start].tolist(), order, evaluations, _generator(seed, 3)), 0.0
     if preset.model is None:
-        return order[:evaluations], 0.0
-    rows = order[:start].tolist()
+        others = order[~np.isin(order, first)]
+        return np.concatenate([np.array(first, np.int64), others])[:evaluations], 0.0
+    if preset.informed and preset.knows_runs(coordinates):
+        rows, preset = list(first), preset if first else replace(preset, informed=min(start, preset.informed))
+    else:
+        rows = first or order[:start].tolist()
     choices = _generator(seed, 2).integers(2**31, size=evaluations)
     began = time.perf_counter()
     whole, described = coordinates, np.ones(len(coordinates), bool)
@@ -204,10 +226,28 @@ def _search(
             coordinates[wanted], described[wanted] = whole[wanted], True
         seed_here, count = int(choices[len(rows)]), min(batch, evaluations - len(rows))
         chosen = surrogate.suggest(
-            coordinates, rows, seen[rows], preset=preset, seed=seed_here, candidates=usable, n=count
+            coordinates,
+            rows,
+            seen[rows],
+            preset=preset,
+            seed=seed_here,
+            candidates=usable,
+            n=count,
+            given=len(first),
         )
         rows += chosen.index.tolist()
     return np.array(rows, np.int64), time.perf_counter() - began
+
+
+def _baselines(baselines: Any, usable: np.ndarray, evaluations: int) -> list[int]:
+    rows = np.asarray(baselines)
+    rows = rows.astype(np.int64) if not rows.size else rows
+    whole = rows.ndim == 1 and np.issubdtype(rows.dtype, np.integer)
+    if not whole or not ((rows >= 0) & (rows < len(usable))).all() or not usable[rows].all():
+        raise InputError(f"baselines={baselines!r} must be rows of classes that may be evaluated")
+    if len(set(rows.tolist())) < len(rows) or len(rows) > evaluations:
+        raise InputError(f"baselines={baselines!r} must differ, and be no more than evaluations={evaluations}")
+    return rows.tolist()
 
 
 def _run(searches: list[tuple[Any, ...]], workers: int, preset: Preset) -> Iterator[tuple[int, np.ndarray, float]]:

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from aqx import surrogate
 from aqx.benchmark.landscape import Landscape
-from aqx.benchmark.replay import Curves, Progress, replay
+from aqx.benchmark.replay import Curves, Progress, as_policy, replay
 
 CHECKPOINTS = (20, 50, 100)
 _LEVEL = 0.95
@@ -64,6 +64,7 @@ def replay_policies(
     evaluations: int = 100,
     start: int = 8,
     batch: int = 1,
+    baselines: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> list[Curves]:
@@ -76,13 +77,14 @@ def replay_policies(
         evaluations: as in `replay`.
         start: as in `replay`.
         batch: as in `replay`.
+        baselines: begin every search with the task's baselines, as `Study.search` does.
         workers: as in `replay`.
         progress: called as progress(done, total, note).
 
     Returns:
         The curves of each policy, in their order.
     """
-    presets = [surrogate.as_preset(policy) for policy in (surrogate.PRESETS if policies is None else policies)]
+    presets = [as_policy(policy) for policy in (surrogate.PRESETS if policies is None else policies)]
     curves = []
     for number, preset in enumerate(presets):
 
@@ -103,6 +105,7 @@ def replay_policies(
                 usable=landscape.usable,
                 embedding=landscape.embeddings.get(preset.name),
                 batch=batch,
+                baselines=landscape.baselines if baselines else (),
                 workers=workers,
                 progress=passed_on,
             )

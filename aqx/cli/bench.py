@@ -156,6 +156,8 @@ def import_(file: str, out: str, quiet: bool, as_json: bool) -> None:
 @click.option("--seeds", type=Count(most=MOST_SEEDS), default=20, show_default=True, help="Searches of each policy.")
 @click.option("--evaluations", type=Count(), default=100, show_default=True, help="Of each search.")
 @click.option("--start", type=Count(), default=8, show_default=True, help="Random ones among them.")
+@click.option("--baselines", is_flag=True, help="Begin with the task's baselines, as aqx search does.")
+@click.option("--no-runs", is_flag=True, help="Without short runs: they are not computed.")
 @click.option("--batch", type=Count(), default=1, show_default=True, help="Evaluations chosen together.")
 @click.option("--workers", type=Count(most=MOST_WORKERS), default=1, show_default=True, help="Searches at a time.")
 @click.option(
@@ -181,6 +183,8 @@ def replay(
     seeds: int,
     evaluations: int,
     start: int,
+    baselines: bool,
+    no_runs: bool,
     batch: int,
     workers: int,
     features: str | None,
@@ -193,12 +197,13 @@ def replay(
     Nothing is trained.
     """
     from aqx.benchmark import landscape_of, load_table, replay_policies, score
+    from aqx.benchmark.replay import as_policy
     from aqx.report import check_plot
-    from aqx.surrogate import PRESETS, as_preset
+    from aqx.surrogate import PRESETS
 
     if start > evaluations:
         raise click.UsageError(f"--start {start} is more than --evaluations", click.get_current_context())
-    presets = tuple(as_preset(policy) for policy in dict.fromkeys(policies or PRESETS))
+    presets = tuple(as_policy(policy) for policy in dict.fromkeys(policies or PRESETS))
     if plot:
         check_plot(plot)
     results, loaded = load_table(table), open_task(task)
@@ -210,6 +215,7 @@ def replay(
             direction=direction,
             presets=presets,
             features=features,
+            runs=not no_runs,
             progress=progress,
         )
     say(str(landscape), error=True)
@@ -221,6 +227,7 @@ def replay(
             evaluations=evaluations,
             start=start,
             batch=batch,
+            baselines=baselines,
             workers=workers,
             progress=progress,
         )

@@ -1,0 +1,88 @@
+"""Replayed searches with short runs, with the baselines first, and by local search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from aqx.benchmark import ResultTable, landscape_of, replay, replay_policies
+from aqx.benchmark.local import neighbours
+from aqx.errors import InputError
+from aqx.store import Database, count_spectra
+from aqx.store.kinds import RUNS
+from aqx.surrogate import PRESETS, Features
+
+CLASSES = 60
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    rng = np.random.default_rng(0)
+    runs = np.exp(rng.normal(size=(CLASSES, 1)) + rng.normal(size=(CLASSES, 3), scale=0.1))
+    operators = ("sin", "tanh", "relu", "square", "abs", "cos", "erf", "swish")
+    names = [f"{outer}({inner}(x))" for outer in operators for inner in operators][:CLASSES]
+    return Features(names, rng.normal(size=(CLASSES, 12)), runs=runs)
+
+
+def test_with_short_runs_a_search_starts_by_them(features: Features):
+    values = -np.log(features.runs[:, 0])
+    curves = replay(features, values, seeds=5, evaluations=12)
+    blind = Features(features.names, features.outputs)
+    assert curves.regret[:, 7].mean() < replay(blind, values, seeds=5, evaluations=12).regret[:, 7].mean() / 2
+    assert len({tuple(order) for order in curves.evaluated.tolist()}) == 5  # each in its own way
+    short = replay(features, values, seeds=2, evaluations=6, start=2)
+    assert len(set(short.evaluated[0])) == 6
+
+
+def test_baselines_come_first_and_nothing_at_random_after_them(features: Features):
+    values, baselines = -np.log(features.runs[:, 0]), [7, 3, 21, 40, 41, 42]
+    for policy in ("ensemble", "random", "local"):
+        curves = replay(features, values, policy, seeds=3, evaluations=9, baselines=baselines)
+        assert (curves.evaluated[:, :6] == baselines).all()
+        assert all(len(set(order)) == 9 for order in curves.evaluated.tolist())
+    for wrong in ([1, 1], [99], list(range(20))):
+        with pytest.raises(InputError, match="baselines="):
+            replay(features, values, "random", seeds=1, evaluations=9, baselines=wrong)
+
+
+def test_local_search_goes_to_neighbours_of_the_best(features: Features):
+    near = neighbours(features.names)
+    for row, name in enumerate(features.names):
+        outer, inner, _ = name.split("(")
+        expected = [
+            other
+            for other, text in enumerate(features.names)
+            if ((text.split("(")[0] == outer) != (text.split("(")[1] == inner))
+        ]
+        assert near[row].tolist() == expected
+    values = np.random.default_rng(3).normal(size=CLASSES)
+    curves = replay(features, values, "local", seeds=6, evaluations=30, start=3)
+    for order in curves.evaluated.tolist():
+        for k in range(3, 12):
+            left = [row for row in sorted(order[:k], key=lambda r: -values[r]) if set(near[row]) - set(order[:k])]
+            assert order[k] in near[left[0]]
+    everything = replay(features, values, "local", seeds=1, evaluations=CLASSES)
+    assert sorted(everything.evaluated[0]) == list(range(CLASSES))
+
+
+def test_a_landscape_has_short_runs_that_are_kept(tmp_path: Path):
+    names = ["relu(x)", "tanh(x)", "sin(x)", "cos(x)", "erf(x)", "square(x)"]
+    table = ResultTable(tuple(names), np.zeros(6, np.int64), {"val_acc": np.arange(6.0)}, (None,) * 6)
+    path = tmp_path / "features.duckdb"
+    land = landscape_of(table, toy.task, features=path, presets=(PRESETS["ensemble"],))
+    assert land.features.has_runs.all()
+    assert land.embeddings["ensemble"].shape[1] > (PRESETS["ensemble"].without_runs or 0)
+    assert [land.features.names[row] for row in land.baselines] == ["relu(x)", "tanh(x)"]
+    again = landscape_of(table, toy.task, features=path, presets=(PRESETS["ensemble"],))
+    np.testing.assert_array_equal(again.embeddings["ensemble"], land.embeddings["ensemble"])
+    bare = landscape_of(table, toy.task, features=path, presets=(PRESETS["ensemble"],), runs=False)
+    assert bare.features.runs.size == 0 and bare.embeddings["ensemble"].shape[1] == PRESETS["ensemble"].without_runs
+    assert count_spectra(Database(path), 1, RUNS)["valid"] == 6
+    (curves,) = replay_policies(land, ["ensemble"], seeds=2, evaluations=4, start=1, baselines=True)
+    assert (curves.evaluated[:, :2] == land.baselines).all()
+    other = tmp_path / "other.duckdb"
+    landscape_of(table, toy.task, features=other, presets=(PRESETS["paper"],))
+    assert count_spectra(Database(other), 1, RUNS)["valid"] == 0  # no preset uses them
