@@ -95,7 +95,6 @@ _COUNTS: dict[str, str] = {
     "functions": "SELECT count(*) FROM functions",
     "classes": "SELECT count(*) FROM class_info",
     "spectra": "SELECT count(*) FROM spectra WHERE status = 'valid'",
-    "short runs": "SELECT count(*) FROM runs WHERE status = 'valid'",
     "trials": "SELECT count(*) FROM trials",
     "ended": f"SELECT count(*) FROM trials WHERE status IN {tuple(status for status in Status if status.is_finished)}",
     "embeddings": "SELECT count(*) FROM embeddings",
