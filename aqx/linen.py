@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.errors import CallCompactUnboundModuleError
 from jax.typing import ArrayLike
@@ -135,7 +136,13 @@ def with_constants(variables: Any, model: nn.Module, act: Any, *args: Any) -> An
 
 
 def learnt(variables: Any) -> dict[str, Array]:
-    """Return the learnt constants among a model's variables by their names, `learnt/…/c0`."""
+    """Return the learnt constants among a model's variables, a number each by its name `learnt/…/c0`.
+
+    Channels, and layers that a scan has stacked, are numbered.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     paths = [([str(getattr(key, "key", key)) for key in path], leaf) for path, leaf in leaves]
-    return {"/".join(["learnt", *path[path[0] == "params" :]]): leaf for path, leaf in paths if is_constant(path)}
+    constants = {"/".join(["learnt", *path[path[0] == "params" :]]): leaf for path, leaf in paths if is_constant(path)}
+    return {
+        "/".join([name, *map(str, at)]): leaf[at] for name, leaf in constants.items() for at in np.ndindex(*leaf.shape)
+    }

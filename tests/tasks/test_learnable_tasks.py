@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from aqx.errors import TaskError
 from aqx.linen import Learning
 from aqx.spectra.naming import Namer
 from aqx.tasks import Task, load_task
+from aqx.tasks.builtin.image_training import ImageRecipe, ImageSplit, train_image_classifier
+from aqx.tasks.builtin.text import text_task
 
 ACTS = Namer(["mul", "tanh", "softplus"])(["mul(1.0,tanh(mul(1.0,x)))", "mul(0.8,softplus(mul(1.5,x)))"])
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
@@ -89,3 +92,34 @@ def test_builtin_training_learns_and_says_what():
     for name, value in alone.items():
         np.testing.assert_allclose(together[name][0], value, rtol=2e-2)
     assert plain.train(ACTS[0], 0)["train_loss"] > alone["train_loss"]
+
+
+def test_a_language_model_learns_them_layer_by_layer(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("".join(f"line {number} of a text\n" for number in range(500)))
+    small = {"width": 8, "depth": 2, "heads": 2, "context": 8, "steps": 5, "batch": 4, "rate": 1e-2}
+    learning = replace(text_task(tmp_path / "notes.txt", **small), learnable="layer")
+    found = learning.train(ACTS[1], 0)
+    constants = {name: value for name, value in found.items() if name.startswith("learnt/")}
+    assert len(constants) == 2 * 2 and 1 < found["val_bpb"] < 9
+    assert {0.8, 1.5} - {round(float(value), 6) for value in constants.values()} == {0.8, 1.5}, "they have moved"
+    assert not any(name.startswith("learnt/") for name in learning.train(aqx.activation("tanh(x)"), 0))
+
+
+class Images(nn.Module):
+    act: Activation
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.Dense(3)(self.act(nn.Conv(2, (3, 3))(x)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_an_image_classifier_learns_them(per: str):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 255, (16, 4, 4, 1), np.uint8), rng.integers(3, size=16).astype(np.int32)
+    mean = np.full(1, 127.5, np.float32)
+    data = ImageSplit(x, y, x, y, x, y, mean, mean / 2)
+    found = train_image_classifier(Images, Learning.of(ACTS[1], per), data, 0, ImageRecipe(epochs=1, batch=8))
+    constants = [name for name in found if name.startswith("learnt/")]
+    assert len(constants) == (2 if per == "layer" else 4), constants
+    assert found["val_loss"] > 0

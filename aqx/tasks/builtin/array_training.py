@@ -162,7 +162,7 @@ def _together(
 
         totals, _ = jax.lax.scan(evaluate, of_order, (held_out, part_of_held_out.reshape(held_out.shape)))
         found = {f"{part}_{name}": total[k] for name, total in totals.items() for k, part in enumerate(PARTS)}
-        return found | _constants(params)
+        return found | learnt(params)
 
     trained = population(sums, prepare=prepare)
 
@@ -219,16 +219,7 @@ def _train(
     held_out = _held_out(data, recipe)
     rows, training = jnp.concatenate([order, held_out]), np.arange(len(order) + len(held_out)) < len(order)
     (params, _), values = jax.lax.scan(step, start, (rows, training))
-    return {name: value.ravel() for name, value in values.items()}, _constants(params)
-
-
-def _constants(params: Any) -> dict[str, jax.Array]:
-    """What has been learnt of the activation, a number each; layers that a scan has stacked are numbered."""
-    found: dict[str, jax.Array] = {}
-    for name, value in learnt(params).items():
-        for at in np.ndindex(*value.shape):
-            found["/".join([name, *map(str, at)])] = value[at]
-    return found
+    return {name: value.ravel() for name, value in values.items()}, learnt(params)
 
 
 def _pieces(

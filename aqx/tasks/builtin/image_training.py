@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
 from aqx.activation import Activation, activation
+from aqx.linen import Learning, learnt, with_constants
 from aqx.losses import softmax_cross_entropy
 
 BORDER = 4  # pixels by which an image may be shifted, He et al. 2016, section 4.2
@@ -82,6 +83,8 @@ def train_image_classifier(
     key = jax.random.key(np.uint32(seed % 2**32))
     held = jax.device_put(data)
     variables = _init(key, data.x[:1], build_model=build_model)
+    if isinstance(act, Learning):
+        variables = _with_constants(act, variables, data.x[:1], build_model=build_model)
     state = variables, _optimizer(recipe, setup["steps"]).init(variables["params"])
     generator = np.random.default_rng(seed)
     seen: dict[str, np.ndarray] = {}
@@ -98,6 +101,7 @@ def train_image_classifier(
     for part, x, y in (("val", held.x_val, held.y_val), ("test", held.x_test, held.y_test)):
         values = _evaluate(act, state[0], x, y, held, build_model=build_model, batch=size)
         metrics |= {f"{part}_{name}": float(np.mean(value)) for name, value in values.items()}
+    metrics |= {name: float(value) for name, value in learnt(state[0]).items()}
     finite = all(map(math.isfinite, metrics.values()))
     return metrics if finite else dict.fromkeys(metrics, math.nan)
 
@@ -107,6 +111,11 @@ def train_image_classifier(
 @partial(jax.jit, static_argnames="build_model")
 def _init(key: Key[Array, ""], x: UInt8[Array, "1 H W D"], *, build_model: Callable[..., Any]) -> Any:
     return build_model(activation("x")).init(key, x.astype(jnp.float32))
+
+
+@partial(jax.jit, static_argnames="build_model")
+def _with_constants(act: Activation, variables: Any, x: UInt8[Array, "1 H W D"], *, build_model: Callable[..., Any]):
+    return with_constants(variables, build_model(act), act, x.astype(jnp.float32))
 
 
 def _optimizer(recipe: ImageRecipe, steps: int) -> optax.GradientTransformation:

@@ -18,6 +18,7 @@ from jaxtyping import Int32
 
 from aqx.activation import Activation, activation
 from aqx.errors import InputError
+from aqx.linen import learnt, with_constants
 from aqx.losses import softmax_cross_entropy
 from aqx.population import TrainMany, population
 from aqx.tasks.builtin.corpus import Corpus, library_version, read_corpus
@@ -170,7 +171,7 @@ class _Training:
             self._trained = _training(_Build(self.settings), corpus, self.settings)
         found = self._trained(acts, seeds)
         finite = np.isfinite(sum(found.values()))
-        return {name: np.where(finite, value, np.nan) / math.log(2) for name, value in found.items()}
+        return {name: np.where(finite, value, np.nan) for name, value in found.items()}
 
 
 def _training(build: Callable[..., GPT], corpus: Corpus, settings: Settings) -> TrainMany:
@@ -193,6 +194,7 @@ def _training(build: Callable[..., GPT], corpus: Corpus, settings: Settings) -> 
 
     def train(act: Activation, prepared: Any) -> dict[str, jax.Array]:
         params, starts = prepared
+        params = with_constants(params, build(act), act, jnp.zeros((1, 2), jnp.int32))
         text = jnp.asarray(corpus.train)
 
         def step(state: Any, rows: Any) -> tuple[Any, jax.Array]:
@@ -208,7 +210,7 @@ def _training(build: Callable[..., GPT], corpus: Corpus, settings: Settings) -> 
             whole = np.resize(windows, (-(-len(windows) // settings.batch), settings.batch, length))
             values = jax.lax.map(partial(losses, act, params), jnp.asarray(whole)).reshape(-1)
             found[f"{part}_bpb"] = values[: len(windows)].mean()
-        return found
+        return {name: value / math.log(2) for name, value in found.items()} | learnt(params)
 
     return population(train, prepare=prepare)
 
