@@ -152,6 +152,22 @@ time_limit = click.option(
     metavar="TIME",
     help="End a training that takes longer, e.g. 90s, 30m or 2h: it has failed. Default the task's limit.",
 )
+
+
+class Whole(click.ParamType[int]):
+    """A whole number from `least` to `most`, of a command that has nothing else to count."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int):
+        self._range = Count(least, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the number."""
+        return self._range.convert(value, param, ctx)
+
+
+every = click.option("--every", type=_Time(), default=2.0, metavar="TIME", help="Between two looks; default 2s.")
 timeout = click.option(
     "--timeout", type=_Time(), metavar="TIME", help="Begin no training after this time, e.g. 90m or 2h."
 )

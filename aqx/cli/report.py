@@ -54,8 +54,8 @@ def report(db: str, out: str, task: str | None, quiet: bool, as_json: bool) -> N
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="The address; another than this one is open to others."
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default any that is free.")
-@click.option("--every", type=click.FloatRange(0.2, 3600), default=2.0, metavar="S", help="Seconds between two looks.")
+@click.option("--port", type=options.Whole(0, 65535), metavar="P", default=0, help="Default any that is free.")
+@options.every
 def watch(db: str, task: str | None, host: str, port: int, every: float) -> None:
     """Serve the report as a page that follows a search.
 

@@ -136,7 +136,9 @@ def _metric(text: str) -> tuple[str, float]:
     "--status", type=click.Choice(["queued", "running", "stale", "done", "pruned", "failed"]), help="Only these."
 )
 @options.as_json
-@click.option("-n", "count", type=Count(), metavar="N", help="The N newest; default 20, with --json all.")
+@click.option(
+    "-n", "count", type=options.Whole(1, LARGEST), metavar="N", help="The N newest; default 20, with --json all."
+)
 def trials_(db: str, task: str | None, status: str | None, as_json: bool, count: int | None) -> None:
     """List what was trained where, and what came of it.
 
