@@ -78,7 +78,7 @@ def runs_of(subject: Subject, act: Activation, fixed: Any, state: Any, x: Any, y
         y: as in `Subject`.
     """
     opaque, start, loss = Opaque(act), *_trained(subject, state)
-    adam, rows = optax.scale_by_adam(), _rows(subject)
+    adam, rows = optax.scale_by_adam(), jnp.asarray(_rows(subject))
     share = jnp.asarray(0.5 * (1 + np.cos(np.pi * np.arange(STEPS) / STEPS)), jnp.float32)
 
     def step(rate: Array, carry: Any, now: tuple[Array, Array]) -> tuple[Any, Array]:

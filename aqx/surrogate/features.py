@@ -67,8 +67,9 @@ class Features:
 def _descriptor(name: str, value: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """A matrix that may lack rows, or all of them, and which are there."""
     matrix = _matrix(name, value if value.size else np.empty((rows, 0)), rows)
-    present: np.ndarray = np.isfinite(matrix).all(axis=1) if matrix.shape[1] else np.zeros(rows, bool)
-    return matrix, present
+    if not matrix.shape[1]:
+        return matrix, np.zeros(rows, bool)
+    return matrix, np.asarray(np.isfinite(matrix).all(axis=1))
 
 
 def _matrix(name: str, value: object, rows: int) -> np.ndarray:
