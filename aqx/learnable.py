@@ -41,7 +41,7 @@ def parametrised(name: str | Tree) -> Tree:
 
 
 def is_constant(path: Any) -> bool:
-    """Tell whether the parameter at a path is a learnt constant of an `aqx.linen.Act` or `aqx.nnx.Act`.
+    """Return whether the parameter at a path is a learnt constant of an `aqx.linen.Act` or `aqx.nnx.Act`.
 
     They are named c0, c1, …. Weight decay would draw them to 0, so that they should be left out of it:
     `mask=jax.tree_util.tree_map_with_path(lambda path, _: not aqx.is_constant(path), params)`.

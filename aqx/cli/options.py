@@ -159,7 +159,7 @@ class Whole(click.ParamType[int]):
 
     name = "integer"
 
-    def __init__(self, least: int, most: int):
+    def __init__(self, least: int = 1, most: int = LARGEST):
         self._range = Count(least, most)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:

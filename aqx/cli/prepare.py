@@ -10,7 +10,7 @@ import click
 
 from aqx.cli import options
 from aqx.cli.commands import main
-from aqx.cli.options import LARGEST, Count, check_filled, named_task, open_study, open_task, space_of, task_of
+from aqx.cli.options import LARGEST, Count, Whole, check_filled, named_task, open_study, open_task, space_of, task_of
 from aqx.cli.screen import columns_of, prints_to_stderr, progress_shown, say, show_json, show_result, show_rows
 from aqx.errors import InputError
 from aqx.text import clipped
@@ -155,9 +155,20 @@ def enumerate_(
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _which(command: _Command) -> _Command:
+def _together(*made: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Some options as one decorator."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in made:
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _which(number: type[Count] | type[Whole]) -> Callable[[_Command], _Command]:
     """Which classes are described, in which order, and how many together."""
-    for option in (
+    return _together(
         click.option(
             "--priority",
             type=click.Choice(["simplest", "predicted"]),
@@ -168,18 +179,16 @@ def _which(command: _Command) -> _Command:
         click.option(
             "--fn", "--names", "names", multiple=True, metavar="NAME", help="Only this function's class; repeatable."
         ),
-        click.option("--batch", type=Count(), metavar="K", help="Candidates per transaction; default some seconds'."),
-        click.option("--limit", type=Count(), metavar="N", help="At most N classes now."),
+        click.option("--batch", type=number(), metavar="K", help="Candidates per transaction; default some seconds'."),
+        click.option("--limit", type=number(), metavar="N", help="At most N classes now."),
         options.task_if_needed,
         options.db,
-    ):
-        command = option(command)
-    return command
+    )
 
 
-def _fisher(command: _Command) -> _Command:
+def _fisher() -> Callable[[_Command], _Command]:
     """What kind of spectra."""
-    for option in (
+    return _together(
         click.option(
             "--sharing",
             type=click.Choice(["expand", "reduce"]),
@@ -195,23 +204,19 @@ def _fisher(command: _Command) -> _Command:
             help="Gradients of the true labels, of all labels by the model's probabilities, or of labels drawn from "
             "them.",
         ),
-    ):
-        command = option(command)
-    return command
+    )
 
 
-def _distributed(command: _Command) -> _Command:
+def _distributed(number: type[Count] | type[Whole]) -> Callable[[_Command], _Command]:
     """Being one of several processes."""
-    for option in (
-        click.option("--process", type=Count(0), metavar="I", help="With --coordinator: which one this is, from 0."),
-        click.option("--processes", type=Count(), metavar="N", help="With --coordinator: how many there are."),
+    return _together(
+        click.option("--process", type=number(0), metavar="I", help="With --coordinator: which one this is, from 0."),
+        click.option("--processes", type=number(), metavar="N", help="With --coordinator: how many there are."),
         click.option("--coordinator", metavar="HOST:PORT", help="The same without a cluster: where process 0 is."),
         click.option(
             "--distributed", is_flag=True, help="Be one of several processes, as SLURM or Open MPI started them."
         ),
-    ):
-        command = option(command)
-    return command
+    )
 
 
 @main.command(
@@ -221,10 +226,10 @@ def _distributed(command: _Command) -> _Command:
         "aqx describe found.duckdb --task train.py:task --only runs --limit 500 --priority predicted",
     ],
 )
-@_which
+@_which(Whole)
 @click.option("--only", type=click.Choice(["spectra", "runs"]), help="One of the two; default both, runs first.")
-@_fisher
-@_distributed
+@_fisher()
+@_distributed(Whole)
 @options.quiet
 @options.as_json
 def describe(
@@ -321,10 +326,10 @@ def _first(db: str, task: str | None, priority: str, runs: bool = False) -> Call
         "aqx eigs found.duckdb --task train.py:task --check",
     ],
 )
-@_which
-@_fisher
+@_which(Count)
+@_fisher()
 @click.option("--check", is_flag=True, help="Compare with the plain reference on this model instead; stores nothing.")
-@_distributed
+@_distributed(Count)
 @options.quiet
 @options.as_json
 def eigs(

@@ -44,7 +44,7 @@ def count_constants(schema: Tree) -> int:
 
 
 def walk(schema: Tree, node: Callable[..., T], leaf: Callable[[int], T]) -> T:
-    """Evaluate a tree by what its leaves and nodes are.
+    """Return the value of a tree by what its leaves and nodes are.
 
     Args:
         schema: the tree.
