@@ -294,7 +294,10 @@ class Study:
             raise InputError(f"runs={runs!r} is not a number of candidates; give an integer from 0")
         described = {"Fisher spectra": spectra, "short runs": (RUNS_OF if spectra else 0) if runs is None else runs}
         self._check_meanings()
-        self._compare_versions()
+        with self.db.read():  # one turn for both
+            self._compare_versions()
+            if budget and self.task.train is not None:
+                self._check_candidates()
         with shown(progress, "search") as told:
             until = time.monotonic() + _seconds(timeout)
             limit = checked_limit(time_limit)
@@ -383,7 +386,6 @@ class Study:
             return trial.purpose in (Purpose.SEARCH, Purpose.BASELINE)
 
         if budget and self.task.train is not None:
-            self._check_candidates()
             describe_by("Fisher spectra", lambda _: self.queue.make_ready())
         # What another process is at counts towards the budget, but that process may be dead.
         until_others_are_done(self.ledger, work, is_ours, show)
@@ -409,9 +411,10 @@ class Study:
         if self.version is None or self._versions_compared:
             return
         self._versions_compared = True
-        accepted = self.ledger.notes().get("accepted", [])
+        with self.db.read():
+            accepted, versions = self.ledger.notes().get("accepted", []), self.ledger.versions()
         alike = {self.version, *(accepted if self.version in accepted else ())}
-        others = {version: count for version, count in self.ledger.versions().items() if version not in alike}
+        others = {version: count for version, count in versions.items() if version not in alike}
         if others:
             _log.warning(
                 "aqx: the training code of task %r has changed: %d results are of version %s, it is now %s. The search "
