@@ -115,7 +115,7 @@ def version_of(package: str) -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """Return what installs an extra of aqx: from the checkout that aqx runs from, or by its name.
+    """Return what installs an extra of aqx: by its name, and from the checkout where aqx runs from one.
 
     Example:
         >>> from aqx.machine import install_command
@@ -124,7 +124,7 @@ def install_command(extra: str) -> str:
     """
     import shlex  # nobody else needs it
 
-    checkout = Path(__file__).resolve().parent.parent
+    checkout, by_name = Path(__file__).resolve().parent.parent, f"pip install 'aqx[{extra}]'"
     if (checkout / "pyproject.toml").is_file():
-        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
-    return f"pip install 'aqx[{extra}]'"
+        return f"{by_name}, from this checkout pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    return by_name

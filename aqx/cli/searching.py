@@ -56,7 +56,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
     "--runs",
     type=Count(0),
     metavar="N",
-    help="N candidates get short runs: all, or in a larger space the promising; default 3,000, with --spectra 0 none.",
+    help="N candidates get short runs: all, or in a larger space the promising; default 10 for each of the budget, from 300 on.",
 )
 @options.quiet
 @options.as_json

@@ -54,7 +54,8 @@ _log = logging.getLogger("aqx")
 # Trainings of one program on a GPU. Replayed on mnist1d, 6 searches, regret after 50 and 100 trainings: 8 at once .011
 # and .007, 16 at once .017 and .007, 64 at once .026 and .015.
 TOGETHER = 8
-RUNS_OF = 3000  # candidates get short runs, unless a search is told otherwise: all of the space act_bench
+# Candidates get short runs, unless a search is told otherwise: a run takes a hundredth of a small training or more.
+RUNS_PER_TRAINING, FEWEST_RUNS, MOST_RUNS = 10, 300, 3000
 
 # What is called with every trial that ends: (study, record).
 Callback = Callable[["Study", Record], object]
@@ -269,8 +270,9 @@ class Study:
             spectra: how many of the most promising candidates are to have a spectrum; 0 computes none. A model of which
                 spectra cannot be computed is searched without, with a warning.
             runs: how many candidates are to have short runs: all of a space that has no more, and else an even sample
-                and the most promising; 0 computes none. By default 3,000, but none where `spectra` is 0, nor where the
-                budget is a tenth of the space or more, of which a start matters little.
+                and the most promising; 0 computes none. By default ten for each training of the budget, and from 300
+                to 3,000; but none where `spectra` is 0, nor where the budget is a tenth of the space or more,
+                of which a start matters little.
             time_limit: seconds that one training may take, by default the task's: one that takes longer is ended with
                 its process, and has failed. With a limit, one worker is a process of its own too, so the task must be
                 such that it can be sent there, and a script that searches needs its `if __name__ == "__main__":`. What
@@ -292,7 +294,8 @@ class Study:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
         if runs is not None and (not isinstance(runs, int) or runs < 0):
             raise InputError(f"runs={runs!r} is not a number of candidates; give an integer from 0")
-        described = {"Fisher spectra": spectra, "short runs": (RUNS_OF if spectra else 0) if runs is None else runs}
+        usual = min(max(FEWEST_RUNS, RUNS_PER_TRAINING * budget), MOST_RUNS) if spectra else 0
+        described = {"Fisher spectra": spectra, "short runs": usual if runs is None else runs}
         self._check_meanings()
         with self.db.read():  # one turn for both
             self._compare_versions()
@@ -343,7 +346,7 @@ class Study:
                 _log.warning("aqx: the search goes on without more %s: %s", what, said)
 
         def describe(snapshot: Snapshot) -> None:
-            if by_itself and 10 * budget >= snapshot.features.classes:
+            if by_itself and RUNS_PER_TRAINING * budget >= snapshot.features.classes:
                 described["short runs"] = 0
             for what, step in (
                 ("short runs", self.queue.describe_by_runs),
