@@ -56,7 +56,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
     "--runs",
     type=Count(0),
     metavar="N",
-    help="N candidates get short runs: all, or in a larger space the promising; default 10 for each of the budget, from 300 on.",
+    help="N candidates get short runs: all, or in a larger space the promising; default 10 per training, from 300.",
 )
 @options.quiet
 @options.as_json
