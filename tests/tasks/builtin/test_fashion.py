@@ -93,6 +93,7 @@ def test_without_data_a_task_says_what_to_get(tmp_path: Path, monkeypatch: pytes
         (gzip.compress(b"\0\0\x08\x03" + bytes(40)), "is not the published file of 300 rows"),
         (gzip.compress(bytes(10**7)), "is not the published file of 300 rows"),
     ],
+    ids=["empty", "no gzip", "too few", "too many"],  # what gzip writes has the time in it
 )
 def test_what_is_damaged_is_refused_in_one_line(folder: Path, content: bytes, words: str):
     (folder / FILES[0]).write_bytes(content)
