@@ -249,7 +249,7 @@ class Activation:
         if not self.is_concrete:
             return None
         # Formulas stand above this room, which only passes on that one is wanted.
-        return importlib.import_module("aqx.export.picture").picture(self.name, self)
+        return importlib.import_module("aqx.report.picture").picture(self.name, self)
 
     def __copy__(self) -> Activation:
         return self

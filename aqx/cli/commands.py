@@ -192,7 +192,7 @@ def main() -> None:
     The whole way, on a built-in task (yours is path/to/file.py:name):
       aqx task check mnist1d                              does the task keep its promises?
       aqx enumerate found.duckdb --space act_bench        write 5,103 candidates
-      aqx describe found.duckdb --task mnist1d            describe them by the untrained model
+      aqx eigs found.duckdb --task mnist1d                describe them by the untrained model
       aqx search found.duckdb --task mnist1d --budget 60  train what looks best, and learn from it
       aqx confirm found.duckdb --task mnist1d             does the winner really win?
       aqx top found.duckdb --task mnist1d                 what was found

@@ -100,7 +100,8 @@ def built_in_tasks(downloads: bool = False) -> list[str]:
         from aqx.tasks import builtin_tasks
 
         return list(builtin_tasks(downloads=True))
-    return re.findall(r'^    "([\w-]+)": "aqx\.tasks\.', (_PACKAGE / "tasks" / "loading.py").read_text(), re.M)
+    table = (_PACKAGE / "tasks" / "loading.py").read_text().partition("ON_DOWNLOADS")[0]
+    return re.findall(r'^    "([\w-]+)": "aqx\.tasks\.', table, re.M)
 
 
 def preset_names() -> list[str]:

@@ -185,7 +185,7 @@ def retry(db: str, task: str | None, trial_ids: tuple[int, ...], as_json: bool) 
 @click.option("--runs", is_flag=True, help="Delete the task's short runs, and trials only if asked to as well.")
 @options.as_json
 def reset(db: str, task: str | None, keep_done: bool, yes: bool, spectra: bool, runs: bool, as_json: bool) -> None:
-    """Delete a task's trials, its Fisher spectra or its short runs, for good.
+    """Delete a task's trials, spectra or short runs, for good.
 
     Those that are running stay, and so do functions; spectra and short runs are deleted with --spectra and --runs
     alone, and can be computed again.

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from aqx.constants import is_number
 from aqx.errors import InputError
 from aqx.export.extract import Library
 from aqx.export.forms import FORMS, LIBRARIES, Language
 from aqx.export.formula import formula, latex
 from aqx.export.writer import Text, Writer
-from aqx.tree import Tree, parse
+from aqx.tree import Tree, is_number, parse
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aqx.constants import is_number
 from aqx.errors import UnsupportedError
 from aqx.export.forms import ATOM, FORMS, SUM, Language
 from aqx.operators import operator_table
-from aqx.tree import Tree
+from aqx.tree import Tree, is_number
 
 
 @dataclass(frozen=True)

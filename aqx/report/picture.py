@@ -23,7 +23,7 @@ def picture(name: str, function: Callable[[Any], Any]) -> str:
 
     Example:
         >>> import numpy as np
-        >>> from aqx.export.picture import picture
+        >>> from aqx.report.picture import picture
         >>> "<polyline" in picture("relu(x)", lambda x: np.maximum(x, 0))
         True
     """
