@@ -18,6 +18,7 @@ def until_others_are_done(
     work: Callable[[Snapshot], bool],
     concerned: Callable[[Record | Brief], bool],
     tell: Callable[[Snapshot, str], object],
+    first: Snapshot | None = None,
 ) -> None:
     """Do what there is to do, again after trainings of other processes have ended, until nothing lacks or nobody works.
 
@@ -30,8 +31,9 @@ def until_others_are_done(
         work: does what there is to do by a snapshot, and returns whether something lacks still.
         concerned: whether a running trial is one to wait for.
         tell: called with a snapshot and a note, before a wait.
+        first: the trials, where they are at hand.
     """
-    snapshot = ledger.snapshot()
+    snapshot = first or ledger.snapshot()
     while True:
         before = _at_work(ledger, snapshot, concerned)
         if not work(snapshot):

@@ -392,7 +392,7 @@ class Queue:
         """
         from aqx.spectra.compute import renewed_for_runs
 
-        self._bare_subject = renewed_for_runs(self.ledger.db, self.task)
+        self._bare_subject = renewed_for_runs(self.ledger.db, self.task, self.ledger.enter)
 
     def make_ready(self) -> None:
         """Make the task ready for spectra; those stored of another batch, loss or initial weights are set aside.
@@ -402,7 +402,7 @@ class Queue:
         """
         from aqx.spectra.compute import renewed
 
-        self._subject = renewed(self.ledger.db, self.task)
+        self._subject = renewed(self.ledger.db, self.task, self.ledger.enter)
 
 
 def _within(budget: int | None, wanted: Sequence[Wanted]) -> Sequence[Wanted] | Callable[[Snapshot], Sequence[Wanted]]:

@@ -297,14 +297,17 @@ class Study:
         usual = min(max(FEWEST_RUNS, RUNS_PER_TRAINING * budget), MOST_RUNS) if spectra else 0
         described = {"Fisher spectra": spectra, "short runs": usual if runs is None else runs}
         self._check_meanings()
-        with self.db.read():  # one turn for both
+        with self.db.read():  # one turn for all
             self._compare_versions()
+            snapshot = self.ledger.snapshot()
             if budget and self.task.train is not None:
-                self._check_candidates()
+                self._check_candidates(snapshot)
         with shown(progress, "search") as told:
             until = time.monotonic() + _seconds(timeout)
             limit = checked_limit(time_limit)
-            return self._search(budget, executor, workers, together, described, runs is None, limit, until, told)
+            return self._search(
+                budget, executor, workers, together, described, runs is None, limit, until, told, snapshot
+            )
 
     def _search(
         self,
@@ -317,6 +320,7 @@ class Study:
         limit: float | None,
         until: float,
         progress: Callable[[int, int, str], None] | None,
+        latest: Snapshot,
     ) -> list[Record]:
         most = self._together(together, executor is None and workers in (None, 1))
         finished: list[Record] = []
@@ -391,12 +395,12 @@ class Study:
         if budget and self.task.train is not None:
             describe_by("Fisher spectra", lambda _: self.queue.make_ready())
         # What another process is at counts towards the budget, but that process may be dead.
-        until_others_are_done(self.ledger, work, is_ours, show)
+        until_others_are_done(self.ledger, work, is_ours, show, latest)
         return finished
 
-    def _check_candidates(self) -> None:
+    def _check_candidates(self, snapshot: Snapshot) -> None:
         """Say before the baselines are trained that nothing is there to search in."""
-        if not functions.count_functions(self.db)["usable"] and not suggested(self.ledger.snapshot().trials):
+        if not functions.count_functions(self.db)["usable"] and not suggested(snapshot.trials):
             path = self.db.path
             raise Exhausted(f"{path} holds no candidates; fill it: aqx enumerate {path} --space act_bench")
 

@@ -29,7 +29,7 @@ from aqx.spectra.short_runs import SHORT_RUNS
 from aqx.spectra.subject import Subject, loss_of, prepare, prepare_without_layers, traces
 from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
 from aqx.stopping import is_stop
-from aqx.store import Database, any_valid, register_task
+from aqx.store import Database, any_valid
 from aqx.tasks import Task, build_model
 
 # A batch is what is lost when a process dies, and what one process has more to do than another at the end.
@@ -358,27 +358,37 @@ def accepted_without_layers(task: Task) -> Subject:
     return replace(subject, digest=accept(subject))
 
 
-def renewed(db: Database, task: Task) -> Subject:
+def renewed(db: Database, task: Task, number: Callable[[], int]) -> Subject:
     """Make a task ready for a search, and set aside the spectra of another batch, loss or initial weights.
+
+    Args:
+        db: the database.
+        task: the task.
+        number: returns its number there; asked once the task is accepted.
 
     Raises:
         TaskError: as `accepted` does.
         StoreError: the task has spectra of another form.
     """
     subject = accepted(task)  # which tells what is wrong with a task before anything is stored of it
-    enter(db, register_task(db, task.name, task.identity()), subject, FISHER.kind, FISHER.form(subject))
+    enter(db, number(), subject, FISHER.kind, FISHER.form(subject))
     return subject
 
 
-def renewed_for_runs(db: Database, task: Task) -> Subject:
+def renewed_for_runs(db: Database, task: Task, number: Callable[[], int]) -> Subject:
     """Make a task ready for the short runs of a search, and set aside those of another batch, loss or weights.
+
+    Args:
+        db: the database.
+        task: the task.
+        number: returns its number there; asked once the task is accepted.
 
     Raises:
         TaskError: as `accepted` does.
         StoreError: the task has short runs of another form.
     """
     subject = accepted_without_layers(task)
-    enter(db, register_task(db, task.name, task.identity()), subject, SHORT_RUNS.kind, SHORT_RUNS.form(subject))
+    enter(db, number(), subject, SHORT_RUNS.kind, SHORT_RUNS.form(subject))
     return subject
 
 
