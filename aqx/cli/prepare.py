@@ -263,9 +263,7 @@ def describe(
     from aqx.simplify import full_name
 
     names = tuple(map(full_name, names))
-    _join(distributed, coordinator, processes, process)
-    # Of the processes of one run only the first needs the database.
-    loaded = open_task(task) if task is not None and not os.path.isfile(db) else task_of(db, named_task(db, task))
+    loaded = _task_of_run(db, task, distributed, coordinator, processes, process)
     if room.leads():
         check_filled(db)
     reports: dict[str, SpectraReport] = {}
@@ -297,11 +295,21 @@ def describe(
         show_result(reports, "\n".join(map(str, reports.values())), as_json)
 
 
-def _join(distributed: bool, coordinator: str | None, processes: int | None, process: int | None) -> None:
+def _task_of_run(
+    db: str,
+    task: str | None,
+    distributed: bool,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+) -> Task:
+    """Join the run, where this is one of several processes, and load its task."""
     from aqx.spectra import connect
 
     if distributed or any(option is not None for option in (coordinator, processes, process)):
         connect(coordinator, processes, process)
+    # Of the processes of one run only the first needs the database.
+    return open_task(task) if task is not None and not os.path.isfile(db) else task_of(db, named_task(db, task))
 
 
 def _first(db: str, task: str | None, priority: str, runs: bool = False) -> Callable[[], list[str]]:
@@ -361,9 +369,7 @@ def eigs(
     from aqx.simplify import full_name
 
     names = tuple(map(full_name, names))
-    _join(distributed, coordinator, processes, process)
-    # Of the processes of one run only the first needs the database.
-    loaded = open_task(task) if task is not None and not os.path.isfile(db) else task_of(db, named_task(db, task))
+    loaded = _task_of_run(db, task, distributed, coordinator, processes, process)
     if check:
         _compare_with_reference(loaded, names, as_json)
         return

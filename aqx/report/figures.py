@@ -14,13 +14,12 @@ from aqx.report.curves import POINTS, curves_of_best
 from aqx.report.overview import best_so_far, random_search
 from aqx.report.panels import COLOURS, as_label, check_plot, save
 from aqx.report.payload import spread_out, timeline
-from aqx.report.survey import survey
+from aqx.report.survey import places_of, survey
 from aqx.search import Ledger, load_results
 from aqx.search.ledger import only_task
 from aqx.search.verdict import stored_verdict
 from aqx.simplify import simplest
 from aqx.store import Database
-from aqx.surrogate import draw_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +130,7 @@ def _map(results: Ledger, progress: Progress) -> Figure:
     found = survey(results)
     if not found.names:
         raise InputError("figure 'map' needs candidates, and the database has none; aqx enumerate first")
-    places = spread_out(draw_map(found.coordinates, progress=progress))
+    places = spread_out(places_of(found, progress))
     row_of = {trial.class_id: row for trial, row in zip(results.searched, found.rows.tolist(), strict=True)}
     means = {row_of[ranking.class_id]: ranking.objective for ranking in results.ranking}
     scores = {row: mean for row, mean in means.items() if row >= 0}

@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from aqx.report.curves import FunctionCurve, curves_of_best
-from aqx.report.survey import Survey, survey
+from aqx.report.survey import Survey, places_of, survey
 from aqx.search import Confirmation, Ledger, Record
 from aqx.search.verdict import stored_verdict
 from aqx.store.trial_rows import Purpose, Status
-from aqx.surrogate import draw_map
 
 Progress = Callable[[int, int, str], None]
 
@@ -71,7 +70,7 @@ def look_over(results: Ledger, progress: Progress | None = None) -> Overview:
         course,
         random_search(found, len(course.trials), results.sign),
         found,
-        draw_map(found.coordinates, progress=progress),
+        places_of(found, progress),
         curves_of_best(results, confirmation),
         confirmation,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +13,16 @@ from jaxtyping import Float, Float32, Int, UInt64
 from aqx import surrogate
 from aqx.candidates import Candidates, of_database
 from aqx.evaluation.class_ids import find_rows
+from aqx.machine import cache_folder, version_of
 from aqx.search import Ledger
 from aqx.store import functions
 from aqx.surrogate import PRESETS
+from aqx.surrogate.embeddings import Progress
 from aqx.surrogate.prediction import mean_by_row
+from aqx.tasks.builtin.data import cached_arrays
 
 FOLDS = 10
+_KEPT_MAPS = 20  # in the user's cache, of at most 8 bytes a candidate
 FEWEST = 12  # results, below which nothing is said of the surrogate
 
 
@@ -94,6 +100,24 @@ def _rows_of(ids: UInt64[np.ndarray, "C 2"], table: Candidates) -> Float32[np.nd
     coordinates = np.full((len(ids), table.coordinates.shape[1]), np.nan, np.float32)
     coordinates[at >= 0] = table.coordinates[at[at >= 0]]
     return coordinates
+
+
+def places_of(found: Survey, progress: Progress | None = None) -> Float32[np.ndarray, "C 2"]:
+    """Return the map of the candidates, from the user's cache where it was drawn before: UMAP takes many seconds.
+
+    Args:
+        found: the candidates.
+        progress: called as progress(done, total, note).
+    """
+    rows = np.ascontiguousarray(found.coordinates, np.float32)
+    drawn_by = f"{rows.shape} umap-learn {version_of('umap-learn')}"
+    name = hashlib.sha256(rows.tobytes() + drawn_by.encode()).hexdigest()[:32]
+    places = cached_arrays(f"maps/{name}", lambda: {"places": surrogate.draw_map(rows, progress=progress)})["places"]
+    with contextlib.suppress(OSError):
+        maps = sorted((cache_folder() / "maps").glob("*.npz"), key=lambda file: file.stat().st_mtime)
+        for old in maps[:-_KEPT_MAPS]:
+            old.unlink()
+    return places
 
 
 def cross_validate(

@@ -390,9 +390,11 @@ class Queue:
 
         Where it was made ready for spectra, that is done already.
         """
-        from aqx.spectra.compute import renewed_for_runs
+        from aqx.spectra.compute import accepted_without_layers, renewed
+        from aqx.spectra.short_runs import SHORT_RUNS
 
-        self._bare_subject = renewed_for_runs(self.ledger.db, self.task, self.ledger.enter)
+        subject = accepted_without_layers(self.task)  # before anything is stored of the task
+        self._bare_subject = renewed(self.ledger.db, self.ledger.enter, subject, SHORT_RUNS)
 
     def make_ready(self) -> None:
         """Make the task ready for spectra; those stored of another batch, loss or initial weights are set aside.
@@ -400,9 +402,11 @@ class Queue:
         Raises:
             TaskError: the model, the batch or the loss cannot be used.
         """
-        from aqx.spectra.compute import renewed
+        from aqx.spectra.compute import accepted, renewed
+        from aqx.spectra.fisher_spectra import FISHER
 
-        self._subject = renewed(self.ledger.db, self.task, self.ledger.enter)
+        subject = accepted(self.task)  # before anything is stored of the task
+        self._subject = renewed(self.ledger.db, self.ledger.enter, subject, FISHER)
 
 
 def _within(budget: int | None, wanted: Sequence[Wanted]) -> Sequence[Wanted] | Callable[[Snapshot], Sequence[Wanted]]:

@@ -294,20 +294,20 @@ class Study:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
         if runs is not None and (not isinstance(runs, int) or runs < 0):
             raise InputError(f"runs={runs!r} is not a number of candidates; give an integer from 0")
-        usual = min(max(FEWEST_RUNS, RUNS_PER_TRAINING * budget), MOST_RUNS) if spectra else 0
-        described = {"Fisher spectra": spectra, "short runs": usual if runs is None else runs}
         self._check_meanings()
         with self.db.read():  # one turn for all
             self._compare_versions()
             snapshot = self.ledger.snapshot()
             if budget and self.task.train is not None:
                 self._check_candidates(snapshot)
+        if runs is None:
+            wanted = spectra > 0 and RUNS_PER_TRAINING * budget < snapshot.features.classes
+            runs = min(max(FEWEST_RUNS, RUNS_PER_TRAINING * budget), MOST_RUNS) if wanted else 0
+        described = {"Fisher spectra": spectra, "short runs": runs}
         with shown(progress, "search") as told:
             until = time.monotonic() + _seconds(timeout)
             limit = checked_limit(time_limit)
-            return self._search(
-                budget, executor, workers, together, described, runs is None, limit, until, told, snapshot
-            )
+            return self._search(budget, executor, workers, together, described, limit, until, told, snapshot)
 
     def _search(
         self,
@@ -316,7 +316,6 @@ class Study:
         workers: int | None,
         together: int | None,
         described: dict[str, int],
-        by_itself: bool,
         limit: float | None,
         until: float,
         progress: Callable[[int, int, str], None] | None,
@@ -350,8 +349,6 @@ class Study:
                 _log.warning("aqx: the search goes on without more %s: %s", what, said)
 
         def describe(snapshot: Snapshot) -> None:
-            if by_itself and RUNS_PER_TRAINING * budget >= snapshot.features.classes:
-                described["short runs"] = 0
             for what, step in (
                 ("short runs", self.queue.describe_by_runs),
                 ("Fisher spectra", self.queue.describe_promising),

@@ -152,9 +152,9 @@ def compute_runs(
 ) -> RunsReport:
     """Compute and store the short runs of the classes that have none yet for this task.
 
-    A short run is a few steps of Adam from the task's initial weights on half of its batch; what is stored is how the
-    loss falls, on that half and on the other one. Model, batch and loss of the task are all that it takes. All else is
-    as in `compute_spectra`.
+    A short run is some steps of Adam from the task's initial weights on minibatches of its batch, at each of some
+    rates; what is stored is how the loss falls (`aqx.spectra.short_runs`). Model, batch and loss of the task are all
+    that it takes. All else is as in `compute_spectra`.
 
     Args:
         db: as in `compute_spectra`.
@@ -358,37 +358,22 @@ def accepted_without_layers(task: Task) -> Subject:
     return replace(subject, digest=accept(subject))
 
 
-def renewed(db: Database, task: Task, number: Callable[[], int]) -> Subject:
-    """Make a task ready for a search, and set aside the spectra of another batch, loss or initial weights.
+def renewed(db: Database, number: Callable[[], int], subject: Subject, descriptor: Descriptor[Any]) -> Subject:
+    """Set aside the descriptors that the database has of another batch, loss or initial weights.
 
     Args:
         db: the database.
-        task: the task.
-        number: returns its number there; asked once the task is accepted.
+        number: returns the task's number there, and stores the task where it is new.
+        subject: the task made ready, and accepted.
+        descriptor: of which kind.
+
+    Returns:
+        The subject.
 
     Raises:
-        TaskError: as `accepted` does.
-        StoreError: the task has spectra of another form.
+        StoreError: the task has such descriptors of another form.
     """
-    subject = accepted(task)  # which tells what is wrong with a task before anything is stored of it
-    enter(db, number(), subject, FISHER.kind, FISHER.form(subject))
-    return subject
-
-
-def renewed_for_runs(db: Database, task: Task, number: Callable[[], int]) -> Subject:
-    """Make a task ready for the short runs of a search, and set aside those of another batch, loss or weights.
-
-    Args:
-        db: the database.
-        task: the task.
-        number: returns its number there; asked once the task is accepted.
-
-    Raises:
-        TaskError: as `accepted` does.
-        StoreError: the task has short runs of another form.
-    """
-    subject = accepted_without_layers(task)
-    enter(db, number(), subject, SHORT_RUNS.kind, SHORT_RUNS.form(subject))
+    enter(db, number(), subject, descriptor.kind, descriptor.form(subject))
     return subject
 
 

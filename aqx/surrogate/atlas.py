@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from aqx.machine import cache_folder
 from aqx.surrogate.embeddings import Progress, principal_components
 
 # UMAP places so many candidates at most, the others join them: it would take minutes for 400,000.
 _LANDMARKS = 4000
 _NEIGHBOURS = 8
-_KEPT = 20  # maps, of at most 8 bytes a candidate
 _CHUNK = 32768
 # Below so many distinct candidates UMAP has no neighbourhoods to keep.
 _UMAP_ROWS = 16
@@ -52,10 +46,6 @@ def draw_map(
     landmarks, at = np.unique(rows[::step], axis=0, return_inverse=True)
     if len(landmarks) < _UMAP_ROWS:
         return principal_components(rows, 2)
-    kept = _place_of(rows, seed)
-    with contextlib.suppress(OSError, ValueError):
-        if (places := np.load(kept)).shape == (len(rows), 2):
-            return places
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
         from umap import UMAP
@@ -67,26 +57,7 @@ def draw_map(
         placed = np.asarray(mapper.fit(landmarks).embedding_, np.float32)
     places = _join(rows, landmarks, placed, progress) if step > 1 else np.empty((len(rows), 2), np.float32)
     places[::step] = placed[at.ravel()]
-    _keep(kept, places)
     return places
-
-
-def _place_of(rows: np.ndarray, seed: int) -> Path:
-    """Where this user's cache keeps the map of these candidates: UMAP takes 16 s of CPU for some thousand."""
-    digest = hashlib.sha256(rows.tobytes() + f"{rows.shape} {seed} {_NEIGHBOURS} {_LANDMARKS}".encode()).hexdigest()
-    return cache_folder() / "maps" / f"{digest[:32]}.npy"
-
-
-def _keep(path: Path, places: np.ndarray) -> None:
-    """Keep a map, and of others the newest; where that cannot be, it is drawn again."""
-    draft = path.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "wb") as file:
-            np.save(file, places)
-        os.replace(draft, path)
-        for old in sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime)[:-_KEPT]:
-            old.unlink()
 
 
 def _join(rows: np.ndarray, landmarks: np.ndarray, placed: np.ndarray, progress: Progress | None) -> np.ndarray:

@@ -19,7 +19,13 @@ from aqx.activation import Activation
 from aqx.errors import InputError
 from aqx.losses import softmax_cross_entropy
 from aqx.tasks.builtin.cifar_files import Source, find_cifar, read_cifar
-from aqx.tasks.builtin.image_training import ImageRecipe, ImageSplit, standardise, train_image_classifier
+from aqx.tasks.builtin.image_training import (
+    ImageRecipe,
+    ImageSplit,
+    given_numbers,
+    standardise,
+    train_image_classifier,
+)
 from aqx.tasks.builtin.models import AllCNNC, MobileViTv2, ResNet, ViT
 from aqx.tasks.task import NamedReference, Task, refer_to
 
@@ -100,11 +106,8 @@ def cifar_task(
         raise InputError(f"model={model!r} is unknown; give one of {', '.join(MODELS)}")
     if classes not in (10, 100):
         raise InputError(f"classes={classes!r} is not a CIFAR; give 10 or 100")
-    changes = {key: value for key, value in (("epochs", epochs), ("batch", batch)) if value is not None}
-    for key, value in changes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{key}={value!r} is not a number of {key}; give an integer from 1")
-    build, recipe = _Build(model, classes), replace(MODELS[model].recipe, **changes)
+    recipe = replace(MODELS[model].recipe, **given_numbers(epochs=epochs, batch=batch))
+    build = _Build(model, classes)
     return Task(
         name=f"cifar{classes}-{model}" if name is None else name,
         build_model=build,

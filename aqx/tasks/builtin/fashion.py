@@ -25,7 +25,13 @@ from aqx.losses import softmax_cross_entropy
 from aqx.tasks.builtin.blocks import convolution_to_repeat
 from aqx.tasks.builtin.cifar import in_batch_mode
 from aqx.tasks.builtin.fashion_files import find_fashion, read_fashion
-from aqx.tasks.builtin.image_training import ImageRecipe, ImageSplit, standardise, train_image_classifier
+from aqx.tasks.builtin.image_training import (
+    ImageRecipe,
+    ImageSplit,
+    given_numbers,
+    standardise,
+    train_image_classifier,
+)
 from aqx.tasks.builtin.models import ResNet
 from aqx.tasks.task import NamedReference, Task, refer_to
 
@@ -102,9 +108,7 @@ def fashion_task(
     """
     if model not in MODELS:
         raise InputError(f"model={model!r} is unknown; give one of {', '.join(MODELS)}")
-    for key, value in (("rows", rows), ("epochs", epochs), ("batch", batch)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InputError(f"{key}={value!r} is not a number of {key}; give an integer from 1")
+    given_numbers(rows=rows, epochs=epochs, batch=batch)
     build = _Build(model)
     return Task(
         name=f"fashion-{model}" if name is None else name,

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
 from aqx.activation import Activation, activation
+from aqx.errors import InputError
 from aqx.linen import Learning, learnt, with_constants
 from aqx.losses import softmax_cross_entropy
 
@@ -58,6 +59,19 @@ class ImageRecipe:
 def standardise(images: Array | np.ndarray, mean: Array | np.ndarray, deviation: Array | np.ndarray) -> Any:
     """Return (images / 255 − mean) / deviation in float32, per channel."""
     return (images / np.float32(255) - mean) / deviation
+
+
+def given_numbers(**numbers: int | None) -> dict[str, int]:
+    """Return those of some settings that are given, by their names.
+
+    Raises:
+        InputError: one is no whole number from 1.
+    """
+    given = {key: value for key, value in numbers.items() if value is not None}
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{key}={value!r} is not a number of {key}; give an integer from 1")
+    return given
 
 
 def train_image_classifier(
