@@ -51,7 +51,8 @@ class Act(nnx.Module):
         function = learnable(act, per)
         if (per == "channel") != (features is not None):
             raise InputError(f'features={features} does not go with per={per!r}; give it for "channel", and only there')
-        self.act, self.per = function, per
+        self.act: Activation = function
+        self.per: str = per
         shape = () if features is None else (features,)
         for name, number in zip(names_of(len(function.numbers)), function.numbers, strict=True):
             setattr(self, name, nnx.Param(jnp.full(shape, number, param_dtype)))

@@ -45,7 +45,9 @@ class Live:
     """
 
     def __init__(self, db: Database, task: str | None, seconds: float = SECONDS):
-        self.db, self.task, self.seconds = db, task, seconds
+        self.db: Database = db
+        self.task: str | None = task
+        self.seconds: float = seconds
         self._lock = threading.Lock()
         self._overview: Overview | None = None
         self._revision = ""
