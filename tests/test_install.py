@@ -59,7 +59,9 @@ def test_a_script_beside_the_checkout_gets_the_package(checkout: Path, tmp_path:
     zipfile.ZipFile(wheel).extractall(site)
     script = checkout.parent / "script.py"
     # As an environment does with its own folder of packages, after Python has put the script's folder first.
-    start = f"import runpy, site, sys; sys.path.insert(0, {str(script.parent)!r}); site.addsitedir({str(site)!r}); "
+    # This checkout may be installed so itself, and is put aside.
+    start = f"import runpy, site, sys; sys.path = [path for path in sys.path if path != {str(ROOT)!r}]; "
+    start += f"sys.path.insert(0, {str(script.parent)!r}); site.addsitedir({str(site)!r}); "
     start += f"runpy.run_path({str(script)!r})"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     lines = run(sys.executable, "-c", start, cwd=tmp_path, env=environment).splitlines()
