@@ -100,8 +100,12 @@ def _spectra(
         # Through `run`, which works on a clone: an NNX model may write to its own variables.
         return probe.flavour.run(model, variables, {}, x, probe.apply, _Attach())
 
-    outputs = forward(x)
-    _, gradients = output_gradients(fisher, probe.loss, outputs, y, probe.examples, jax.random.key(seed))
+    @jax.jit  # one program, as a program for each operation takes the longer to compile
+    def outputs_and_gradients(x: Any, y: Any) -> tuple[Any, Any]:
+        outputs = forward(x)
+        return outputs, output_gradients(fisher, probe.loss, outputs, y, probe.examples, jax.random.key(seed))[1]
+
+    outputs, gradients = outputs_and_gradients(x, y)
 
     def witness(x: Any, gradient: Any) -> dict[str, dict[str, Array]]:
         zeros = _zeros(probe, model, variables, x, unrolled)
@@ -113,21 +117,23 @@ def _spectra(
         return jax.tree.map(lambda leaf: leaf[:, None], tree)
 
     try:
-        alone = jax.vmap(forward)(batched(x))
+        alone = jax.jit(jax.vmap(forward))(batched(x))
         close = jax.tree.map(
-            lambda a, b: bool(jnp.allclose(a[:, 0], b, rtol=1e-3, atol=1e-5, equal_nan=True)), alone, outputs
+            lambda a, b: np.allclose(np.float64(a)[:, 0], np.float64(b), rtol=1e-3, atol=1e-5, equal_nan=True),
+            *jax.device_get((alone, outputs)),
         )
     except UnsupportedError:
         raise
     except Exception:  # whatever Flax or the model raises: it takes the batch as a whole, as a graph does
         close = False
+    witness_alone, witness_together = jax.jit(jax.vmap(witness)), jax.jit(witness)
     seen = []
     for i in range(jax.tree.leaves(gradients)[0].shape[0]):
         gradient = jax.tree.map(operator.itemgetter(i), gradients)
         if jax.tree.all(close):
-            seen.append(jax.vmap(witness)(batched(x), batched(gradient)))
+            seen.append(witness_alone(batched(x), batched(gradient)))
         else:
-            seen.append(jax.tree.map(lambda leaf: leaf[None], witness(x, gradient)))
+            seen.append(jax.tree.map(lambda leaf: leaf[None], witness_together(x, gradient)))
     spectra: dict[str, np.ndarray] = {}
     for layer in probe.layers:
         uses = [jax.device_get(witnessed[layer.path]) for witnessed in seen]

@@ -135,7 +135,7 @@ def test_a_training_that_kills_its_process_costs_itself_alone(tmp_path: Path, ta
     assert len(set(table.names)) == len(table)
 
 
-@pytest.mark.parametrize("together", [1, 5])
+@pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_killed_it_goes_on_from_there_and_leaves_no_process(tmp_path: Path, task_file: Path, together: int):
     out = tmp_path / "table.parquet"
     partial = tmp_path / "table.parquet.partial"

@@ -69,7 +69,9 @@ def test_factors_are_those_of_the_whole_batch_s_gradient(case: str):
         assert np.abs(g).max() > 1e-3
 
 
-@pytest.mark.parametrize("case", LOSSES)
+@pytest.mark.parametrize(
+    "case", ["tokens", *(pytest.param(case, marks=pytest.mark.slow) for case in LOSSES if case != "tokens")]
+)
 def test_spectra_are_stored_and_agree_with_the_plain_reference(case: str, tmp_path: Path):
     task = make_task(LOSSES[case], joint_loss=True)
     assert np.isfinite(check_task(task).losses["tanh(x)"])

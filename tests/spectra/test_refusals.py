@@ -92,7 +92,9 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("case", CHANGED)
+@pytest.mark.parametrize(
+    "case", ["batch y", *(pytest.param(case, marks=pytest.mark.slow) for case in CHANGED if case != "batch y")]
+)
 def test_what_a_changed_task_has_stored_is_computed_again_and_comes_back(
     path: Path, case: str, caplog: pytest.LogCaptureFixture
 ):

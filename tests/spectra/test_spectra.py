@@ -201,7 +201,7 @@ def compilations(caplog):
     return sum("Finished XLA compilation" in line and "jit(spectra)" in line for line in lines)
 
 
-@pytest.mark.parametrize("build_model", [Mlp, MlpNnx])
+@pytest.mark.parametrize("build_model", [Mlp, pytest.param(MlpNnx, marks=pytest.mark.slow)])
 def test_stored_features_are_those_of_eigenvalues(build_model):
     task = make_task(build_model)
     subject = prepare(task)

@@ -94,6 +94,7 @@ def test_builtin_training_learns_and_says_what():
     assert plain.train(ACTS[0], 0)["train_loss"] > alone["train_loss"]
 
 
+@pytest.mark.slow
 def test_a_language_model_learns_them_layer_by_layer(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("".join(f"line {number} of a text\n" for number in range(500)))
     small = {"width": 8, "depth": 2, "heads": 2, "context": 8, "steps": 5, "batch": 4, "rate": 1e-2}

@@ -106,9 +106,11 @@ def test_a_position_sees_none_after_it_and_all_before():
     model = GPT(jax.nn.gelu, context=8, width=8, depth=2, heads=2)
     x = jnp.arange(8)[None] + 65
     variables = model.init(jax.random.key(0), x)
-    seen = jax.jacobian(lambda table: model.apply(_with_table(variables, table), x)[0].sum(-1))(
-        variables["params"]["position"]
-    )
+
+    def outputs(table):
+        return model.apply(_with_table(variables, table), x)[0].sum(-1)
+
+    seen = jax.jit(jax.jacobian(outputs))(variables["params"]["position"])
     depends = np.abs(seen).sum(-1) > 1e-12  # [position of the output, position of the input]
     np.testing.assert_array_equal(depends, np.tril(np.ones((8, 8), bool)))
 
