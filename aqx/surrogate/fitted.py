@@ -236,9 +236,14 @@ class Fitted:
 
     @property
     def _starts(self) -> bool:
-        """Whether the next choice is one of the first, which go by the short runs alone."""
+        """Whether the next choice is one of the first, or of those for which there are no results yet.
+
+        These go by the short runs alone.
+        """
+        if not self.preset.informed or not self.preset.knows_runs(self.embedding):
+            return False
         chosen = len(np.unique(np.concatenate([self.observed, self.pending]))) - self.given
-        return self.preset.knows_runs(self.embedding) and chosen < self.preset.informed
+        return chosen < self.preset.informed or not self.results.suffice(self.preset)
 
     def _described(self, rows: np.ndarray) -> np.ndarray:
         """Those of some rows whose short runs are known; where the spectra of some are known too, these alone."""
