@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -24,19 +24,22 @@ from jaxtyping import Array, Float
 
 from aqx import kernel
 from aqx.constants import text_of
-from aqx.errors import InputError, UnsupportedError
+from aqx.errors import InputError, UnsupportedError, WrongInputsError
 from aqx.kernel.switch import apply_operator
 from aqx.learnable import constants_in, names_of
 from aqx.numerics.moments import moments
+from aqx.numerics.moments_in_plane import moments_in_plane
 from aqx.numerics.settings import on_host
 from aqx.operators import Operator, OperatorTable, operator_table
-from aqx.tree import WILDCARD, Tree, parse, parse_schema
+from aqx.tree import INPUTS, WILDCARD, Tree, parse, parse_schema
 
 
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False, repr=False)
 class Activation:
-    """An activation function that is a pytree: `act(x)`; made by `aqx.activation`, stacked by `aqx.stack`.
+    """An activation function that is a pytree: `act(x)`, or `act(x, y)`, the function of a gated unit.
+
+    It is made by `aqx.activation`, and stacked by `aqx.stack`.
 
     Equal and hashed by value when concrete, by identity when traced or stacked. Pickles carry operator names, so that
     they outlive a changed table.
@@ -97,48 +100,79 @@ class Activation:
         return str(self.tree)
 
     @property
+    def inputs(self) -> int:
+        """How many arrays it takes, 1 or 2: known where it is traced or stacked, too."""
+        return self.schema.inputs
+
+    @property
     def shape(self) -> str:
         """The schema that the function belongs to, e.g. `binary(unary(x),unary(x))`."""
         return str(self.schema)
 
-    def __call__(self, x: ArrayLike) -> Float[Array, "..."]:
+    def __call__(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "..."]:
         """Apply the function elementwise.
 
         Args:
             x: any array or number; 16-bit floats are computed in float32, integers become the default float.
+            y: the second input of a function that has two; x and y broadcast and promote as in `x * y`.
 
         Returns:
-            Values of x's shape and, where x is floating, of its dtype.
+            Values of x's shape and, where x is floating, of its dtype; of two inputs, as of `x * y`.
 
         Raises:
-            InputError: x is complex, or this is a stack of activations (vmap or map over it instead).
+            InputError: an input is complex, missing, or one too many; x and y do not broadcast; or this is a stack of
+                activations (vmap or map over it instead).
+
+        Example:
+            >>> import aqx
+            >>> swiglu = aqx.activation("mul(swish(x),y)")
+            >>> swiglu.inputs, float(swiglu(0.0, 3.0))
+            (2, 0.0)
         """
         _serve_flax()
         # Outside of a traced function numbers go to the device one by one, which `jax_transfer_guard` would refuse.
         with contextlib.nullcontext() if isinstance(x, Tracer) else jax.transfer_guard_host_to_device("allow"):
-            return self._applied(x, self.numbers)
+            return self._applied(x, y, self.numbers)
 
-    def _applied(self, x: ArrayLike, numbers: Sequence[ArrayLike]) -> Array:
-        x = jnp.asarray(x)
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise InputError(f"x has dtype {x.dtype}; an activation takes real numbers")
-        out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
+    def _applied(self, x: ArrayLike, y: ArrayLike | None, numbers: Sequence[ArrayLike]) -> Array:
+        given = self._together(x, y)
         if any(
             np.ndim(leaf)
             for leaf in (*self.opcodes, *self.constants, *(self.numbers if numbers is self.numbers else ()))
         ):
             raise InputError("this Activation is a stack; call jax.vmap(lambda act: act(x))(stack), or jax.lax.map")
-        return self._of(x.astype(out), numbers)
+        return self._of(given, numbers)
 
-    def _of(self, x: Array, numbers: Sequence[ArrayLike]) -> Array:
-        """The values at a floating x, for constants that broadcast with it."""
+    def _together(self, x: ArrayLike, y: ArrayLike | None) -> list[Array]:
+        """The inputs as arrays of one shape and one floating dtype."""
+        if (y is None) == (self.inputs == 2):
+            if y is None:
+                raise WrongInputsError(f"{self!r} takes two inputs, but got x alone; call it as act(x, y)")
+            raise WrongInputsError(f"{self!r} takes one input, but got x and y; call it as act(x)")
+        given = [jnp.asarray(each) for each in ((x,) if y is None else (x, y))]
+        for name, each in zip(INPUTS, given, strict=False):
+            if jnp.issubdtype(each.dtype, jnp.complexfloating):
+                raise InputError(f"{name} has dtype {each.dtype}; an activation takes real numbers")
+        dtype = jnp.result_type(*given)
+        out = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+        if len(given) == 2:
+            try:
+                given = jnp.broadcast_arrays(*given)
+            except ValueError:
+                shapes = " and y ".join(str(list(each.shape)) for each in given)
+                raise InputError(f"x {shapes} do not broadcast; {self!r} takes two inputs as `x * y` does") from None
+        return [each.astype(out) for each in given]
+
+    def _of(self, given: Sequence[Array], numbers: Sequence[ArrayLike]) -> Array:
+        """The values at floating inputs of one shape, for constants that broadcast with them."""
+        x = given[0]
         wide = jnp.promote_types(x.dtype, jnp.float32)
         broad = [jnp.broadcast_to(jnp.asarray(each, wide), x.shape) if np.ndim(each) else each for each in numbers]
         if not _are_known(self.opcodes):
-            y = kernel.apply(self.schema, self.table, self.opcodes, self.constants, (x, *broad))
+            y = kernel.apply(self.schema, self.table, self.opcodes, self.constants, (*given, *broad))
             if y is not None:
                 return y
-        inputs = [jnp.broadcast_to(jnp.asarray(each, wide), x.shape) for each in (x, *broad)]
+        inputs = [jnp.broadcast_to(jnp.asarray(each, wide), x.shape) for each in (*given, *broad)]
         if _are_known(self.opcodes):
             y = _evaluate(self.schema, self._operators, inputs)
         else:
@@ -148,12 +182,13 @@ class Activation:
             y = (y - mean) * scale
         return y.astype(x.dtype)
 
-    def applied(self, x: ArrayLike, constants: Sequence[ArrayLike]) -> Float[Array, "..."]:
+    def applied(self, x: ArrayLike, constants: Sequence[ArrayLike], y: ArrayLike | None = None) -> Float[Array, "..."]:
         """Apply the function with other constants, through which gradients flow: how `aqx.linen.Act` learns them.
 
         Args:
             x: as of a call.
             constants: one for each of `numbers`: a number, or an array that broadcasts with x, as one for each channel.
+            y: as of a call.
 
         Returns:
             Values as of a call.
@@ -169,7 +204,7 @@ class Activation:
         """
         if len(constants) != len(self.numbers):
             raise InputError(f"constants has {len(constants)} for the {len(self.numbers)} of {self!r}")
-        return self._applied(x, constants)
+        return self._applied(x, y, constants)
 
     def with_constants(self, constants: Sequence[ArrayLike]) -> Activation:
         """Return the function with other constants in the place of its own.
@@ -270,7 +305,8 @@ class Activation:
 def activation(name: str | Tree | Activation, *, normalize: bool = False) -> Activation:
     """Make an activation function from its name.
 
-    With `normalize`, (f(x) − mean) / deviation, which has mean 0 and variance 1 for x ~ N(0, 1).
+    With `normalize`, (f(x) − mean) / deviation, which has mean 0 and variance 1 for x ~ N(0, 1); for two inputs, where
+    x and y are both, and independent.
 
     Args:
         name: a function such as `max(relu(x),cosh(elu(x)))`, or its `Tree`; an Activation is returned as it is, or
@@ -302,7 +338,10 @@ def activation(name: str | Tree | Activation, *, normalize: bool = False) -> Act
     act = Activation(parse_schema(tree.shape), table, opcodes, (), tree.constants)
     if not normalize:
         return act
-    mean, deviation = moments(partial(_float64_values, act), str(tree))
+    if act.inputs == 1:
+        mean, deviation = moments(partial(_float64_values, act), str(tree))
+    else:  # a hundred times as many points, so that it pays to compile the function
+        mean, deviation = moments_in_plane(partial(_float64_values, jax.jit(lambda x, y: act(x, y))), str(tree))
     return replace(act, constants=(mean, 1 / deviation))
 
 
@@ -370,10 +409,10 @@ def _with_names(schema: Tree, names: Iterator[str], numbers: Iterator[str]) -> T
     return Tree(name, tuple(_with_names(arg, names, numbers) for arg in schema.args))
 
 
-def _float64_values(act: Activation, points: np.ndarray) -> np.ndarray:
+def _float64_values(act: Callable[..., Array], *points: np.ndarray) -> np.ndarray:
     """Values in float64 on the CPU, whatever the precision and devices in use; also while a function is traced."""
     with on_host(float64=True), jax.ensure_compile_time_eval():
-        return np.asarray(act(points))
+        return np.asarray(act(*points))
 
 
 def _serve_flax() -> None:

@@ -37,6 +37,10 @@ class ParseError(InputError):
         return type(self), (str(self), self.position)
 
 
+class WrongInputsError(InputError, TypeError):
+    """A function of two inputs was called with one, or the reverse."""
+
+
 class UnsupportedError(AqxError, TypeError):
     """The request is meaningful, but this model, layer or object cannot serve it."""
 

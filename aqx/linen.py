@@ -44,17 +44,20 @@ class Act(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: ArrayLike) -> Float[Array, "..."]:
-        """Apply the function with the constants learnt so far."""
+    def __call__(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "..."]:
+        """Apply the function with the constants learnt so far; y is the second input of one that has two."""
         act = learnable(self.act, self.per)
-        if self.per == "channel" and not jnp.ndim(x):
-            raise InputError('per="channel" needs an input with channels along its last axis, but it is a number')
-        shape = jnp.shape(x)[-1:] if self.per == "channel" else ()
+        shape = ()
+        if self.per == "channel":
+            # Of two inputs that do not broadcast, the function itself complains.
+            shape = max(jnp.shape(x)[-1:], () if y is None else jnp.shape(y)[-1:])
+            if not shape:
+                raise InputError('per="channel" needs an input with channels along its last axis, but it is a number')
         constants = [
             self.param(name, lambda key, number=number: jnp.full(shape, number, self.param_dtype))
             for name, number in zip(names_of(len(act.numbers)), act.numbers, strict=True)
         ]
-        return act.applied(x, constants)
+        return act.applied(x, constants, y)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -89,14 +92,14 @@ class Learning(Activation):
         """The function that learns nothing."""
         return Activation(self.schema, self.table, self.opcodes, self.constants, self.numbers)
 
-    def __call__(self, x: ArrayLike) -> Float[Array, "..."]:
+    def __call__(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "..."]:
         """Apply the function, with the constants of the module that calls it."""
         if self.numbers:
             try:
-                return Act(self.plain, self.per)(x)
+                return Act(self.plain, self.per)(x, y)
             except CallCompactUnboundModuleError:  # outside of any module
                 pass
-        return super().__call__(x)
+        return super().__call__(x, y)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         """Return the leaves and the static part, as JAX asks."""

@@ -57,6 +57,6 @@ class Act(nnx.Module):
         for name, number in zip(names_of(len(function.numbers)), function.numbers, strict=True):
             setattr(self, name, nnx.Param(jnp.full(shape, number, param_dtype)))
 
-    def __call__(self, x: ArrayLike) -> Float[Array, "..."]:
-        """Apply the function with the constants learnt so far."""
-        return self.act.applied(x, [getattr(self, name)[...] for name in names_of(len(self.act.numbers))])
+    def __call__(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "..."]:
+        """Apply the function with the constants learnt so far; y is the second input of one that has two."""
+        return self.act.applied(x, [getattr(self, name)[...] for name in names_of(len(self.act.numbers))], y)

@@ -10,25 +10,39 @@ from aqx.tree import Tree, parse
 
 _X = Tree("x")
 
+# What people call functions that are more than one operator: gated units, and the square of a leaky ReLU.
+NAMES = {
+    "glu": "mul(sigmoid(x),y)",
+    "reglu": "mul(relu(x),y)",
+    "geglu": "mul(gelu(x),y)",
+    "swiglu": "mul(swish(x),y)",
+    "bilinear": "mul(x,y)",
+    "leaky_relu_squared": "square(max(x,mul(0.5,x)))",
+}
+
 
 def full_name(name: str) -> str:
-    """Return the function that a bare operator's name stands for; what is none is returned as it is.
+    """Return the function that a bare operator's name stands for, or one of `NAMES`; what is none is returned as it is.
 
     Example:
         >>> from aqx.simplify import full_name
         >>> full_name("gelu"), full_name("mul(x,tanh(x))"), full_name("x")
         ('gelu(x)', 'mul(x,tanh(x))', 'x')
+        >>> full_name("swiglu")
+        'mul(swish(x),y)'
     """
     bare = name.strip()
     known = operator_table().by_name.get(bare)
+    if known is None and bare in NAMES:
+        return str(parse(NAMES[bare]))
     return f"{bare}(x)" if known is not None and known.kind == "unary" else name
 
 
 def simplest(name: str) -> str:
     """Return an equal function's name with fewer operators, where a rule of algebra gives one.
 
-    The rules hold for all finite values of what they stand for. A name that does not parse, such as one with an
-    operator that is not registered here, is returned as it is.
+    The rules hold for all finite values of what they stand for. A function of two inputs stays one: `mul(x,one(y))` is
+    returned as it is, and so is a name that does not parse, such as one with an operator that is not registered here.
 
     Example:
         >>> from aqx.simplify import simplest
@@ -36,7 +50,9 @@ def simplest(name: str) -> str:
         ('erf(x)', 'mul(x,arctan(x))', 'swish(x)')
     """
     try:
-        return str(_reduced(parse(name)))
+        tree = parse(name)
+        reduced = _reduced(tree)
+        return str(reduced) if reduced.inputs == tree.inputs else name
     except InputError:
         return name
 
@@ -51,8 +67,12 @@ def _reduced(tree: Tree) -> Tree:
 
 
 def _ordered(name: str, args: tuple[Tree, ...]) -> Tree:
-    """Where the order does not matter: the shortest argument first, as people write x·tanh(x)."""
-    return Tree(name, tuple(sorted(args, key=lambda arg: (arg.size, str(arg)))) if name in COMMUTATIVE else args)
+    """Where the order does not matter: the shortest argument first, as people write x·tanh(x), and y last."""
+    return Tree(name, tuple(sorted(args, key=_place)) if name in COMMUTATIVE else args)
+
+
+def _place(arg: Tree) -> tuple[bool, int, str]:
+    return arg.inputs == 2 and "x" not in arg.leaves, arg.size, str(arg)
 
 
 def _is(tree: Tree, name: str) -> bool:
@@ -104,7 +124,7 @@ def _mul(a: Tree, b: Tree) -> Tree | None:
         if _is(one, "reciprocal"):
             return _of("div", other, one.args[0])
         if _is(one, "negative"):
-            return _of("negative", _of("mul", *sorted((one.args[0], other), key=lambda arg: (arg.size, str(arg)))))
+            return _of("negative", _of("mul", *sorted((one.args[0], other), key=_place)))
         if _is(one, "sigmoid") and other == one.args[0]:
             return _of("swish", other)
     return _of("square", a) if a == b else None

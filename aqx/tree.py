@@ -14,7 +14,7 @@ from aqx.operators import KINDS, Kind, operator_table
 
 MAX_DEPTH = 64
 MAX_LENGTH = 10_000
-INPUTS = ("x",)
+INPUTS = ("x", "y")
 WILDCARD = "c"  # in a schema, where any constant may stand
 LEAVES = (*INPUTS, WILDCARD)
 # A number takes all that looks like one, so that 0x1 and 1_000 are refused as a whole.
@@ -24,13 +24,13 @@ _NUMBER = re.compile(r"[+-]?\.?[0-9]")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tree:
-    """A function of x: an operator's name and its argument trees; leaves are `Tree("x")` and numbers, `Tree("0.5")`.
+    """A function of x, or of x and y: an operator's name and its argument trees; leaves are inputs and numbers.
 
     In a schema, the kinds "unary", "binary" and "n-ary" stand where any operator of that kind may, and "c" where any
     number may. Trees are equal when their texts are.
 
     Attributes:
-        name: "x", a number, an operator, a kind or "c"; a number's is the shortest text of its float32.
+        name: "x", "y", a number, an operator, a kind or "c"; a number's is the shortest text of its float32.
         args: the arguments; none for a leaf.
 
     Raises:
@@ -104,6 +104,11 @@ class Tree:
         return tuple(float(leaf) for leaf in self.leaves if is_number(leaf))
 
     @cached_property
+    def inputs(self) -> int:
+        """How many arrays the function takes: 2 where `y` stands in it, else 1."""
+        return 2 if INPUTS[1] in self.leaves else 1
+
+    @cached_property
     def is_function(self) -> bool:
         """Whether nothing is left open, as kinds and "c" in a schema are."""
         return WILDCARD not in self.leaves and not any(node.name in KINDS for node in self.nodes)
@@ -119,8 +124,8 @@ class Tree:
 def parse(text: str | Tree) -> Tree:
     """Read a function's name, such as `max(relu(x), cosh(elu(x)))`, into a `Tree`.
 
-    Grammar: function = "x" | number | operator "(" function {"," function} ")"; white space is free. A number is
-    a finite decimal one, such as 0.5, -2 or 1e-3.
+    Grammar: function = "x" | "y" | number | operator "(" function {"," function} ")"; white space is free. A number is
+    a finite decimal one, such as 0.5, -2 or 1e-3. y is a second input, and no function by itself.
 
     Args:
         text: the name; a `Tree` is returned as it is. At most 10,000 characters and 64 levels.
@@ -226,6 +231,8 @@ class _Parser:
         if depth > MAX_DEPTH or depth == MAX_DEPTH and not is_leaf and name != WILDCARD:
             raise self.error(f"nested deeper than the {MAX_DEPTH} levels allowed", start)
         self.position = start + len(name)
+        if name == INPUTS[1] and not depth:
+            raise self.error(f"{_unknown(name, ())}: it is the second input, and no function by itself", start)
         if is_leaf:
             return self.leaf(name, start)
         if name == WILDCARD:

@@ -17,10 +17,17 @@ def numbers() -> st.SearchStrategy[float]:
     )
 
 
-def trees(operators="extended", max_leaves: int = 8, constants: bool = False) -> st.SearchStrategy[Tree]:
-    """Functions over a set of operators, `x` alone among them; with numbers for leaves too, if asked."""
+def trees(
+    operators="extended", max_leaves: int = 8, constants: bool = False, gated: bool = False
+) -> st.SearchStrategy[Tree]:
+    """Functions over a set of operators, `x` alone among them; with numbers, or y, for leaves too, if asked."""
     leaves = st.just(LEAF) | numbers().map(lambda number: Tree(repr(number))) if constants else st.just(LEAF)
-    return _trees({name: operator_table().by_name[name].kind for name in operator_names(operators)}, max_leaves, leaves)
+    found = _trees(
+        {name: operator_table().by_name[name].kind for name in operator_names(operators)},
+        max_leaves,
+        leaves | st.just(Tree("y")) if gated else leaves,
+    )
+    return found.filter(lambda tree: tree.name != "y") if gated else found
 
 
 def schemas(operators="extended", max_leaves: int = 6) -> st.SearchStrategy[Tree]:

@@ -1,7 +1,7 @@
 """Values of a tree and partial derivatives by its leaves, node by node: what switch and kernel have in common.
 
-A variable is a number: 0 for the input x, 1 for a second input, 2 + i for the i-th constant. A partial derivative is
-the ascending tuple of the variables that it is by: () is the value, (0, 0) the second derivative by x. A jet holds
+A variable is a number: 0 for the input x, 1 for the second input y, 2 + i for the i-th constant. A partial derivative
+is the ascending tuple of the variables that it is by: () is the value, (0, 0) the second derivative by x. A jet holds
 those of a set that the leaves below a node have anything to do with; the others are 0.
 """
 
@@ -21,7 +21,7 @@ Partials = tuple[Partial, ...]
 Jet = dict[Partial, Array]
 VALUE: Partials = ((),)
 X = 0
-FIRST_CONSTANT = len(("x", "y"))
+FIRST_CONSTANT = len(INPUTS)
 
 T = TypeVar("T")
 

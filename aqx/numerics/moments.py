@@ -79,17 +79,26 @@ def _integrate(f: Function, name: str) -> tuple[float, float]:
         coarse = np.concatenate([halves[: len(low)][keep], halves[len(low) :][keep]])
         low, high = np.concatenate([low[keep], middle[keep]]), np.concatenate([middle[keep], high[keep]])
 
-    first, second = float(done[0]), float(done[1])
     if not left_over <= _TOTAL_ERROR:
-        raise _refuse(name, f"the integrals do not converge near x = {worst:.6g}")
+        raise refuse(name, f"the integrals do not converge near x = {worst:.6g}")
+    return settled(name, center, done, tail)
+
+
+def settled(name: str, center: float, done: Float64[np.ndarray, "2"], tail: float) -> tuple[float, float]:
+    """Return mean and standard deviation, given both moments about a center, and how much of the second lies far out.
+
+    Raises:
+        InputError: a function that has such moments cannot be normalized.
+    """
+    first, second = float(done[0]), float(done[1])
     if not tail <= _TOTAL_ERROR * second:
-        raise _refuse(name, "it grows too fast for large |x|")
+        raise refuse(name, "it grows too fast for large |x|")
     mean, deviation = center + first, math.sqrt(max(second - first * first, 0.0))
     # float32 outputs of a function this flat are nothing but rounding.
     if deviation <= np.finfo(np.float32).eps * abs(mean):
-        raise _refuse(name, f"it is constant, {mean:.6g}, so its variance is 0")
+        raise refuse(name, f"it is constant, {mean:.6g}, so its variance is 0")
     if not 1e-37 < deviation < 1e37 or not abs(mean) < 1e37:
-        raise _refuse(name, f"its standard deviation, {deviation:.3g}, does not fit float32")
+        raise refuse(name, f"its standard deviation, {deviation:.3g}, does not fit float32")
     return mean, deviation
 
 
@@ -108,9 +117,10 @@ def _values(f: Function, x: np.ndarray, name: str) -> np.ndarray:
     bad = ~np.isfinite(values)
     if bad.any():
         at = flat[bad][np.argmin(np.abs(flat[bad]))]
-        raise _refuse(name, f"it is {values[bad][0]} at x = {at:.6g}")
+        raise refuse(name, f"it is {values[bad][0]} at x = {at:.6g}")
     return values.reshape(x.shape)
 
 
-def _refuse(name: str, why: str) -> InputError:
+def refuse(name: str, why: str) -> InputError:
+    """Return the error of a function that cannot be normalized."""
     return InputError(f"normalize=True: {name} has no mean and variance for x ~ N(0, 1) to divide by: {why}")
