@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt64
 
 from aqx.evaluation import Batch, evaluate, fingerprints
 from aqx.evaluation.class_ids import find_rows, halves, texts
+from aqx.plane import normal_pairs
 from aqx.store.connection import Database
 from aqx.store.features import (
     FeatureCounts,
@@ -21,7 +22,7 @@ from aqx.store.features import (
     load_features,
     save_embedding,
 )
-from aqx.store.functions import find_classes
+from aqx.store.functions import find_classes, holds_two_inputs
 from aqx.store.kinds import RUNS
 from aqx.store.spectra import invalid_spectra, load_spectra
 from aqx.surrogate import Features, Preset, Projection
@@ -92,9 +93,9 @@ def of_database(
 def _read_or_fitted(
     db: Database, task_id: int, preset: Preset, seed: int, before: Candidates | None, keep: bool
 ) -> Candidates:
-    key = _key(task_id, preset, seed)
     while True:
         with db.read():  # all of one moment, in one turn at the lock
+            key = _key(task_id, preset, seed, two_inputs=holds_two_inputs(db))
             counts, number, fitted_to = find_embedding(db, *key)
             if before is not None and (counts, number) == (before.counts, before.stored.embedding_id):
                 return before
@@ -130,8 +131,10 @@ def _stored(db: Database, number: int, before: Candidates | None) -> StoredEmbed
     return before.stored if before and before.stored.embedding_id == number else load_embedding(db, number)
 
 
-def _key(task_id: int, preset: Preset, seed: int) -> tuple[int, str, int]:
-    return task_id, f"{preset.name}/{preset.form}", 0 if isinstance(preset.embed, Projection) else seed % 2**63
+def _key(task_id: int, preset: Preset, seed: int, two_inputs: bool) -> tuple[int, str, int]:
+    # With the first functions of two inputs all are embedded anew: one without them has no place for these.
+    name = f"{preset.name}/{preset.form}{'/two inputs' if two_inputs else ''}"
+    return task_id, name, 0 if isinstance(preset.embed, Projection) else seed % 2**63
 
 
 def _fit(rows: FeatureRows, preset: Preset, seed: int) -> StoredEmbedding:
@@ -273,7 +276,8 @@ def of_names(
     outputs, usable = np.empty((len(trees), len(points)), np.float32), np.empty(len(trees), bool)
     for at, batch in _batches(trees):
         prints = fingerprints(batch)
-        ids[at], outputs[at] = prints.ids, evaluate(batch, points)
+        ids[at] = prints.ids
+        outputs[at] = evaluate(batch, points if batch.inputs == 1 else normal_pairs(len(points)))
         usable[at] = ~prints.constant
     usable &= np.isfinite(outputs).all(axis=1) & (find_rows(spectra.broken, ids) < 0)
     class_of, rows = texts(ids), np.full(len(trees), -1)

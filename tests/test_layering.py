@@ -27,6 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "duration": ("errors",),
     "writing": ("errors",),
     "numerics": ("errors",),  # the precise forms behind the table of operators, and the integrals of a normalisation
+    "plane": (),  # points of N(0, I₂) for functions of two inputs
     "metrics": ("errors", "text"),
     "objective": ("errors",),
     "losses": ("errors",),
@@ -40,10 +41,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "linen": ("activation",),
     "nnx": ("activation",),
     "space": ("tree",),
-    "evaluation": ("activation", "space"),
+    "evaluation": ("activation", "space", "plane"),
     "store": ("errors", "metrics", "writing", "lazy"),
     "enumeration": ("evaluation", "store"),
-    "surrogate": ("errors", "machine"),
+    "surrogate": ("errors", "machine", "plane"),
     "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
     "population": ("activation", "machine"),
     "tasks": ("lazy", "linen", "population", "losses", "objective", "duration", "writing"),

@@ -1,4 +1,7 @@
-"""The points of N(0, 1) at which the outputs of classes are stored; a database has one choice of them."""
+"""The points of N(0, 1) at which the outputs of classes are stored; a database has one choice of them.
+
+Functions of two inputs have theirs at as many points of N(0, I₂), see `aqx.plane`.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from aqx.evaluation.fingerprint import (
     class_id_of,
     fingerprints,
     operator_behaviours,
+    probe_pairs,
     probe_points,
 )
 from aqx.evaluation.values import FiniteAt, evaluate, evaluate_family, finite_at
@@ -23,5 +24,6 @@ __all__ = [
     "fingerprints",
     "finite_at",
     "operator_behaviours",
+    "probe_pairs",
     "probe_points",
 ]

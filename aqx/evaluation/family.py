@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from aqx.constants import is_number
 from aqx.errors import InputError
 from aqx.operators import KINDS, operator_table
-from aqx.tree import WILDCARD, Tree, parse_schema
+from aqx.tree import INPUTS, WILDCARD, Tree, parse_schema
 
 # Functions of a shape are numbered by an axis for each argument, and NumPy's arrays have at most 64 axes.
 MAX_ARGUMENTS = 32
@@ -33,7 +33,8 @@ class Batch:
         operators: the names that opcodes stand for; none for a leaf.
         opcodes: the root operator of each function [K].
         args: for each argument, the batch of distinct functions, and which of them each function takes [K].
-        numbers: what K leaves are that are constants [K]; None for the leaf `x` and for operators.
+        numbers: what K leaves are that are constants [K]; None for the leaves `x` and `y`, and for operators.
+        second: whether the leaves are `y`.
         memo: what was computed of a batch that is an argument in many others; None where nothing is kept.
     """
 
@@ -42,6 +43,7 @@ class Batch:
     args: tuple[tuple[Batch, Int[np.ndarray, " K"]], ...] = ()
     memo: dict[Hashable, Any] | None = None
     numbers: Float[np.ndarray, " K"] | None = None
+    second: bool = False
 
     def __len__(self) -> int:
         return len(self.opcodes)
@@ -75,9 +77,14 @@ class Batch:
 
     @classmethod
     def _of_leaves(cls, names: Sequence[str]) -> Batch:
-        """The batch of leaves that are all `x`, or all constants."""
+        """The batch of leaves that are all `x`, all `y`, or all constants."""
         numbers = np.array([float(name) for name in names]) if is_number(names[0]) else None
-        return cls((), np.zeros(len(names), np.int64), numbers=numbers)
+        return cls((), np.zeros(len(names), np.int64), numbers=numbers, second=names[0] == INPUTS[1])
+
+    @functools.cached_property
+    def inputs(self) -> int:
+        """How many arrays the functions take."""
+        return max((arg.inputs for arg, _ in self.args), default=1 + self.second)
 
     @property
     def operators_used(self) -> set[str]:
@@ -94,7 +101,7 @@ class Batch:
                 needed, renumbered = np.unique(taken[rows], return_inverse=True)
                 args.append((arg.take(needed), renumbered))
         numbers = None if self.numbers is None else self.numbers[rows]
-        return Batch(self.operators, self.opcodes[rows], tuple(args), numbers=numbers)
+        return Batch(self.operators, self.opcodes[rows], tuple(args), numbers=numbers, second=self.second)
 
     def kept(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return what the memo has under a key, after computing it where it must be."""
@@ -199,7 +206,12 @@ class Family:
         """Return the functions with these indices."""
         if not self.schema.args:
             numbers = np.array([float(leaf) for leaf in self.leaves if is_number(leaf)])
-            return Batch((), np.zeros(len(indices), np.int64), numbers=numbers[indices] if len(numbers) else None)
+            return Batch(
+                (),
+                np.zeros(len(indices), np.int64),
+                numbers=numbers[indices] if len(numbers) else None,
+                second=self.schema.name == INPUTS[1],
+            )
         root, *digits = np.unravel_index(indices, self.shape)
         args = []
         for arg, digit in zip(self.args, digits, strict=True):

@@ -65,6 +65,8 @@ def fingerprints(batch: Batch) -> Fingerprints:
     points beyond ±5, which only tell functions that differ grossly out there, count less the farther they are. −0
     counts as 0, and everything not finite as one value.
 
+    Functions of two inputs are compared at 128 points of the plane, by the same rounding; none is a function of one.
+
     Where arguments commute they are taken in an order of their values, so that a sum's rounding does not depend on how
     its terms are written. Arguments with the same values, bit by bit, are one argument: less is to be computed.
 
@@ -79,28 +81,32 @@ def fingerprints(batch: Batch) -> Fingerprints:
         >>> [bool((row == ids[1]).all()) for row in ids]
         [False, True, True]
     """
-    points = probe_points()
+    fingerprint, points = _fingerprint, probe_points()
+    if batch.inputs == 2:
+        fingerprint, points = _fingerprint_in_plane, probe_pairs()
     with on_host(float64=True):
         if not batch.args:
             distinct, which = _distinct_values(batch, points)
-            padded = np.concatenate([distinct, np.broadcast_to(distinct[:1], (-len(distinct) % 16, len(points)))])
-            ids, constant, affine = (np.asarray(part)[which] for part in _fingerprint(padded, points))
+            padded = np.concatenate([distinct, np.broadcast_to(distinct[:1], (-len(distinct) % 16, points.shape[-1]))])
+            ids, constant, affine = (np.asarray(part)[which] for part in fingerprint(padded, points))
             return Fingerprints(ids, constant, affine)
         opcodes, args, which = _distinct_applications(batch, points)
         ids = np.empty((len(opcodes), 2), np.uint64)
         constant, affine = np.empty((2, len(opcodes)), bool)
         for rows, block in blocks(batch.operators, opcodes, args, value):
-            for column, found in zip((ids, constant, affine), _fingerprint(block, points), strict=True):
+            for column, found in zip((ids, constant, affine), fingerprint(block, points), strict=True):
                 column[rows] = np.asarray(found)[: len(rows)]
     return Fingerprints(ids[which], constant[which], affine[which])
 
 
 def _distinct_applications(
-    batch: Batch, points: Float[np.ndarray, " P"]
+    batch: Batch, points: Float[np.ndarray, "*I P"]
 ) -> tuple[Int[np.ndarray, " A"], list[tuple[Float[np.ndarray, "U P"], Int[np.ndarray, " A"]]], Int[np.ndarray, " K"]]:
     """Return opcodes [A] and arguments of the distinct applications among a batch, and which each function is [K]."""
     # One numbering of values for all arguments, in the order of their hashes: the same in every run.
-    distinct = (arg.kept("distinct", functools.partial(_distinct_values, arg, points)) for arg, _ in batch.args)
+    distinct = (
+        arg.kept(("distinct", points.shape), functools.partial(_distinct_values, arg, points)) for arg, _ in batch.args
+    )
     tables, numbers = zip(*distinct, strict=True)
     values, renumbered = _unique_rows(np.concatenate(tables))
     starts = np.cumsum([0, *map(len, tables)])
@@ -123,15 +129,15 @@ def _distinct_applications(
 
 
 def _distinct_values(
-    batch: Batch, points: Float[np.ndarray, " P"]
+    batch: Batch, points: Float[np.ndarray, "*I P"]
 ) -> tuple[Float[np.ndarray, "U P"], Int[np.ndarray, " K"]]:
     """Return the distinct rows of values [U, P] among a batch's functions, and which each function has [K]."""
     if batch.numbers is not None:
-        return _unique_rows(np.repeat(batch.numbers[:, None], len(points), axis=1))
+        return _unique_rows(np.repeat(batch.numbers[:, None], points.shape[-1], axis=1))
     if not batch.args:
-        return points[None], np.zeros(len(batch), np.int64)
+        return np.atleast_2d(points)[int(batch.second)][None], np.zeros(len(batch), np.int64)
     opcodes, args, which = _distinct_applications(batch, points)
-    values = np.empty((len(opcodes), len(points)))
+    values = np.empty((len(opcodes), points.shape[-1]))
     apply(batch.operators, opcodes, args, value, values)
     distinct, number = _unique_rows(values)
     return distinct, number[which]
@@ -156,6 +162,24 @@ def probe_points() -> Float[np.ndarray, "P"]:
     golden = (math.sqrt(5) - 1) / 2
     s = 2 * np.modf(golden * np.array(_PROBES))[0] - 1
     return np.concatenate([[0.0], 5 * s * np.abs(s), [-13.1, -6.9, 7.3, 12.7]])
+
+
+@functools.cache
+def probe_pairs() -> Float[np.ndarray, "2 P"]:
+    """Return the 128 points (x, y) [2, P] at which functions of two inputs are compared.
+
+    They are (0, 0), as trainers hit it; three on either axis; 117 in [-5, 5]², denser around 0 as in `probe_points`, by
+    the additive recurrence of the plastic number, of which no coordinate lies within 0.05 of 0 or within 0.02 of the
+    other or its negative, where a difference of alike terms leaves few digits; and 4 beyond.
+    """
+    plastic = 1.324717957244746
+    s = 2 * np.modf(np.arange(1, 600)[:, None] / plastic ** np.arange(1, 3))[0] - 1
+    inner = 5 * s * np.abs(s)
+    apart = np.abs(np.abs(inner[:, 0]) - np.abs(inner[:, 1])) > 0.02
+    inner = inner[apart & (np.abs(inner).min(axis=1) > _CLOSE)][:117]
+    axes = [(0.73, 0.0), (0.0, 0.73), (-1.31, 0.0), (0.0, -1.31), (3.17, 0.0), (0.0, 3.17)]
+    beyond = [(-13.1, 7.3), (12.7, -6.9), (7.3, 12.7), (-6.9, -13.1)]
+    return np.ascontiguousarray(np.concatenate([[(0.0, 0.0)], axes, inner, beyond]).T)
 
 
 @functools.cache
@@ -184,6 +208,32 @@ def _fingerprint(
     values: Float[Array | np.ndarray, "rows P"], points: Float[Array | np.ndarray, " P"]
 ) -> tuple[UInt64[Array, "rows 2"], Bool[Array, " rows"], Bool[Array, " rows"]]:
     rounded, tolerance = _rounded(values, points)
+    ids, constant, finite = _told(values, rounded, tolerance)
+    slope = (values[:, 1:2] - values[:, :1]) / (points[1] - points[0])
+    line = values[:, :1] + slope * (points - points[0])
+    largest = jnp.max(jnp.abs(values), axis=1, keepdims=True)
+    affine = jnp.all(finite & (jnp.abs(values - line) <= 1e-9 * largest + tolerance), axis=1)
+    return ids, constant, affine
+
+
+@jax.jit
+def _fingerprint_in_plane(
+    values: Float[Array | np.ndarray, "rows P"], points: Float[Array | np.ndarray, "2 P"]
+) -> tuple[UInt64[Array, "rows 2"], Bool[Array, " rows"], Bool[Array, " rows"]]:
+    rounded, tolerance = _rounded(values, jnp.max(jnp.abs(points), axis=0))
+    ids, constant, finite = _told(values, rounded, tolerance)
+    # The second and the third point lie on the axes.
+    of_x, of_y = ((values[:, i : i + 1] - values[:, :1]) / points[i - 1, i] for i in (1, 2))
+    plane = values[:, :1] + of_x * points[0] + of_y * points[1]
+    largest = jnp.max(jnp.abs(values), axis=1, keepdims=True)
+    affine = jnp.all(finite & (jnp.abs(values - plane) <= 1e-9 * largest + tolerance), axis=1)
+    return ids, constant, affine
+
+
+def _told(
+    values: Float[Array | np.ndarray, "rows P"], rounded: Float[Array, "rows P"], tolerance: Float[Array, "rows P"]
+) -> tuple[UInt64[Array, "rows 2"], Bool[Array, " rows"], Bool[Array, "rows P"]]:
+    """Ids, which functions are constant, and where they are finite."""
     finite = jnp.isfinite(values)
     # Sign, exponent and 20 bits of mantissa are the upper half of a float64.
     words = jax.lax.bitcast_convert_type(rounded, jnp.uint64) >> 32
@@ -192,11 +242,7 @@ def _fingerprint(
     ids = jnp.stack([_upper_halves(lanes[i], lanes[i + 1]) for i in (0, 2)], axis=1)
     same = jnp.abs(values - values[:, :1]) <= tolerance + 2.0**-_BITS * jnp.abs(values[:, :1])
     constant = jnp.all(same & finite, axis=1) | ~jnp.any(finite, axis=1)
-    slope = (values[:, 1:2] - values[:, :1]) / (points[1] - points[0])
-    line = values[:, :1] + slope * (points - points[0])
-    largest = jnp.max(jnp.abs(values), axis=1, keepdims=True)
-    affine = jnp.all(finite & (jnp.abs(values - line) <= 1e-9 * largest + tolerance), axis=1)
-    return ids, constant, affine
+    return ids, constant, finite
 
 
 def _rounded(

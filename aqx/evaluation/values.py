@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from aqx.errors import InputError
 from aqx.evaluation.family import Batch, Family
 from aqx.numerics.settings import on_host
 from aqx.operators import SETS, Operator, operator_table
+from aqx.tree import INPUTS
 
 _BLOCK_BYTES = 1 << 19  # of values in one block: larger ones are padded more, smaller ones dispatched more
 _BLOCK_ROWS = 1 << 13  # and rows at most, as a block is filled up with padding
@@ -29,13 +31,13 @@ Rule = Callable[..., Array]
 
 
 def evaluate(
-    batch: Batch, points: Float[np.ndarray, " P"], out: Float[np.ndarray, "K P"] | None = None
+    batch: Batch, points: Float[np.ndarray, "*I P"], out: Float[np.ndarray, "K P"] | None = None
 ) -> Float[np.ndarray, "K P"]:
     """Evaluate functions at the same points, in the points' own dtype.
 
     Args:
         batch: the functions.
-        points: where [P]; float32 or float64.
+        points: where [P], or of functions of two inputs [2, P]; float32 or float64.
         out: an array to write to [K, P]; the pages of a new one cost as much as the values in it.
 
     Returns:
@@ -48,12 +50,13 @@ def evaluate(
         array([[9., 4.],
                [3., 2.]])
     """
+    given = np.atleast_2d(points)
     with on_host(float64=points.dtype == np.float64):
-        return _evaluate(batch, points, np.ones_like(points), value, out)
+        return _evaluate(batch, given, np.ones_like(given[0]), value, out)
 
 
 def evaluate_family(
-    family: Family, points: Float[ArrayLike, " P"], out: Float[Array, "size P"]
+    family: Family, points: Float[ArrayLike, "*I P"], out: Float[Array, "size P"]
 ) -> Float[Array, "size P"]:
     """Evaluate all functions of one family by a program of their own; for evaluating them many times.
 
@@ -62,7 +65,7 @@ def evaluate_family(
 
     Args:
         family: the schema and its operators.
-        points: where [P].
+        points: where [P], or of functions of two inputs [2, P].
         out: an array of the result's shape and dtype, such as the result of the last call; it is used up.
 
     Returns:
@@ -76,29 +79,36 @@ def evaluate_family(
         [[3.0, 2.0], [9.0, 4.0]]
     """
     table = operator_table()
-    return _family_program(family, tuple(table.by_name[name] for name in family.operators_used))(points, out)
+    program = _family_program(family, tuple(table.by_name[name] for name in family.operators_used))
+    return program(points, out)
 
 
 @functools.lru_cache(maxsize=16)
 def _family_program(family: Family, operators: tuple[Operator, ...]) -> Callable[..., Array]:
     by_name = {operator.name: operator for operator in operators}
 
-    def values(family: Family, points: Float[Array, " P"]) -> Float[Array, "size P"]:
+    def values(family: Family, points: Float[Array, "I P"]) -> Float[Array, "size P"]:
         if not family.schema.args:
-            rows = [points if leaf == "x" else jnp.full_like(points, float(leaf)) for leaf in family.leaves]
+            rows = [
+                points[INPUTS.index(leaf)] if leaf in INPUTS else jnp.full_like(points[0], float(leaf))
+                for leaf in family.leaves
+            ]
             return jnp.stack(rows)
         # The barrier has each argument computed once: without it XLA would repeat it in every loop that takes it.
         args = [jax.lax.optimization_barrier(values(arg, points)) for arg in family.args]
         spread = [jnp.expand_dims(arg, [j for j in range(len(args)) if j != i]) for i, arg in enumerate(args)]
         applied = [value(by_name[name], *jnp.broadcast_arrays(*spread)) for name in family.choices]
-        return jnp.concatenate([block.reshape(-1, len(points)) for block in applied])
+        return jnp.concatenate([block.reshape(-1, points.shape[1]) for block in applied])
 
-    return jax.jit(lambda points, out: values(family, points), donate_argnums=1, keep_unused=True)
+    return jax.jit(lambda points, out: values(family, jnp.atleast_2d(points)), donate_argnums=1, keep_unused=True)
 
 
 @dataclass(frozen=True)
 class FiniteAt:
-    """Where K functions are finite in float32 [K]: at 0, at both of ±20, and whether their derivative at 0 is."""
+    """Where K functions are finite in float32 [K]: at 0, at both of ±20, and whether their derivative at 0 is.
+
+    Of two inputs: at (0, 0), at all of (±20, ±20), and whether both derivatives at (0, 0) are.
+    """
 
     zero: Bool[np.ndarray, " K"]
     twenty: Bool[np.ndarray, " K"]
@@ -111,27 +121,37 @@ def finite_at(batch: Batch) -> FiniteAt:
     So |x|^½ has no finite derivative at 0, and neither has relu(1/x), although it has a limit: 0·∞ is nan in a
     backward pass.
     """
-    values_and_derivatives = np.array([0, -20, 20, 1, 1, 1], np.float32)
-    of_constants = np.array([1, 1, 1, 0, 0, 0], np.float32)
+    # Values at some points, then the derivatives along x at each of them, or along y.
+    values_and_derivatives = np.array([[0, -20, 20, 1, 1, 1]], np.float32)
+    if batch.inputs == 2:
+        values_and_derivatives = np.array(
+            [[0, 0, -20, -20, 20, 20, 1, 0, 1, 1, 1, 1], [0, 0, -20, 20, -20, 20, 0, 1, 1, 1, 1, 1]], np.float32
+        )
+    half = values_and_derivatives.shape[1] // 2
+    of_constants = np.repeat(np.array([1, 0], np.float32), half)
     with on_host(float64=False):
         finite = np.isfinite(_evaluate(batch, values_and_derivatives, of_constants, _value_and_derivative))
-    return FiniteAt(finite[:, 0], finite[:, 1] & finite[:, 2], finite[:, 3])
+    at_0 = slice(0, batch.inputs)
+    far, slopes = finite[:, batch.inputs : half], finite[:, half:]
+    return FiniteAt(*(np.asarray(each.all(axis=1)) for each in (finite[:, at_0], far, slopes[:, at_0])))
 
 
 def _evaluate(
     batch: Batch,
-    leaf: Float[np.ndarray, " P"],
+    leaves: Float[np.ndarray, "I P"],
     one: Float[np.ndarray, " P"],
     rule: Rule,
     out: Float[np.ndarray, "K P"] | None = None,
 ) -> Float[np.ndarray, "K P"]:
-    """What a rule makes of functions, given what it takes for the leaves `x` and `1.0`."""
-    values = np.empty((len(batch), len(leaf)), leaf.dtype) if out is None else out
+    """What a rule makes of functions, given what it takes for the leaves `x`, `y` where there is one, and `1.0`."""
+    if batch.inputs > len(leaves):
+        raise InputError("functions of two inputs are evaluated at points of the plane; give them as an array [2, P]")
+    values = np.empty((len(batch), leaves.shape[1]), leaves.dtype) if out is None else out
     if not batch.args or not len(batch):
-        values[:] = leaf if batch.numbers is None else batch.numbers[:, None] * one
+        values[:] = leaves[int(batch.second)] if batch.numbers is None else batch.numbers[:, None] * one
         return values
-    what = rule, leaf.dtype, leaf.tobytes()
-    args = [(arg.kept(what, functools.partial(_evaluate, arg, leaf, one, rule)), taken) for arg, taken in batch.args]
+    what = rule, leaves.dtype, leaves.tobytes()
+    args = [(arg.kept(what, functools.partial(_evaluate, arg, leaves, one, rule)), taken) for arg, taken in batch.args]
     apply(batch.operators, batch.opcodes, args, rule, values)
     return values
 

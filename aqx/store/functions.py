@@ -127,6 +127,28 @@ def enumerated(db: Database) -> dict[tuple[str, str], int]:
         return _families(con)
 
 
+# Where `y` stands as an argument in a name or a schema.
+_TAKES_Y = r"'[(,]y[,)]'"
+
+
+def holds_two_inputs(db: Database) -> bool:
+    """Return whether functions of two inputs have been enumerated."""
+    with db.read() as con:
+        ((found,),) = con.execute(f"SELECT EXISTS (FROM families WHERE regexp_matches(schema, {_TAKES_Y}))").fetchall()
+    return found
+
+
+def classes_by_inputs(db: Database, inputs: int) -> list[str]:
+    """Return the ids of the classes worth training that are functions of so many inputs, 1 or 2."""
+    with db.read() as con:
+        rows = con.execute(
+            "SELECT class_id::VARCHAR FROM class_info WHERE finite AND NOT constant "
+            f"AND regexp_matches(name, {_TAKES_Y}) = ?",
+            [inputs == 2],
+        ).fetchall()
+    return [class_id for (class_id,) in rows]
+
+
 def add_functions(
     db: Database,
     names: Sequence[str],

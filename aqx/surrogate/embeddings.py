@@ -14,7 +14,7 @@ from aqx.surrogate.features import Features
 Progress = Callable[[int, int, str], None]
 _CHUNK = 8192
 # Candidates whose principal components are found, at most; ids are hashes, so that every k-th is a random sample.
-_FITTED = 65536
+FITTED = 65536
 # Of the losses of short runs, by which they are ranked.
 _QUANTILES = 256
 # Euclidean distances of P float32 numbers stay finite below this: P · (2·limit)² < 3.4e38 for P < 10⁷.
@@ -30,7 +30,7 @@ def squash(outputs: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 def fit_components(
     rows: Float[np.ndarray, "C P"], count: int, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
-) -> Float32[np.ndarray, "P columns"]:
+) -> Float32[np.ndarray, "D columns"]:
     """Find the mean and the first `count` principal components of `transform(rows)`.
 
     Components without variance are 0; each component's sign is that which makes its largest loading positive.
@@ -41,11 +41,11 @@ def fit_components(
         transform: applied to each chunk of rows.
 
     Returns:
-        For `project_on`: the mean, then the loadings of each component [P, 1 + K].
+        For `project_on`: the mean, then the loadings of each component [D, 1 + K].
     """
     if not rows.size:
         return np.zeros((rows.shape[1], 1 + count), np.float32)
-    rows = rows[:: -(-len(rows) // _FITTED)]
+    rows = rows[:: -(-len(rows) // FITTED)]
     rows = np.concatenate([transform(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)])
     components = np.zeros((rows.shape[1], 1 + count), np.float32)
     components[:, 0] = rows.mean(axis=0, dtype=np.float64)
@@ -64,7 +64,7 @@ def fit_components(
 
 
 def project_on(
-    components: Float32[np.ndarray, "P columns"],
+    components: Float32[np.ndarray, "D columns"],
     rows: Float[np.ndarray, "C P"],
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Float32[np.ndarray, "C K"]:
@@ -127,7 +127,8 @@ def umap_union(features: Features, seed: int, progress: Progress | None = None) 
 
     Source: Bingham & Miikkulainen (NeurIPS 2023), section 4, with umap-learn's `mapper_a + mapper_b`.
     """
-    outputs = np.clip(features.outputs, -_RAW_LIMIT, _RAW_LIMIT)
+    raw = features.in_plane() if features.gated.any() else features.outputs
+    outputs = np.clip(raw, -_RAW_LIMIT, _RAW_LIMIT)
     spectra = np.where(features.has_spectrum[:, None], features.spectra, np.float32(np.nan))
     _, first, inverse = np.unique(
         np.hstack([outputs, np.nan_to_num(spectra, nan=-1e30)]), axis=0, return_index=True, return_inverse=True
@@ -135,7 +136,7 @@ def umap_union(features: Features, seed: int, progress: Progress | None = None) 
     order = np.argsort(first)  # distinct rows in the order in which they came
     first, inverse = first[order], np.argsort(order)[inverse.ravel()]
     if len(first) < _UMAP_ROWS:
-        both = np.hstack([squash(features.outputs), np.nan_to_num(spectra)])
+        both = np.hstack([squash(raw), np.nan_to_num(spectra)])
         return principal_components(both.astype(np.float32), 2)
     return _umap_distinct(outputs[first], spectra[first], features.has_spectrum[first], seed, progress)[inverse]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aqx.errors import InputError
-from aqx.surrogate.symmetry import mid_quantiles
+from aqx.surrogate.symmetry import in_plane, mid_quantiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,12 +17,14 @@ class Features:
 
     Attributes:
         names: name of each candidate [C].
-        outputs: finite values of each candidate at the P stored points [C, P].
+        outputs: finite values of each candidate at the P stored points [C, P]; those of a function of two inputs at as
+            many points of the plane, `aqx.plane.normal_pairs`.
         spectra: weighted quantiles of its Fisher spectrum [C, D], so that the L1 distance of two rows is the
             weight-weighted Wasserstein-1 distance of two spectra; a row with a nan has no spectrum. Left out, or
             with D = 0, outputs are all there is.
         points: where the outputs were taken [P]; default quantiles of N(0, 1), as a database has them by default.
         runs: losses of its short runs [C, R], the lower the better; a row with a nan has none. Left out, nobody has.
+        gated: which candidates are functions of two inputs [C]; derived from the names.
         has_spectrum: which candidates have a spectrum [C]; derived.
         has_runs: which candidates have short runs [C]; derived.
 
@@ -41,6 +43,7 @@ class Features:
     spectra: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # float32 [C, D]
     points: np.ndarray = field(default_factory=lambda: np.empty(0))  # float64 [P]
     runs: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # float32 [C, R]
+    gated: np.ndarray = field(init=False, repr=False)  # bool [C]
     has_spectrum: np.ndarray = field(init=False, repr=False)  # bool [C]
     has_runs: np.ndarray = field(init=False, repr=False)  # bool [C]
 
@@ -57,11 +60,27 @@ class Features:
         if points.shape != outputs.shape[1:]:
             raise InputError(f"points has the shape {points.shape}; give one for each of {outputs.shape[1]} outputs")
         fields = {"names": names, "outputs": outputs, "spectra": spectra, "points": points, "runs": runs}
-        for name, value in (fields | {"has_spectrum": has_spectrum, "has_runs": has_runs}).items():
+        gated = np.fromiter(map(_takes_y, names), bool, len(names))
+        derived = {"gated": gated, "has_spectrum": has_spectrum, "has_runs": has_runs}
+        for name, value in (fields | derived).items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def in_plane(self, rows: slice = slice(None)) -> np.ndarray:
+        """Return the outputs of some candidates, all as functions of two inputs at the same points [R, P].
+
+        So functions of one and of two inputs are compared: f(x) is the function of x and y that y does not change.
+        """
+        outputs, plain = self.outputs[rows].copy(), ~self.gated[rows]
+        outputs[plain] = in_plane(outputs[plain], self.points)
+        return outputs
+
+
+def _takes_y(name: str) -> bool:
+    """Whether `y` stands in a function's name: as an argument, not as a part of another name."""
+    return "y)" in name and ("(y)" in name or ",y)" in name) or "y," in name and ("(y," in name or ",y," in name)
 
 
 def _descriptor(name: str, value: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from aqx.errors import InputError
-from aqx.surrogate.embeddings import Progress, fit_components, fit_scores, project_on, scores_on, umap_union
+from aqx.surrogate.embeddings import FITTED, Progress, fit_components, fit_scores, project_on, scores_on, umap_union
 from aqx.surrogate.features import Features
 from aqx.surrogate.gaussian_process import gaussian_process
 from aqx.surrogate.models import Model, average, nearest_neighbours, regressor
-from aqx.surrogate.symmetry import parts
+from aqx.surrogate.symmetry import parts, parts_in_plane
 from aqx.surrogate.trees import extra_trees
 
 Loadings = Mapping[str, np.ndarray]
@@ -83,25 +84,39 @@ _CHUNK = 8192
 
 
 def _fit_shapes(features: Features) -> Loadings:
-    """Principal components of the oriented odd and even parts of the outputs, and of the spectra; quantiles of runs."""
+    """Principal components of the oriented odd and even parts of the outputs, and of the spectra; quantiles of runs.
+
+    Where some candidate is a function of two inputs, all are taken as such, at the same points of the plane.
+    """
+    outputs, taken_apart = features.outputs, partial(parts, points=features.points)
+    if features.gated.any():
+        outputs, taken_apart = features.in_plane(slice(None, None, -(-len(features) // FITTED))), parts_in_plane
     return {
-        "odd": fit_components(features.outputs, _ODD, lambda rows: parts(rows, features.points).odd),
-        "even": fit_components(features.outputs, _EVEN, lambda rows: parts(rows, features.points).even),
+        "odd": fit_components(outputs, _ODD, lambda rows: taken_apart(rows).odd),
+        "even": fit_components(outputs, _EVEN, lambda rows: taken_apart(rows).even),
         "spectra": fit_components(features.spectra[features.has_spectrum], _SPECTRUM),
         "runs": fit_scores(features.runs[features.has_runs]),
     }
 
 
 def _on_shapes(features: Features, loadings: Loadings) -> Float32[np.ndarray, "C K"]:
-    """Coordinates on these components, and the other columns; nan for the spectrum where there is none."""
+    """Coordinates on these components, and the other columns; nan for the spectrum where there is none.
+
+    They are nan for a function of two inputs where the components were fitted without any.
+    """
     quantiles = loadings.get("runs", np.empty((0, 0)))  # embeddings of before have none
     runs = quantiles.shape[1] if len(quantiles) else 0
     coordinates = np.full((len(features), _WITHOUT_RUNS + runs), np.nan, np.float32)
     for start in range(0, len(features), _CHUNK):
         chunk = slice(start, start + _CHUNK)
-        shape = parts(features.outputs[chunk], features.points)
+        if len(loadings["odd"]) == features.outputs.shape[1]:
+            shape = parts(features.outputs[chunk], features.points)
+        else:
+            shape = parts_in_plane(features.in_plane(chunk))
         odd, even = project_on(loadings["odd"], shape.odd), project_on(loadings["even"], shape.even)
         coordinates[chunk, :_OUTPUTS] = np.hstack([odd, even, shape.mean, shape.scale, shape.orientation])
+    if len(loadings["odd"]) == features.outputs.shape[1]:
+        coordinates[features.gated] = np.nan
     if (present := features.has_spectrum).any():
         coordinates[present, _OUTPUTS:_WITHOUT_RUNS] = project_on(loadings["spectra"], features.spectra[present])
     if runs and (present := features.has_runs).any():

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
+from aqx.plane import images, normal_pairs
+
 # Beyond, a larger value tells no more about a function than that it explodes.
 _LIMIT = 20.0
 
@@ -55,6 +57,65 @@ def parts(outputs: Float32[np.ndarray, "C P"], points: Float[np.ndarray, " P"]) 
     turn = np.where(orientation[:, 1:] < 0, -1.0, 1.0)
     scale = np.sqrt((odd**2 + even**2).mean(axis=1, keepdims=True) + 1e-12)
     return Parts(odd / scale, even * turn / scale, np.arcsinh(mean * turn / scale), np.log(scale), orientation / scale)
+
+
+def parts_in_plane(outputs: Float32[np.ndarray, "C P"]) -> Parts:
+    """Take functions of two inputs apart as `parts` does, at the points of `aqx.plane.normal_pairs`.
+
+    f is the sum of four parts: odd or even in x, and odd or even in y. Signs of f, x and y, and the exchange of x and
+    y, are what a network hardly notices whose two projections are initialised alike. So each part is oriented by
+    itself, and of f(x, y) and f(y, x) the one is described that is odd in one input by x, not by y.
+
+    Args:
+        outputs: values of the functions at the points [C, P]; larger ones than 20 are taken for 20.
+
+    Returns:
+        As of `parts`, where `odd` holds the parts that are odd in x, and `even` those that are even [C, 2P]. Of a
+        function of x alone these are its odd and its even part, and zeros.
+    """
+    of_x, of_y, exchanged = images(outputs.shape[1])
+    x, y = normal_pairs(outputs.shape[1]).astype(np.float64)
+    values = np.clip(outputs.astype(np.float64), -_LIMIT, _LIMIT)
+    turned, mirrored, both = values[:, of_x], values[:, of_y], values[:, of_x[of_y]]
+    odd_in_x, odd_in_y = (values - turned + mirrored - both) / 4, (values + turned - mirrored - both) / 4
+    odd_in_both, even = (values - turned - mirrored + both) / 4, (values + turned + mirrored + both) / 4
+    mean = even.mean(axis=1, keepdims=True)
+    even -= mean
+    orientation = np.stack([values @ x, (values - mean) @ (x * x)], axis=1) / len(x)
+    swap = _exceeds(
+        (odd_in_y**2).mean(axis=1), (odd_in_x**2).mean(axis=1), (even @ (y * y)) ** 2, (even @ (x * x)) ** 2
+    )
+    odd_in_x[swap], odd_in_y[swap] = odd_in_y[swap][:, exchanged], odd_in_x[swap][:, exchanged]
+    odd_in_both[swap], even[swap] = odd_in_both[swap][:, exchanged], even[swap][:, exchanged]
+    odd_in_x, odd_in_y, odd_in_both = (
+        part * np.where(part @ along < 0, -1.0, 1.0)[:, None]
+        for part, along in ((odd_in_x, x), (odd_in_y, y), (odd_in_both, x * y))
+    )
+    turn = np.where(even @ (x * x + y * y) < 0, -1.0, 1.0)[:, None]
+    odd, others = np.hstack([odd_in_x, odd_in_both]), np.hstack([even * turn, odd_in_y])
+    scale = np.sqrt((odd**2 + others**2).sum(axis=1, keepdims=True) / len(x) + 1e-12)
+    return Parts(odd / scale, others / scale, np.arcsinh(mean * turn / scale), np.log(scale), orientation / scale)
+
+
+def _exceeds(a: np.ndarray, b: np.ndarray, next_a: np.ndarray, next_b: np.ndarray) -> np.ndarray:
+    """Where a > b, and next_a > next_b where these are the same but for rounding."""
+    margin = 1e-6 * (a + b)
+    return (a > b + margin) | (np.abs(a - b) <= margin) & (next_a > next_b + 1e-6 * (next_a + next_b))
+
+
+def in_plane(outputs: Float32[np.ndarray, "C P"], points: Float[np.ndarray, " P"]) -> Float32[np.ndarray, "C P"]:
+    """Values of functions of one input, known at some points, as functions of x and y at those of `normal_pairs`.
+
+    Interpolated, as values at mirror images are in `parts`.
+    """
+    order = np.argsort(points, kind="stable")
+    known, x = np.asarray(points, np.float64)[order], normal_pairs(len(points))[0].astype(np.float64)
+    right = np.clip(np.searchsorted(known, x), min(1, len(known) - 1), len(known) - 1)
+    left = np.maximum(right - 1, 0)
+    share = np.clip((x - known[left]) / np.where(right > left, known[right] - known[left], 1.0), 0, 1)
+    with np.errstate(over="ignore"):
+        values = outputs[:, order[left]] * (1 - share) + outputs[:, order[right]] * share
+    return np.nan_to_num(values).astype(np.float32)
 
 
 def mid_quantiles(count: int) -> Float[np.ndarray, " P"]:
