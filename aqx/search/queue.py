@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from aqx.candidates import Candidates
 from aqx.errors import Exhausted, InputError
 from aqx.machine import cores
 from aqx.search.ledger import Ledger, Record, seed_of_trial
+from aqx.stopping import is_stop
 from aqx.store import StudySettings, functions
 from aqx.store.claims import Settled, Snapshot, Wanted
 from aqx.store.kinds import RUNS
@@ -27,6 +28,7 @@ from aqx.tasks import Task
 # Taken in the order of the last fit by who has lost a choice to another process: to fit again and again, each time for
 # one choice that all make alike, takes N processes N² fits.
 _RUNNERS_UP = 32
+_INPUTS = {1: "one input", 2: "two inputs"}
 _log = logging.getLogger("aqx")
 
 
@@ -113,6 +115,7 @@ class Queue:
         self._round: _Round | None = None
         self._subject: Any = None  # the task made ready for spectra, by the first who needs it
         self._bare_subject: Any = None  # the same for short runs, where spectra are not wanted or cannot be computed
+        self._not_applicable: list[int] | None = None  # the functions, by their inputs, that the model does not take
         self._undescribed: set[str] = set()  # classes whose spectrum could not be computed
         self._without_runs: set[str] = set()  # classes whose short runs could not be computed
 
@@ -259,9 +262,32 @@ class Queue:
 
     def _read_candidates(self) -> Candidates:
         task_id = self.ledger.task_id  # of a task that is not stored, no embedding is kept
-        return candidates.of_database(
-            self.ledger.db, task_id, self.preset, self.settings.seed, self._table, keep=task_id > 0
-        )
+        db, before = self.ledger.db, self._table
+        table = candidates.of_database(db, task_id, self.preset, self.settings.seed, before, keep=task_id > 0)
+        if table is before or not functions.holds_two_inputs(db):
+            return table
+        if self._not_applicable is None:
+            self._not_applicable = self._kinds_not_taken()
+        usable = table.usable.copy()
+        for inputs in self._not_applicable:
+            rows = table.rows_of(functions.classes_by_inputs(db, inputs))
+            usable[rows[rows >= 0]] = False
+        return replace(table, usable=usable)
+
+    def _kinds_not_taken(self) -> list[int]:
+        """The functions, of one input or of two, that are not applicable to the task's model; none if it takes none."""
+        from aqx.tasks.inputs import not_applicable  # brings Flax, which is slow to import
+
+        try:
+            x, _ = self.task.batch()
+        except Exception as error:
+            if is_stop(error):
+                raise
+            return []
+        reasons = {inputs: reason for inputs in (1, 2) if (reason := not_applicable(self.task, inputs, x))}
+        if len(reasons) == 1:
+            _log.warning("aqx: functions of %s are %s", *[(_INPUTS[i], why) for i, why in reasons.items()][0])
+        return list(reasons) if len(reasons) == 1 else []
 
     def _seen(self, table: Candidates, trials: Sequence[Brief]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""

@@ -17,6 +17,7 @@ from aqx.spectra.subject import Subject
 from aqx.store.kinds import SPECTRA
 from aqx.tasks import apply_model, guard
 from aqx.tasks.check import check_finite, check_loss
+from aqx.tasks.inputs import rectified
 
 
 class Unacceptable(TaskError):
@@ -25,12 +26,12 @@ class Unacceptable(TaskError):
 
 @own_settings()
 def accept(subject: Subject) -> dict[str, Any]:
-    """Check the loss of the untrained model with ReLU, as `check_task` does, and return the digest of the subject.
+    """Check the loss of the untrained model with ReLU (ReGLU), as `check_task` does; return the subject's digest.
 
     Raises:
         Unacceptable: the loss is not one number per example, depends on the others, or is not finite.
     """
-    task, act, n = subject.task, activation("relu(x)"), subject.probe.examples
+    task, act, n = subject.task, activation(rectified(subject.inputs)), subject.probe.examples
 
     @jax.jit
     def forward(state: Any, x: Any) -> Any:
@@ -65,6 +66,8 @@ def refuse_if_all_baselines_break(subject: Subject, descriptor: Descriptor[Any])
     reasons: list[str] = []
     for name in subject.task.baselines:
         act = activation(name)
+        if act.inputs != subject.inputs:
+            continue
         with on_cpu():
             arrays = guard(name, lambda act=act: program(act, {}, subject.state, subject.x, subject.y))
         (reason,) = descriptor.gather(subject, [np.asarray(array)[None] for array in arrays], {}).reasons()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -26,7 +27,7 @@ from aqx.spectra.engine import Engine
 from aqx.spectra.fisher_spectra import FISHER
 from aqx.spectra.naming import Namer
 from aqx.spectra.short_runs import SHORT_RUNS
-from aqx.spectra.subject import Subject, loss_of, prepare, prepare_without_layers, traces
+from aqx.spectra.subject import Subject, in_other_kind, loss_of, prepare, prepare_without_layers, traces
 from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
 from aqx.stopping import is_stop
 from aqx.store import Database, any_valid
@@ -208,36 +209,92 @@ def _compute(
         db = Database(db)  # one that is not there shows before anything is compiled
     subject = ready()
     # Called with the subject alone by who replaces it.
-    with Engine(subject) if descriptor is FISHER else Engine(subject, descriptor=descriptor) as engine:
+    with _Engines(subject, descriptor) as engines:
         if not leads():
-            return _follow(engine, report)
+            return _follow(engines, report)
         try:
             database = db if isinstance(db, Database) else Database(db)
             check_meanings(database)
             form = descriptor.form(subject)
             order = first() if callable(first) else first
             with Workload(database, subject, descriptor.kind, form, names, limit, order, lease_seconds) as workload:
-                return _lead(engine, workload, batch, progress or _silent, report)
+                return _lead(engines, workload, batch, progress or _silent, report)
         finally:
             announce([])
 
 
+class _Engines(contextlib.ExitStack):
+    """The engine of a task, and that of the same task with functions of the other number of inputs once some come."""
+
+    def __init__(self, subject: Subject, descriptor: Descriptor[Any]):
+        super().__init__()
+        self.main: Engine = self._entered(subject, descriptor)
+        self._descriptor = descriptor
+        self._of: dict[int, Engine | str] = {subject.inputs: self.main}
+
+    def _entered(self, subject: Subject, descriptor: Descriptor[Any]) -> Engine:
+        # Called with the subject alone by who replaces it.
+        return self.enter_context(Engine(subject) if descriptor is FISHER else Engine(subject, descriptor=descriptor))
+
+    def of(self, inputs: int) -> Engine | str:
+        """The engine for functions of so many inputs, or why the model takes none."""
+        if inputs not in self._of:
+            other = in_other_kind(self.main.subject)
+            self._of[inputs] = other if isinstance(other, str) else self._entered(other, self._descriptor)
+        return self._of[inputs]
+
+    @property
+    def shapes(self) -> int:
+        """Shapes of functions met so far."""
+        return sum(engine.shapes for engine in self._of.values() if isinstance(engine, Engine))
+
+    def started(self, acts: Sequence[Activation]) -> list[_Part]:
+        """Start a batch, the functions of one input apart from those of two."""
+        parts = []
+        for inputs in dict.fromkeys(act.inputs for act in acts):
+            rows = [row for row, act in enumerate(acts) if act.inputs == inputs]
+            some, engine = [acts[row] for row in rows], self.of(inputs)
+            parts.append(_Part(rows, some, engine, None if isinstance(engine, str) else _started(engine, some)))
+        return parts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Those of a batch that one engine computes, or that the model does not take, for a reason."""
+
+    rows: list[int]
+    acts: list[Activation]
+    engine: Engine | str
+    pending: Callable[[], Described] | None
+
+
 def _lead(
-    engine: Engine,
+    engines: _Engines,
     workload: Workload,
     batch: int | None,
     progress: Callable[[int, int, str], None],
     report: type[Report],
 ) -> Report:
+    engine = engines.main
     kind = engine.descriptor.kind
     namer = _namer(engine, announce([_HEADER, *workload.operators])[1:])
     invalid, undescribed = Counter[str](), Counter[str]()
     known_to_work = False
     progress(0, workload.total, kind.noun)
 
-    def commit(ids: list[str], total: int, acts: list[Activation], pending: Callable[[], Described]) -> None:
+    def commit(ids: list[str], total: int, parts: list[_Part]) -> None:
+        for part in parts:
+            some = [ids[row] for row in part.rows]
+            if isinstance(part.engine, str):
+                undescribed[part.engine] += len(some)
+                workload.give_up(some)
+            else:
+                assert part.pending is not None
+                commit_part(some, part.engine, _finished(part.engine, part.acts, part.pending))
+        progress(workload.stored, total, kind.noun)
+
+    def commit_part(ids: list[str], engine: Engine, found: Described) -> None:
         nonlocal known_to_work
-        found = _finished(engine, acts, pending)
         reasons = found.reasons()
         if not known_to_work and any(reason and i not in found.failed for i, reason in enumerate(reasons)):
             if not any_valid(workload.db, workload.task_id, engine.subject.task.baselines, kind):
@@ -251,10 +308,9 @@ def _lead(
             ids, features, reasons = [ids[i] for i in kept], features[kept], [reasons[i] for i in kept]
         workload.store(ids, features, reasons)
         invalid.update(filter(None, reasons))
-        progress(workload.stored, total, kind.noun)
 
     size = batch or engine.at_once
-    waiting: tuple[list[str], int, list[Activation], Callable[[], Described]] | None = None
+    waiting: tuple[list[str], int, list[_Part]] | None = None
     while True:
         started = time.monotonic()
         # Only with nothing in flight here is there time to wait for other processes.
@@ -262,13 +318,13 @@ def _lead(
         now = None
         if classes:
             acts = namer(announce([name for _, name in classes]))
-            now = ([class_id for class_id, _ in classes], workload.total, acts, _started(engine, acts))
+            now = ([class_id for class_id, _ in classes], workload.total, engines.started(acts))
         # While the devices compute this batch, the last one is sorted and written.
         if waiting:
             commit(*waiting)
         elif not classes:
             computed = workload.stored - invalid.total()
-            return report(computed, dict(invalid), engine.shapes, _coverage(engine), dict(undescribed))
+            return report(computed, dict(invalid), engines.shapes, _coverage(engine), dict(undescribed))
         waiting = now
         if not batch:
             size = _next_size(size, time.monotonic() - started, engine.at_once)
@@ -278,20 +334,20 @@ def _coverage(engine: Engine) -> str:
     return str(engine.subject.probe.coverage) if engine.descriptor is FISHER else ""
 
 
-def _follow(engine: Engine, report: type[Report]) -> Report:
+def _follow(engines: _Engines, report: type[Report]) -> Report:
     """Compute what process 0 announces, until it announces nothing."""
-    computed, pending = 0, None
-    acts: list[Activation] = []
+    computed = 0
+    parts: list[_Part] = []
     header = announce([])  # empty where process 0 has failed before
-    namer = _namer(engine, header[1:])
+    namer = _namer(engines.main, header[1:])
     while header and (names := announce([])):
-        announced = namer(names)
-        started = _started(engine, announced)
-        if pending:
-            _finished(engine, acts, pending)
-        acts, pending = announced, started
-        computed += len(acts)
-    return report(computed, {}, engine.shapes, _coverage(engine))
+        started = engines.started(namer(names))
+        for part in parts:
+            if not isinstance(part.engine, str) and part.pending is not None:
+                _finished(part.engine, part.acts, part.pending)
+        parts = started
+        computed += sum(len(part.acts) for part in parts if part.pending is not None)
+    return report(computed, {}, engines.shapes, _coverage(engines.main))
 
 
 def _namer(engine: Engine, operators: Sequence[str]) -> Namer:
@@ -392,10 +448,10 @@ def check(task: Task, names: Sequence[str] | None = None) -> float:
         InputError: not one of the functions can be compared; of some that cannot, a warning says why.
     """
     subject = prepare(task)
-    engine, found, refused = Engine(subject), list[float](), list[str]()
+    engines, found, refused = _Engines(subject, FISHER), list[float](), list[str]()
     for name in task.baselines if names is None else names:
         try:
-            found.append(_difference(engine, name))
+            found.append(_difference(engines, name))
         except InputError as error:
             refused.append(str(error))
     if refused and not found:
@@ -405,12 +461,15 @@ def check(task: Task, names: Sequence[str] | None = None) -> float:
     return max(found, default=0.0)
 
 
-def _difference(engine: Engine, name: str) -> float:
+def _difference(engines: _Engines, name: str) -> float:
     """The worst difference of one function.
 
     Raises:
         InputError: it cannot be compared.
     """
+    engine = engines.of(activation(name).inputs)
+    if isinstance(engine, str):
+        raise InputError(f"names: {name!r} cannot be compared: {engine}")
     subject, task = engine.subject, engine.subject.task
     spectra = engine.start([activation(name)])()
     if reason := spectra.reason(0):

@@ -61,7 +61,7 @@ class Spectra:
             part = slice(start, start + step)
             pairs = {key: (of_A[part], of_G[part]) for key, (of_A, of_G) in self.pairs.items()}
             with np.errstate(invalid="ignore"):  # of the bad ones
-                features.append(spectrum_features(pairs, weights))
+                features.append(spectrum_features(pairs, weights, layout=subject.layout))
         matrix = np.concatenate(features)
         matrix[bad] = np.nan
         return matrix
@@ -69,7 +69,7 @@ class Spectra:
 
 def _program(subject: Subject, on_cpu: bool) -> Callable[..., tuple[Any, ...]]:
     # A host sorts fewer spectra than a GPU computes.
-    return partial(spectra_of, subject, not on_cpu)
+    return partial(spectra_of, subject, not on_cpu and subject.layout is None)
 
 
 def _gather(subject: Subject, arrays: Sequence[np.ndarray], failed: Mapping[int, str]) -> Spectra:

@@ -63,10 +63,15 @@ def quantile_means(ascending: Float[np.ndarray, "K n"], quantiles: int = QUANTIL
     return np.diff(edges, axis=-1) * (quantiles / count)
 
 
+def _together(spectra: Sequence[Float[np.ndarray, "K _"]]) -> Float[np.ndarray, "K n"]:
+    return spectra[0] if len(spectra) == 1 else np.sort(np.concatenate(spectra, axis=-1), axis=-1)
+
+
 def spectrum_features(
     pairs: Mapping[str, tuple[Float[np.ndarray, "K B d"], Float[np.ndarray, "K B p"]]],
     weights: Mapping[str, int],
     quantiles: int = QUANTILES,
+    layout: Mapping[str, tuple[float, tuple[str, ...]]] | None = None,
 ) -> Float[np.ndarray, "K D"]:
     """Feature vectors of K candidates whose Manhattan distance is Σ_l share_l · W₁(log-spectra of layer l).
 
@@ -74,15 +79,18 @@ def spectrum_features(
         pairs: per layer key, eigenvalues of A and G of K candidates.
         weights: weights per layer key; share_l = weights_l / sum of all.
         quantiles: Q.
+        layout: for each layer of the form that is stored, its share and the keys whose eigenvalues together are its
+            own; default each key alone.
 
     Returns:
-        float32 [K, L·Q], layers in the order of `weights`.
+        float32 [K, L·Q], layers in the order of `weights`, or of the layout.
 
     Source: Bingham & Miikkulainen 2023, section 4.1, which compares CDFs with bins in proportion to the weights.
     """
     total = sum(weights.values())
+    form = layout or {key: (weight / total, (key,)) for key, weight in weights.items()}
     blocks: Sequence[np.ndarray] = [
-        quantile_means(log_spectrum(*pairs[key]), quantiles) * (weight / total / quantiles)
-        for key, weight in weights.items()
+        quantile_means(_together([log_spectrum(*pairs[key]) for key in keys]), quantiles) * (share / quantiles)
+        for share, keys in form.values()
     ]
     return np.concatenate(blocks, axis=-1).astype(np.float32)

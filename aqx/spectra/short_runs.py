@@ -21,8 +21,9 @@ from aqx.activation import Activation
 from aqx.errors import TaskError
 from aqx.spectra.descriptor import Descriptor
 from aqx.spectra.memory import peak_bytes
-from aqx.spectra.subject import Opaque, Subject, stand_in
+from aqx.spectra.subject import Opaque, Subject
 from aqx.store.kinds import RUNS
+from aqx.tasks.inputs import stand_in
 
 # Measured: see the guide `early`. Minibatches of an eighth of the batch, each pass over it in a fresh order, at rates
 # that fall to 0 along half a cosine; of the losses, means over eight steps that end at these.
@@ -104,7 +105,7 @@ def _rows(subject: Subject) -> Int[np.ndarray, "S M"]:
     size = min(examples, max(FEWEST, examples // PARTS))
     part = jax.tree.map(lambda leaf: leaf[:size], (subject.x, subject.y))
     try:
-        jax.eval_shape(partial(subject.losses, stand_in()), subject.state, *part)
+        jax.eval_shape(partial(subject.losses, stand_in(subject.inputs)), subject.state, *part)
     except Exception:  # whatever the model, or the loss, raises
         return np.tile(np.arange(examples), (STEPS, 1))
     random, each = np.random.default_rng(0), examples // size
@@ -138,7 +139,7 @@ def _nothing(subject: Subject) -> dict[str, Any]:
 
 
 def _bytes_each(subject: Subject) -> int:
-    program = partial(runs_of, subject, stand_in(), {})
+    program = partial(runs_of, subject, stand_in(subject.inputs), {})
     return peak_bytes(jax.make_jaxpr(program)(subject.state, subject.x, subject.y).jaxpr)
 
 

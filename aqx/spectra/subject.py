@@ -21,20 +21,15 @@ from aqx.fisher.spectrum import Factor, eigenvalues_of, eigenvalues_of_A, factor
 from aqx.numerics.settings import own_settings
 from aqx.operators import operator_table
 from aqx.spectra.devices import on_cpu
+from aqx.spectra.layout import Layout, layout_of
 from aqx.spectra.memory import peak_bytes
 from aqx.spectra.traced_features import traced_features
 from aqx.tasks import Task, build_model, guard
 from aqx.tasks.check import check_batch
+from aqx.tasks.inputs import is_wrong_call, not_applicable, stand_in
 from aqx.tasks.model import losses_of, new_model
 
-# Any finite function will do: it only has to let the model be initialised and traced.
-_STAND_IN = "tanh(x)"
 _serial = itertools.count(1)
-
-
-def stand_in() -> Activation:
-    """A function to trace a model with, where any will do."""
-    return activation(_STAND_IN)
 
 
 class Opaque:
@@ -46,8 +41,8 @@ class Opaque:
     def __init__(self, act: Activation):
         self._act, self._serial = act, next(_serial)
 
-    def __call__(self, x: Any) -> Any:
-        return self._act(x)
+    def __call__(self, *inputs: Any) -> Any:
+        return self._act(*inputs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._act, name)
@@ -64,8 +59,8 @@ class _Marked(Opaque):
         super().__init__(act)
         self._mark = mark
 
-    def __call__(self, x: Any) -> Any:
-        y = super().__call__(x)
+    def __call__(self, *inputs: Any) -> Any:
+        y = super().__call__(*inputs)
         return y * self._mark.astype(y.dtype)
 
 
@@ -80,6 +75,9 @@ class Subject:
         x, y: the batch.
         bytes_each: what the values of one candidate may take at the same time.
         digest: of the batch, the loss and the initial weights, once they are accepted.
+        inputs: how many inputs the candidates have; a model may look otherwise with gated units.
+        layout: which layers stand for which of the model with the other units, that has given features their form;
+            None where this one has.
     """
 
     task: Task
@@ -89,6 +87,8 @@ class Subject:
     y: Any
     bytes_each: int = 0
     digest: dict[str, Any] | None = None
+    inputs: int = 1
+    layout: Layout | None = None
 
     def model(self, act: Any, state: Any) -> tuple[Any, Any]:
         """The task's model with an activation that may be traced, and variables for it."""
@@ -111,16 +111,44 @@ class Subject:
 def prepare(task: Task, fisher: str = "empirical", sharing: str = "expand") -> Subject:
     """Draw the task's batch, initialise its model once with its seed, and find the layers.
 
+    The model is made for functions of one input, or, where it takes none, for those of two.
+
     Raises:
         TaskError: the batch or the model cannot be used; one line says why.
     """
+    return _for_either(task, partial(_prepare, task, fisher, sharing))
+
+
+def _for_either(task: Task, prepared: Callable[[int, Any, Any], Subject]) -> Subject:
+    """What is prepared for functions of one input, or where the model takes none for those of two."""
     with on_cpu():  # many small programs
-        return _prepare(task, fisher, sharing)
+        x, y = _batch(task)
+        try:
+            return prepared(1, x, y)
+        except TaskError as error:
+            if not is_wrong_call(error):
+                raise
+        return prepared(2, x, y)
 
 
-def _prepare(task: Task, fisher: str, sharing: str) -> Subject:
-    x, y, model, variables = _initialised(task)
-    act = stand_in()
+@own_settings()
+def in_other_kind(subject: Subject) -> Subject | str:
+    """Make the same task ready for functions of two inputs instead of one, or the reverse; or say why it takes none."""
+    inputs = 3 - subject.inputs
+    with on_cpu():
+        if reason := not_applicable(subject.task, inputs, subject.x):
+            return reason
+        if not subject.probe.layers:
+            return replace(_without_layers(subject.task, inputs, subject.x, subject.y), digest=subject.digest)
+        probe = subject.probe
+        other = _prepare(subject.task, probe.fisher, probe.settings.sharing, inputs, subject.x, subject.y)
+    layout = layout_of(probe.layers, other.probe.layers, probe.coverage.weights)
+    return replace(other, digest=subject.digest, layout=layout)
+
+
+def _prepare(task: Task, fisher: str, sharing: str, inputs: int, x: Any, y: Any) -> Subject:
+    model, variables = _initialised(task, inputs, x)
+    act = stand_in(inputs)
 
     def traced() -> tuple[Subject, Any]:
         try:
@@ -129,7 +157,7 @@ def _prepare(task: Task, fisher: str, sharing: str) -> Subject:
             )
             if not probe.layers:
                 raise TaskError(f"the model of task {task.name!r} has no layer that aqx covers: {probe.coverage}")
-            subject = Subject(task, probe, probe.flavour.split(model, variables)[1], x, y)
+            subject = Subject(task, probe, probe.flavour.split(model, variables)[1], x, y, inputs=inputs)
             return subject, jax.make_jaxpr(partial(subject.factors, act))(subject.state, x, y)
         except InputError as error:
             raise TaskError(f"task {task.name!r}: {error}") from error
@@ -153,31 +181,38 @@ def prepare_without_layers(task: Task) -> Subject:
     Raises:
         TaskError: the batch or the model cannot be used; one line says why.
     """
-    with on_cpu():
-        x, y, model, variables = _initialised(task)
-
-        def found() -> Subject:
-            try:
-                probe = probe_without_layers(model, x, loss=loss_of(task), apply=task.apply)
-            except InputError as error:
-                raise TaskError(f"task {task.name!r}: {error}") from error
-            return Subject(task, probe, probe.flavour.split(model, variables)[1], x, y)
-
-        return guard(f"task {task.name!r}: the model", found)
+    return _for_either(task, partial(_without_layers, task))
 
 
-def _initialised(task: Task) -> tuple[Any, Any, Any, Any]:
-    """The batch, and the model with its initial variables: (x, y, model, variables)."""
+def _without_layers(task: Task, inputs: int, x: Any, y: Any) -> Subject:
+    model, variables = _initialised(task, inputs, x)
+
+    def found() -> Subject:
+        try:
+            probe = probe_without_layers(model, x, loss=loss_of(task), apply=task.apply)
+        except InputError as error:
+            raise TaskError(f"task {task.name!r}: {error}") from error
+        return Subject(task, probe, probe.flavour.split(model, variables)[1], x, y, inputs=inputs)
+
+    return guard(f"task {task.name!r}: the model", found)
+
+
+def _batch(task: Task) -> tuple[Any, Any]:
     x, y, _ = check_batch(task)
-    x, y = jax.tree.map(jnp.asarray, (x, y))
-    return x, y, *guard("build_model", lambda: build_model(task, stand_in(), x))
+    return jax.tree.map(jnp.asarray, (x, y))
+
+
+def _initialised(task: Task, inputs: int, x: Any) -> tuple[Any, Any]:
+    """The model with its initial variables."""
+    return guard("build_model", lambda: build_model(task, stand_in(inputs), x))
 
 
 def traces(subject: Subject, operator: str, computed: Callable[..., Any]) -> bool:
     """Whether what is computed of a candidate can be traced with an operator, whatever its function raises."""
     try:
         binary = operator_table().by_name[operator].kind == "binary"
-        act = activation(f"{operator}(x,x)" if binary else f"{operator}(x)")
+        name = f"{operator}(x,x)" if binary else f"{operator}(x)"
+        act = activation(name if subject.inputs == 1 else f"mul({name},y)")
         jax.eval_shape(partial(computed, Opaque(act)), subject.state, subject.x, subject.y)
     except Exception:
         return False
@@ -247,7 +282,7 @@ def _eigenvalues(
 
 def fixed_inputs(subject: Subject) -> dict[str, Float[Array, "S B d"]]:
     """Eigenvalues of the A factors that do not depend on the activation, as of a first layer: computed once."""
-    act = stand_in()
+    act = stand_in(subject.inputs)
 
     def inputs(mark: Array, state: Any, x: Any, y: Any) -> dict[str, Array]:
         return {path: part.A for path, part in subject.factors(_Marked(act, mark), state, x, y)[1].items()}

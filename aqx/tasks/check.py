@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqx.activation import activation, stack
+from aqx.activation import Activation, activation, stack
 from aqx.errors import TaskError
 from aqx.numerics.settings import own_settings
 from aqx.stopping import is_stop
 from aqx.tasks.derived import Alone
 from aqx.tasks.guard import guard
+from aqx.tasks.inputs import not_applicable, rectified
 from aqx.tasks.model import apply_model, build_model, losses_of
 from aqx.tasks.task import Task
 from aqx.tree import parse
 
-_ANOTHER = "sin(x)"  # for a task that has no other baseline than relu(x)
-_UNARY = "unary(x)"
+_ANOTHER = {1: "sin(x)", 2: "mul(sin(x),y)"}  # for a task that has no other baseline than relu(x)
 _SECONDS, _SHARE = 0.02, 0.2  # of compiling, and of that of the first training, below which nobody minds
 
 
@@ -43,6 +43,7 @@ class CheckReport:
         losses: mean loss of the untrained model, per baseline; nan and inf are possible, ReLU aside.
         training: whether the task has its own training, and how it went where it was run.
         metrics: what `train` returned, empty where it was not run.
+        functions: which the model takes: of one input, of two, or of both.
     """
 
     task: str
@@ -54,11 +55,13 @@ class CheckReport:
     losses: dict[str, float]
     training: str
     metrics: dict[str, float]
+    functions: str = ""
 
     def __str__(self) -> str:
         rows = [
             ("task", self.task),
             ("model", f"{self.kind}, {self.parameters:,} parameters"),
+            *([("functions", self.functions)] if self.functions else []),
             ("batch x", self.x),
             ("batch y", self.y),
             ("outputs", self.outputs),
@@ -93,11 +96,15 @@ def check_task(task: Task, *, run_training: bool = False, second: bool = False) 
         15210
     """
     x, y, n = check_batch(task)
-    model, variables, outputs, per_example = _try_model(task, "relu(x)", x, y, n)
+    taken = [inputs for inputs in (1, 2) if not not_applicable(task, inputs, x)] or [1]
+    usual = rectified(taken[0])
+    model, variables, outputs, per_example = _try_model(task, usual, x, y, n)
     check_finite(per_example)
-    losses = {"relu(x)": float(np.mean(per_example))}
+    losses = {usual: float(np.mean(per_example))}
     same = True
-    for name in dict.fromkeys([*task.baselines, _ANOTHER]):
+    for name in dict.fromkeys([*task.baselines, _ANOTHER[taken[0]]]):
+        if parse(name).inputs not in taken:
+            raise TaskError(f"baselines: {name!r} is {not_applicable(task, parse(name).inputs, x)}")
         if name not in losses:
             tried = _try_model(task, name, x, y, n)
             same = same and np.array_equal(tried[-1], per_example) and _computes(task, tried[:2], x) is not None
@@ -109,7 +116,7 @@ def check_task(task: Task, *, run_training: bool = False, second: bool = False) 
             "build_model ignores the activation: the model computes the same with every function; build it with the "
             "one that it is given, as in build_model=lambda act: CNN(act=act), and call self.act(x) in the model"
         )
-    training, metrics = _check_training(task, run_training or second, second)
+    training, metrics = _check_training(task, usual, run_training or second, second)
     return CheckReport(
         task=task.name,
         kind="Flax NNX" if variables is None else "Flax Linen",
@@ -120,6 +127,7 @@ def check_task(task: Task, *, run_training: bool = False, second: bool = False) 
         losses=losses,
         training=training,
         metrics=metrics,
+        functions=" and ".join({1: "of one input", 2: "of two inputs (gated units)"}[inputs] for inputs in taken),
     )
 
 
@@ -222,10 +230,10 @@ def check_finite(values: np.ndarray) -> None:
         )
 
 
-def _check_training(task: Task, run: bool, second: bool) -> tuple[str, dict[str, float]]:
+def _check_training(task: Task, usual: str, run: bool, second: bool) -> tuple[str, dict[str, float]]:
     if task.train is None:
         return "none (train outside with study.trial(); search and confirm need train)", {}
-    act = activation("relu(x)")
+    act = activation(usual)
     if not isinstance(task.train, Alone):
         _check_signature("train must accept (act, seed)", task.train, act, seed=0)
     if task.trains_together:
@@ -239,15 +247,16 @@ def _check_training(task: Task, run: bool, second: bool) -> tuple[str, dict[str,
         raise TaskError(f"train must return the objective {task.objective!r}, but it returned {dict(metrics)}")
     values = {str(name): _number(name, value) for name, value in metrics.items()}
     if not math.isfinite(values[task.objective]):
-        raise TaskError(f"train returned {task.objective}={values[task.objective]} for relu(x); ReLU should train")
-    together = _check_together(task) if task.trains_together else ""
-    another = _second(task, values, first) if second else ""
-    return f"ran with relu(x) in {first.seconds:.1f} s, compilation included{together}{another}", values
+        raise TaskError(f"train returned {task.objective}={values[task.objective]} for {usual}; ReLU should train")
+    together = _check_together(task, act) if task.trains_together else ""
+    another = _second(task, act, values, first) if second else ""
+    return f"ran with {usual} in {first.seconds:.1f} s, compilation included{together}{another}", values
 
 
-def _second(task: Task, values: Mapping[str, float], first: _Compiled) -> str:
+def _second(task: Task, act: Activation, values: Mapping[str, float], first: _Compiled) -> str:
     """Train a second function of ReLU's shape: does `train` use it, and does it compile anew?"""
-    name = next((other for other in task.baselines if other != "relu(x)" and parse(other).shape == _UNARY), "tanh(x)")
+    others = (other for other in task.baselines if other != act.name and parse(other).shape == act.shape)
+    name = next(others, act.name.replace("relu", "tanh"))
     metrics, second = _timed_training(task, activation(name))
     text = f"; then {name}, of the same shape, in {second.seconds:.1f} s"
     if isinstance(metrics, Mapping) and all(_alike(metrics.get(key), value) for key, value in values.items()):
@@ -308,10 +317,10 @@ def _check_signature(demand: str, function: Any, *args: Any, **named: Any) -> No
         raise TaskError(f"{demand}: {error}") from error
 
 
-def _check_together(task: Task) -> str:
+def _check_together(task: Task, act: Activation) -> str:
     """Train two members together."""
     start = time.perf_counter()
-    acts = stack([activation("relu(x)")] * 2)
+    acts = stack([act] * 2)
     metrics = guard("train_many", lambda: task.train_many(acts, [0, 1]))  # type: ignore[misc]
     if not isinstance(metrics, Mapping) or task.objective not in metrics:
         raise TaskError(f"train_many must return the objective {task.objective!r}, but it returned {metrics!r}")

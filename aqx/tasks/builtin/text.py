@@ -16,19 +16,23 @@ import numpy as np
 import optax
 from jaxtyping import Int32
 
-from aqx.activation import Activation, activation
+from aqx.activation import Activation
 from aqx.errors import InputError
 from aqx.linen import learnt, with_constants
 from aqx.losses import softmax_cross_entropy
 from aqx.population import TrainMany, population
 from aqx.tasks.builtin.corpus import Corpus, library_version, read_corpus
 from aqx.tasks.builtin.models.gpt import GPT
+from aqx.tasks.inputs import stand_in
 from aqx.tasks.task import NamedReference, Task, refer_to
 
 FISHER_BATCH = 32
 HELD_OUT = 256  # windows of validation and of test text that are measured, at most
 WARM_UP = 0.1  # of all steps
-BASELINES = ("relu(x)", "gelu(x)", "swish(x)", "relu_squared(x)", "square(max(x,mul(0.5,x)))", "mish(x)")
+BASELINES = (
+    *("relu(x)", "gelu(x)", "swish(x)", "relu_squared(x)", "square(max(x,mul(0.5,x)))", "mish(x)"),
+    *("mul(sigmoid(x),y)", "mul(relu(x),y)", "mul(gelu(x),y)", "mul(swish(x),y)", "mul(x,y)"),
+)
 
 
 @dataclass(frozen=True)
@@ -163,18 +167,19 @@ class _Training:
 
     def __init__(self, path: str | None, settings: Settings):
         self.path, self.settings = path, settings
-        self._trained: TrainMany | None = None
+        self._trained: dict[int, TrainMany] = {}  # by the inputs of a function, as initial weights are
 
     def __call__(self, acts: Activation, seeds: Any) -> dict[str, np.ndarray]:
-        if self._trained is None:
+        inputs = getattr(acts, "inputs", 1)
+        if inputs not in self._trained:
             corpus = _corpus(self.path, self.settings)
-            self._trained = _training(_Build(self.settings), corpus, self.settings)
-        found = self._trained(acts, seeds)
+            self._trained[inputs] = _training(_Build(self.settings), corpus, self.settings, inputs)
+        found = self._trained[inputs](acts, seeds)
         finite = np.isfinite(sum(found.values()))
         return {name: np.where(finite, value, np.nan) for name, value in found.items()}
 
 
-def _training(build: Callable[..., GPT], corpus: Corpus, settings: Settings) -> TrainMany:
+def _training(build: Callable[..., GPT], corpus: Corpus, settings: Settings, inputs: int) -> TrainMany:
     held = {"val": _windows(corpus.val, settings, HELD_OUT), "test": _windows(corpus.test, settings, HELD_OUT)}
     rate = optax.warmup_cosine_decay_schedule(
         0.0, settings.rate, max(1, int(WARM_UP * settings.steps)), max(2, settings.steps)
@@ -186,7 +191,7 @@ def _training(build: Callable[..., GPT], corpus: Corpus, settings: Settings) -> 
         starts = np.random.default_rng(seed).integers(
             0, len(corpus.train) - length + 1, (settings.steps, settings.batch), np.int32
         )
-        return _init(np.uint32(seed % 2**32), build=build), starts
+        return _init(np.uint32(seed % 2**32), build=build, inputs=inputs), starts
 
     def losses(act: Activation, params: Any, windows: Any) -> jax.Array:
         outputs: Any = build(act).apply(params, windows[:, :-1])
@@ -216,6 +221,6 @@ def _training(build: Callable[..., GPT], corpus: Corpus, settings: Settings) -> 
 
 
 # Initial weights depend on the activation in the widths alone.
-@partial(jax.jit, static_argnames="build")
-def _init(seed: jax.Array, *, build: Callable[..., GPT]) -> Any:
-    return build(activation("x")).init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))
+@partial(jax.jit, static_argnames=("build", "inputs"))
+def _init(seed: jax.Array, *, build: Callable[..., GPT], inputs: int) -> Any:
+    return build(stand_in(inputs)).init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))
