@@ -199,7 +199,7 @@ def functions(command: AnyCommand) -> AnyCommand:
 
 
 _FUNCTIONS = (
-    click.option("--space", type=click.Choice(["paper", "act_bench"]), help="A preset."),
+    click.option("--space", type=click.Choice(["paper", "act_bench", "gated"]), help="A preset."),
     click.option("--schema", "schemas", multiple=True, metavar="S", help="E.g. 'unary(unary(x))'; repeatable."),
     click.option("--fn", "functions", multiple=True, metavar="NAME", help="A single function; repeatable."),
     click.option("--operators", type=click.Choice(["paper", "aquasurf", "extended"]), help="Operators of --schema."),
@@ -349,11 +349,11 @@ def space_of(
     functions = tuple(map(full_name, functions))
     if sum(map(bool, (preset, schemas, functions))) != 1:
         raise click.UsageError("give one of --space, --schema and --fn", click.get_current_context())
-    if operators and not schemas:
+    if operators and not schemas and preset != "gated":
         raise click.UsageError("--operators goes with --schema only", click.get_current_context())
     if constants and not schemas:
         raise click.UsageError("--constants goes with --schema only", click.get_current_context())
     if preset:
-        return Space.paper() if preset == "paper" else Space.act_bench()
+        return Space.gated(operators or "paper") if preset == "gated" else Space.preset(preset)
     numbers = [text.strip() for text in constants.split(",") if text.strip()] if constants else []
     return Space([*schemas, *map(parse, functions)], operators=operators or "paper", constants=numbers)

@@ -16,6 +16,7 @@ from aqx.cli.screen import cell, columns_of, plain, say, says_unicode, show_json
 from aqx.cli.searching import OPTIMISTIC
 from aqx.duration import written
 from aqx.text import clipped, printable
+from aqx.tree import parse
 
 if TYPE_CHECKING:
     from aqx.search import FunctionReport
@@ -109,9 +110,11 @@ def top(db: str, task: str | None, count: int, as_json: bool) -> None:
 def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
     """Show what is known of a function, and its curve.
 
-    That is its formula, class and flags; with a database also equal functions, and what came of it per task.
+    That is its formula, class and flags; with a database also equal functions, and what came of it per task. Of a
+    function of two inputs the curve is a map of the plane.
     """
     from aqx.cli.curve import draw_curve
+    from aqx.cli.heat import draw_heat
     from aqx.export import formula, latex
     from aqx.search import describe
     from aqx.simplify import full_name, simplest
@@ -120,21 +123,25 @@ def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
         name, db = db, name  # as in the other commands, where the database comes first
     name = full_name(name)
     known = describe(name, db)
-    x, y, slope = _curve(known.name)
+    gated = parse(known.name).inputs == 2
+    x, y, slope = _plane(known.name) if gated else _curve(known.name)
     if as_json:
-        curve = {"x": x, "y": y, "derivative": slope}
+        curve = {"x": x, "y": y, "values": slope} if gated else {"x": x, "y": y, "derivative": slope}
         show_json({**plain(known), "formula": formula(name), "latex": latex(name), "curve": curve})
         return
     unicode = says_unicode()
     lines = [known.name, f"  size   {known.size}", f"  shape  {known.shape}", f"  class  {known.class_id}"]
-    lines += [f"  f(x)   {formula(name)}"] * unicode + [f"  LaTeX  {latex(name)}"]
+    lines += [f"  {'f(x,y)' if gated else 'f(x)  '} {formula(name)}"] * unicode + [f"  LaTeX  {latex(name)}"]
     if (simpler := simplest(known.name)) != known.name:
         lines.append(f"  simpler {simpler}, an equal function")
     lines += [f"  not in {db}"] * bool(db and known.simplest is None)
     lines.append(f"  flags  {', '.join(flag for flag, on in known.flags.items() if on) or 'none'}")
     lines += [f"  equal  {other}" for other in known.equal]
     width = min(max(shutil.get_terminal_size().columns - 12, 24), 60)
-    drawn = draw_curve(x, y, slope if derivative else None, width=width, braille=unicode)
+    if gated:
+        drawn, derivative = draw_heat(x, y, slope, unicode=unicode), False
+    else:
+        drawn = draw_curve(x, y, slope if derivative else None, width=width, braille=unicode)
     legend = ["", ("⠤⠒⠉ f   · its derivative" if unicode else "*** f   . its derivative")] if derivative else [""]
     said = [printable(clipped(line, _LONGEST)) for line in [*lines, *_scores(known)]]
     say("\n".join([*said, *legend, drawn]))
@@ -164,6 +171,18 @@ def _score(score: Score) -> str:
     if runs:
         parts.append(f"loss in short runs {', '.join(runs)}")
     return "; ".join(parts)
+
+
+def _plane(name: str) -> tuple[Any, Any, Any]:
+    """Abscissas [C], ordinates [R] and values [R, C] of a function of two inputs."""
+    import numpy as np
+
+    from aqx.activation import activation
+    from aqx.numerics.settings import own_settings
+
+    x, y = (np.linspace(-RANGE, RANGE, count, dtype=np.float32) for count in (49, 17))
+    with own_settings():
+        return x, y, np.asarray(activation(name)(x, y[:, None]))
 
 
 def _curve(name: str) -> tuple[Any, Any, Any]:

@@ -78,6 +78,40 @@ class {name}(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 """
+# Of two inputs, which broadcast and promote: lines of these frames, and what stands in their place.
+_OF_TWO: dict[Language, dict[str, str]] = {
+    "numpy": {
+        "def {name}(x):": "def {name}(x, y):",
+        "    x = np.asarray(x)": "    x, y = np.broadcast_arrays(x, y)",
+        "    x = x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)": (
+            "    dtype = np.result_type(x, y)\n"
+            "    dtype = dtype if np.issubdtype(dtype, np.floating) else np.float64\n"
+            "    x, y = x.astype(dtype), y.astype(dtype)"
+        ),
+    },
+    "jax": {
+        "(x):": "(x, y):",
+        "(self, x):": "(self, x, y):",
+        "x = jnp.asarray(x)": "x, y = jnp.broadcast_arrays(*(jnp.asarray(z, jnp.result_type(x, y)) for z in (x, y)))",
+    },
+    "torch": {
+        "(self, x: torch.Tensor)": "(self, x: torch.Tensor, y: torch.Tensor)",
+        "        {body}": (
+            "        dtype = torch.result_type(x, y)\n"
+            "        x, y = torch.broadcast_tensors(x.to(dtype), y.to(dtype))\n"
+            "        {body}"
+        ),
+    },
+    "keras": {
+        "def call(self, x):\n": (
+            "def call(self, x, y):\n        x, y = x + ops.zeros_like(y), y + ops.zeros_like(x)\n"
+        ),
+        "def compute_output_shape(self, input_shape):\n        return input_shape": (
+            "def compute_output_shape(self, x_shape, y_shape):\n"
+            "        return keras.ops.broadcast_shapes(x_shape, y_shape)"
+        ),
+    },
+}
 _SOURCES: dict[str, _Target] = {
     "jax": _Target("jax", _NUMERICS, _JAX_FUNCTION, "activation"),
     "flax-linen": _Target(
@@ -103,8 +137,8 @@ def source(function: str | Tree, to: str, name: str | None = None) -> str:
 
     Args:
         function: a name, such as `max(relu(x),cosh(elu(x)))`, or a `Tree`.
-        to: one of `TARGETS`. jax, numpy: a function of x; flax-linen, flax-nnx, torch: a module; keras: a layer, for
-            every backend of Keras; latex: the formula.
+        to: one of `TARGETS`. jax, numpy: a function of x, or of x and y; flax-linen, flax-nnx, torch: a module; keras:
+            a layer, for every backend of Keras; latex: the formula.
         name: of the function or class; default activation or Activation. For latex, the formula becomes name(x) = ….
 
     Returns:
@@ -127,7 +161,8 @@ def source(function: str | Tree, to: str, name: str | None = None) -> str:
     if name is not None:
         _check_name(name)
     if to == "latex":
-        head = rf"\mathrm{{{name}}}\left(x\right) = ".replace("_", r"\_") if name else ""
+        inputs = "x" if tree.inputs == 1 else "x, y"
+        head = rf"\mathrm{{{name}}}\left({inputs}\right) = ".replace("_", r"\_") if name else ""
         return f"{head}{latex(tree)}\n"
     target = _SOURCES[to]
     return _assemble(tree, target, name or target.name)
@@ -141,7 +176,10 @@ def _check_name(name: str) -> None:
 def _assemble(tree: Tree, target: _Target, name: str) -> str:
     short = formula(tree)
     summary = f"Compute {short} elementwise." if len(short) <= 80 else "Compute the function named at the top."
-    code = _framed(target.frame, name, f'"""{summary}"""', _statements(tree, target.language))
+    frame = target.frame
+    for line, other in _OF_TWO[target.language].items() if tree.inputs == 2 else ():
+        frame = frame.replace(line, other)
+    code = _framed(frame, name, f'"""{summary}"""', _statements(tree, target.language))
     imports, helpers = target.library.needed(code)
     imports |= target.imports
     if name in {*imports, *vars(builtins)}.union(*(helper.names for helper in helpers)):

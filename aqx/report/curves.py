@@ -42,7 +42,8 @@ class FunctionCurve:
 def curves_of_best(results: Ledger, confirmation: Confirmation | None) -> list[FunctionCurve]:
     """Draw the five best functions that are no baselines, by the confirmation where there is one, and the usual ones.
 
-    A function that holds an operator which is not registered here is left out.
+    A function that holds an operator which is not registered here is left out, and so is one of two inputs, which has
+    no curve: the page shows it as a map where it is chosen, and so does `aqx show`.
     """
     means = {ranking.name: ranking.objective for ranking in results.ranking}
     if confirmation is not None:  # never both: they may be of two metrics, and the search's are optimistic
@@ -59,10 +60,12 @@ def curves_of_best(results: Ledger, confirmation: Confirmation | None) -> list[F
 
 
 def curve(name: str, kind: Literal["found", "usual"] = "found", result: float | None = None) -> FunctionCurve | None:
-    """Evaluate a function and its derivative; None where one of its operators is not registered here."""
+    """Evaluate a function and its derivative; None where an operator is not registered here, or it has two inputs."""
     try:
         act = activation(name)
     except InputError:
+        return None
+    if act.inputs == 2:
         return None
     drawn = (np.where(np.isfinite(y), y, np.nan) for y in values_and_slopes(act, POINTS))
     return FunctionCurve(name, kind, result, *drawn)

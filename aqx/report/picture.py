@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from aqx.export.formula import formula
+from aqx.tree import parse
 
 _LEFT, _WIDTH, _HEIGHT = 4.0, 260, 130  # of x; of the curve, in pixels
+_CELLS = 26  # along a side of a map
 _LEAST, _MOST = -3.0, 5.0  # of f(x), beyond which nothing is drawn
 
 
 def picture(name: str, function: Callable[[Any], Any]) -> str:
-    """Return HTML with a function's name, formula and curve on [-4, 4].
+    """Return HTML with a function's name, formula and curve on [-4, 4]; of one of two inputs a map of the plane.
 
     Args:
         name: as aqx writes it.
@@ -27,6 +29,9 @@ def picture(name: str, function: Callable[[Any], Any]) -> str:
         >>> "<polyline" in picture("relu(x)", lambda x: np.maximum(x, 0))
         True
     """
+    if parse(name).inputs == 2:
+        said = f"<code>{html.escape(name)}</code> &nbsp; f(x, y) = {html.escape(formula(name))}"
+        return f"<div>{said}<br>{_plane(function)}</div>"
     x = np.linspace(-_LEFT, _LEFT, 201, dtype=np.float32)
     y = np.asarray(function(x), float)
     seen = y[np.isfinite(y) & (y >= _LEAST) & (y <= _MOST)]
@@ -44,6 +49,24 @@ def picture(name: str, function: Callable[[Any], Any]) -> str:
     size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
     said = f"<code>{html.escape(name)}</code> &nbsp; f(x) = {html.escape(formula(name))}"
     return f'<div>{said}<br><svg xmlns="http://www.w3.org/2000/svg" {size}>{axes}{lines}</svg></div>'
+
+
+def _plane(function: Callable[..., Any]) -> str:
+    """Values over [-4, 4]² as squares: blue where they are negative, red where they are positive."""
+    at = (np.arange(_CELLS) + 0.5) / _CELLS * 2 * _LEFT - _LEFT
+    values = np.asarray(function(at.astype(np.float32), at[:, None].astype(np.float32)), float)
+    finite = np.abs(values[np.isfinite(values)])
+    largest = max(float(np.quantile(finite, 0.95)), 1e-6) if len(finite) else 1.0
+    side = _HEIGHT / _CELLS
+    cells = []
+    for row, column in np.ndindex(values.shape):
+        value = values[_CELLS - 1 - row, column]
+        if np.isfinite(value):
+            colour, opacity = "#c0392b" if value > 0 else "#2a78b5", min(abs(value) / largest, 1)
+            place = f'x="{column * side:.1f}" y="{row * side:.1f}" width="{side:.1f}" height="{side:.1f}"'
+            cells.append(f'<rect {place} fill="{colour}" fill-opacity="{opacity:.2f}"/>')
+    size = f'width="{_HEIGHT}" height="{_HEIGHT}" viewBox="0 0 {_HEIGHT} {_HEIGHT}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(cells)}</svg>'
 
 
 def _pieces(across: np.ndarray, down: np.ndarray) -> list[str]:

@@ -42,7 +42,7 @@ def commands(results: Ledger) -> list[str]:
 def _enumerations(results: Ledger, db: str) -> list[str]:
     stored = {key for key, done in functions.enumerated(results.db).items() if done}
     lines = []
-    for name, space in {"paper": Space.paper(), "act_bench": Space.act_bench()}.items():
+    for name, space in {name: Space.preset(name) for name in ("paper", "act_bench", "gated")}.items():
         families = {(str(schema), _operators(str(schema), "paper")) for schema in space.schemas}
         if families <= stored:
             lines.append(f"aqx enumerate {db} --space {name}")

@@ -78,7 +78,8 @@ class Study:
             object: done, failed or pruned, by `tell`, `fail`, a `trial` block, `search` or `confirm`; in this process,
             in this order, after the result is stored. What one raises goes on to the caller: a search ends with it,
             and the same call resumes it. Intermediate values are in `record.metrics`, as `<metric>_by_step`.
-        space: what to search in: a `Space`, or "act_bench" or "paper"; what the database lacks of it is enumerated.
+        space: what to search in: a `Space`, or "act_bench", "paper" or "gated"; what the database lacks of it is
+            enumerated.
         enter: store the task at once where it is new. False leaves that to the first claim, result or spectrum, so
             that who only looks changes nothing.
         accept_changed: results of earlier versions of the task's code count as those of this one. Else a warning tells
