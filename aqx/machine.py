@@ -97,6 +97,21 @@ def nvidia_smi() -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
+def processor_name(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """Return which processor this machine has, such as "AMD EPYC 7B13"; its architecture where nobody tells.
+
+    Args:
+        cpuinfo: Linux's account of it.
+    """
+    import platform
+
+    try:
+        match = re.search(r"^model name\s*:\s*(\S.*)$", Path(cpuinfo).read_text(errors="replace"), re.M)
+    except OSError:
+        match = None
+    return " ".join(match[1].split()) if match else platform.processor() or platform.machine() or "cpu"
+
+
 def cache_folder() -> Path:
     """Return the user's cache folder: $AQX_CACHE, or aqx in $XDG_CACHE_HOME, or ~/.cache/aqx."""
     if "AQX_CACHE" in os.environ:

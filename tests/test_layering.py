@@ -43,6 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "space": ("tree",),
     "evaluation": ("activation", "space", "plane"),
     "store": ("errors", "metrics", "writing", "lazy"),
+    "costs": ("evaluation", "store", "machine"),
     "enumeration": ("evaluation", "store"),
     "surrogate": ("errors", "machine", "plane"),
     "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
@@ -51,7 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "candidates": ("evaluation", "store", "surrogate"),
     "spectra": ("fisher", "tasks", "enumeration", "machine"),
     "training": ("tasks", "machine", "metrics"),
-    "search": ("lazy", "candidates", "enumeration", "spectra", "training", "simplify"),
+    "search": ("lazy", "candidates", "costs", "enumeration", "spectra", "training", "simplify"),
     "benchmark": ("search",),
     "optuna": ("candidates", "enumeration", "tasks"),
     "export": ("tree",),

@@ -9,6 +9,7 @@ import click
 from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.screen import plain, progress_shown, say, show_json, show_result
+from aqx.cli.wrapping import hanging
 from aqx.text import clipped, printable
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ def doctor(ctx: click.Context, db: str | None, task: str | None, quick: bool, qu
     if as_json:
         show_json({"healthy": seen.healthy, **plain(seen)})
     else:
-        for line in [*_machine(seen), *(_file(seen.file) if seen.file else []), *_verdict(seen)]:
-            say(printable(clipped(line, 2000)))
+        for line in [*_machine(seen), *(_file(seen.file) if seen.file else [])]:
+            say(hanging(printable(clipped(line, 2000)), 11))
+        for line in _verdict(seen):
+            say(hanging(printable(clipped(line, 2000)), 0))
     ctx.exit(0 if seen.healthy else 1)
 
 

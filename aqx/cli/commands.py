@@ -21,7 +21,7 @@ from aqx.text import clipped, printable
 
 # Every command has its place here; a test holds it.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Prepare what to search in": ("task", "enumerate", "describe", "eigs", "import"),
+    "Prepare what to search in": ("task", "enumerate", "describe", "eigs", "cost", "import"),
     "Search": ("search", "confirm", "claim", "tell"),
     "Look": ("summary", "top", "suggest", "trials", "show", "watch", "plot"),
     "Take it with you": ("export", "report"),

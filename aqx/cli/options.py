@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from aqx.cli.screen import prints_to_stderr
 from aqx.duration import seconds_of
 from aqx.errors import InputError
 from aqx.tasks.reading import tasks_in_source
+from aqx.text import clipped
 
 if TYPE_CHECKING:
     from aqx.search import Ledger, Study
@@ -184,6 +186,30 @@ pruner = click.option(
 )
 surrogate = click.option(
     "--surrogate", metavar="PRESET", help="What predicts, e.g. ensemble or paper.", shell_complete=complete_presets
+)
+
+
+class Times(click.ParamType[float]):
+    """How many times something: a number above 0."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the number."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(f"{clipped(str(value), 40)!r} is not a number above 0", param, ctx)
+        return number
+
+
+max_cost = click.option(
+    "--max-cost",
+    type=Times(),
+    metavar="C",
+    help="Leave candidates out that cost more than C times what relu does on this device; see aqx cost.",
 )
 accept_changed = click.option(
     "--accept-changed", is_flag=True, help="Results of the task's code as it was before count as those of now."

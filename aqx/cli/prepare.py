@@ -56,7 +56,8 @@ def list_(db: str, as_json: bool) -> None:
     from aqx.search import summarize
 
     rows = [row for row in summarize(db) if row.task is not None]
-    show_rows(rows, columns_of("task", "spectra", "done", "running", "failed", "best", "objective"), as_json)
+    columns = columns_of("task", "spectra", "done", "running", "failed", "best", "objective")
+    show_rows(rows, columns, as_json, drop=("spectra", "running", "failed"))
 
 
 @task.command(

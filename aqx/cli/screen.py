@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import click
 
+from aqx.cli.wrapping import fitted, hanging, longest_word, screen_width
 from aqx.text import clipped, printable
 
 PLAIN_SECONDS = 5.0
@@ -137,39 +137,42 @@ def show_rows(
 ) -> None:
     """Print records as a table, each column a heading and what it shows of a record; or the whole records as JSON.
 
-    Where a terminal is too narrow, the columns of `drop` go, the first first, before a word is broken.
+    Where a terminal is too narrow, the columns of `drop` go, the first first; then names break after their commas; and
+    where that is not enough, the records stand one below the other. No other word is broken.
     """
     if as_json:
         show_json(list(rows))
         return
     rows = list(rows)
-    # A pipe or a file has no width to wrap at.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    width = screen_width()
     texts = {heading: [printable(heading), *(cell(shown(row)) for row in rows)] for heading, shown in columns.items()}
-    dropped: list[str] = []
-    for heading in drop:
-        needed = {name: max(map(_longest_word, some)) for name, some in texts.items()}
-        if sum(needed.values()) + 2 * len(needed) <= width:
-            break
-        if texts.pop(heading, None):
-            dropped.append(heading)
+    found = fitted(texts, width, drop)
+    if found is None and sys.stdout.isatty():
+        _show_upright(texts)
+        return
+    left, dropped = found or (texts, [])
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for some in texts.values():
-        # Words are kept whole as long as the table has the room; a name of a function is one.
-        table.add_column(some[0], overflow="fold", min_width=min(max(map(_longest_word, some)), width // 2))
-    for cells in zip(*(some[1:] for some in texts.values()), strict=True):
+    for some in left.values():
+        # Words are kept whole; a pipe has room, and what has no end at all is folded.
+        needed = max(map(longest_word, some))
+        table.add_column(some[0], overflow="fold", min_width=needed if sys.stdout.isatty() else min(needed, width // 2))
+    for cells in zip(*(some[1:] for some in left.values()), strict=True):
         table.add_row(*cells)
     Console(width=width, markup=False, highlight=False, emoji=False).print(table)
     if dropped:
         say(f"not shown, for want of width: {', '.join(dropped)}; --json has all", error=True)
 
 
-def _longest_word(text: str) -> int:
-    return max(map(len, text.split()), default=0)
+def _show_upright(texts: Mapping[str, Sequence[str]]) -> None:
+    """Print records one below the other, a line for each thing that is known of them."""
+    indent = max(map(len, texts)) + 1
+    for cells in zip(*(some[1:] for some in texts.values()), strict=True):
+        known = zip(texts, cells, strict=True)
+        say("\n".join(hanging(f"{heading:<{indent}}{text}", indent) for heading, text in known if text) + "\n")
 
 
 def says_unicode() -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
     examples=[
         "aqx search found.duckdb --task mnist1d --budget 60",
         "aqx search found.duckdb --task train.py:task --budget 100 --workers 4 --time-limit 30m",
+        "aqx search found.duckdb --task mnist1d --max-cost 3",
     ],
 )
 @options.db
@@ -34,6 +35,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
 @options.together
 @options.time_limit
 @options.timeout
+@options.max_cost
 @options.accept_changed
 @options.retry
 @options.pruner
@@ -68,6 +70,7 @@ def search(
     together: int | None,
     time_limit: float | None,
     timeout: float | None,
+    max_cost: float | None,
     accept_changed: bool,
     retry: int | None,
     pruner: str,
@@ -98,6 +101,7 @@ def search(
             spectra=spectra,
             time_limit=time_limit,
             timeout=timeout,
+            max_cost=max_cost,
             runs=runs,
             progress=progress,
         )
@@ -199,14 +203,28 @@ def show_confirmation(result: Confirmation, seeds: int, as_json: bool) -> None:
             else _said(row.verdict, result.metric)
         ),
     }
+    columns |= cost_columns(row.costs for row in result.rows)
     if result.best_baseline not in (None, result.reference):
         columns[f"difference to the best baseline, {result.best_baseline}"] = lambda row: (
             "" if row.to_best_verdict == "reference" else interval(row.to_best, row.to_best_low, row.to_best_high, "+")
         )
         columns["verdict on that"] = lambda row: _said(row.to_best_verdict, result.metric)
-    show_rows(result.rows, columns, as_json, drop=[*list(columns)[2:4], list(columns)[1]] if len(columns) > 4 else ())
+    priced = [heading for heading in columns if heading.startswith("cost")]
+    others = [heading for heading in columns if heading not in priced]
+    drop = [*priced, *others[2:4], others[1]] if len(others) > 4 else priced
+    show_rows(result.rows, columns, as_json, drop=drop)
     if not as_json and any(not row.is_baseline for row in result.rows):
         say(f"{mark}found by the search; the others are baselines")
+
+
+def cost_columns(costs: Iterable[Mapping[str, float]]) -> dict[str, Callable[[Any], str]]:
+    """Return a column of what functions cost, relative to relu, for each device on which that was measured."""
+    devices = list(dict.fromkeys(device for known in costs for device in known))
+
+    def on(device: str) -> Callable[[Any], str]:
+        return lambda row: f"{row.costs[device]:.3g}" if device in row.costs else ""
+
+    return {"cost" if len(devices) == 1 else f"cost on {device}": on(device) for device in devices}
 
 
 def _said(verdict: str, metric: str) -> str:

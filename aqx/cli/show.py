@@ -13,8 +13,11 @@ from aqx.cli import options
 from aqx.cli.commands import main
 from aqx.cli.options import Count, check_filled, named_task, open_results, open_study
 from aqx.cli.screen import cell, columns_of, plain, say, says_unicode, show_json, show_rows
-from aqx.cli.searching import OPTIMISTIC
+from aqx.cli.searching import OPTIMISTIC, cost_columns
+from aqx.cli.wrapping import hanging
 from aqx.duration import written
+from aqx.errors import InputError
+from aqx.store.costs import said_of
 from aqx.text import clipped, printable
 from aqx.tree import parse
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 RANGE, POINTS = 4.0, 481  # 0 is one of them
 _LISTED = 20
+_COPIED = ("  f(x)", "  LaTeX")
 _LONGEST = 20_000  # characters of a line: a formula of the longest name has some thousands
 
 
@@ -44,12 +48,12 @@ def summary(db: str, task: str | None, as_json: bool) -> None:
     counts = ("functions", "classes", "spectra", "runs", "done", "running", "stale", "pruned", "failed")
     rows = summarize(db, task)
     columns = columns_of("task", *counts, "best", "objective")
-    if as_json or len(rows) > 1 + shutil.get_terminal_size().columns // 100:
+    if as_json or len(rows) > 1:
         show_rows(rows, columns, as_json)
     else:  # one task, which stands better upright
         for row in rows:
             known = {heading: cell(shown(row)) for heading, shown in columns.items()}
-            say("\n".join(f"{heading:<10} {text}" for heading, text in known.items() if text))
+            say("\n".join(hanging(f"{heading:<10} {text}", 11) for heading, text in known.items() if text))
     for long in (long for row in rows for long in row.long if not as_json):
         what = printable(f"trial {long.trial_id}, {long.name}, has been running for {written(long.seconds)}")
         say(
@@ -81,20 +85,29 @@ def suggest(db: str, task: str | None, count: int, surrogate: str | None, seed: 
 
 @main.command(
     needs="results: aqx search, aqx tell or aqx import.",
-    examples=["aqx top found.duckdb --task mnist1d -n 20"],
+    examples=["aqx top found.duckdb --task mnist1d -n 20", "aqx top found.duckdb --task mnist1d --cost"],
 )
 @options.db
 @options.task_if_needed
 @click.option("-n", "count", type=Count(), default=10, show_default=True, help="How many.")
+@click.option("--cost", is_flag=True, help="Also what they cost, relative to relu, as aqx cost has measured it.")
 @options.as_json
-def top(db: str, task: str | None, count: int, as_json: bool) -> None:
+def top(db: str, task: str | None, count: int, cost: bool, as_json: bool) -> None:
     """List the best results.
 
-    They are the best of many noisy trainings, so that the first look better than they are.
+    They are the best of many noisy trainings, so that the first look better than they are. Where 16-bit floats are
+    known to fail a function, that is said.
     """
     results = open_results(db, task)
-    best = results.ranking[:count]
-    show_rows(best, columns_of("name", "objective", "trials"), as_json)
+    best = results.with_costs(results.ranking[:count])
+    columns = columns_of("name", "objective", "trials")
+    if cost:
+        columns |= cost_columns(row.costs for row in best)
+    if any(said_of(row.precision) for row in best):
+        columns["in 16 bits"] = lambda row: said_of(row.precision)
+    show_rows(best, columns, as_json, drop=["in 16 bits"])
+    if cost and best and not any(row.costs for row in best):
+        say(f"what they cost was not measured yet; do so: aqx cost {db}", error=True)
     missing = f"nothing has been trained yet; do so: aqx search {db} --task {task or results.task.name}"
     say(f"these are {OPTIMISTIC}" if best else missing, error=True)
 
@@ -119,7 +132,7 @@ def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
     from aqx.search import describe
     from aqx.simplify import full_name, simplest
 
-    if db and os.path.isfile(name) and not os.path.exists(db):
+    if db and not os.path.isfile(db) and (os.path.isfile(name) or (_is_function(db) and not _is_function(name))):
         name, db = db, name  # as in the other commands, where the database comes first
     name = full_name(name)
     known = describe(name, db)
@@ -136,6 +149,8 @@ def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
         lines.append(f"  simpler {simpler}, an equal function")
     lines += [f"  not in {db}"] * bool(db and known.simplest is None)
     lines.append(f"  flags  {', '.join(flag for flag, on in known.flags.items() if on) or 'none'}")
+    lines.append(f"  16 bit {said_of(known.precision) or 'float16 and bfloat16 hold its values on [-30, 30]'}")
+    lines += [f"  cost   {cost:.3g} times relu's on {device}" for device, cost in known.costs.items()]
     lines += [f"  equal  {other}" for other in known.equal]
     width = min(max(shutil.get_terminal_size().columns - 12, 24), 60)
     if gated:
@@ -144,7 +159,20 @@ def show(name: str, db: str | None, derivative: bool, as_json: bool) -> None:
         drawn = draw_curve(x, y, slope if derivative else None, width=width, braille=unicode)
     legend = ["", ("⠤⠒⠉ f   · its derivative" if unicode else "*** f   . its derivative")] if derivative else [""]
     said = [printable(clipped(line, _LONGEST)) for line in [*lines, *_scores(known)]]
+    # Lines to copy stay whole.
+    said = [line if line.startswith(_COPIED) else hanging(line, 9) for line in said]
     say("\n".join([*said, *legend, drawn]))
+
+
+def _is_function(text: str) -> bool:
+    from aqx.simplify import full_name
+    from aqx.tree import parse
+
+    try:
+        parse(full_name(text))
+    except InputError:
+        return False
+    return True
 
 
 def _scores(known: FunctionReport) -> list[str]:

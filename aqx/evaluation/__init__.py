@@ -10,6 +10,7 @@ from aqx.evaluation.fingerprint import (
     probe_pairs,
     probe_points,
 )
+from aqx.evaluation.precision import Precision, precision
 from aqx.evaluation.values import FiniteAt, evaluate, evaluate_family, finite_at
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Family",
     "Fingerprints",
     "FiniteAt",
+    "Precision",
     "class_id_of",
     "evaluate",
     "evaluate_family",
@@ -25,5 +27,6 @@ __all__ = [
     "finite_at",
     "operator_behaviours",
     "probe_pairs",
+    "precision",
     "probe_points",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aqx.report import reproduce
+from aqx.report.cost import result_and_cost
 from aqx.report.curves import POINTS
 from aqx.report.overview import Overview
 from aqx.search import Ledger, Record
@@ -68,6 +69,7 @@ def describe_page(overview: Overview, version: str) -> dict[str, Any]:
         "confirmation": _confirmation(overview),
         "learning": _learning(results),
         "operators": _operators(overview),
+        "cost": result_and_cost(results),
         "failures": failures(results.trials),
         "timeline": timeline(results.trials),
         "trials": [_trial(trial, rows.get(trial.trial_id, -1), metrics) for trial in results.trials],
@@ -295,6 +297,7 @@ def _confirmation(overview: Overview) -> dict[str, Any] | None:
     shown = asdict(found)
     for row in shown["rows"]:
         row["name"] = simplest(row["name"])
+        row["cost"] = next(iter(row.pop("costs").values()), None)  # on the device that was measured last
     return {**shown, "note": note}
 
 

@@ -14,7 +14,7 @@ from aqx.search.ledger import LEASE_SECONDS, Ledger, Record, done_in_search, ran
 from aqx.search.others import until_others_are_done
 from aqx.search.queue import Queue
 from aqx.search.trial import train_all
-from aqx.search.verdict import SCREENED, Confirmation, judge, reported_metric, without_metric
+from aqx.search.verdict import SCREENED, Confirmation, judge, reported_metric, with_costs, without_metric
 from aqx.simplify import full_name
 from aqx.store.claims import Snapshot, Wanted
 from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retry
@@ -156,7 +156,7 @@ class Plan:
 
     def verdict(self) -> Confirmation:
         """Judge by what has ended so far."""
-        return judge(
+        found = judge(
             _results(self.ledger, self.places(), self.other_versions),
             self.winners,
             self.baselines,
@@ -169,6 +169,7 @@ class Plan:
             reference=self.choice.reference,
             lacking=self.lacking,
         )
+        return with_costs(found, self.ledger)
 
     def note(self) -> None:
         """Store what a report must know to judge alike."""

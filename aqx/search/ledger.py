@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from aqx.errors import InputError
 from aqx.objective import Objective
 from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, clock, functions, outcomes, trials
 from aqx.store.claims import Choice, Settled, Snapshot
+from aqx.store.costs import costs_of, precision_of
 from aqx.store.endings import Ending
 from aqx.store.lease import kept_alive, this_process, worker_name
 from aqx.store.studies import list_studies, register_study
@@ -66,12 +67,24 @@ class Record(TrialRow):
 
 @dataclass(frozen=True)
 class Ranking:
-    """A function with the mean of its results; the best of many noisy results looks better than it is."""
+    """A function with the mean of its results; the best of many noisy results looks better than it is.
+
+    Attributes:
+        name: the function.
+        class_id: its class.
+        objective: the mean.
+        trials: of how many results.
+        costs: what its value and gradient cost relative to relu's, by the device that this was measured on; empty
+            unless `Ledger.with_costs` has looked.
+        precision: whether 16-bit floats fail it, see `aqx.evaluation.precision`; as `costs`.
+    """
 
     name: str
     class_id: str | None
     objective: float
     trials: int
+    costs: Mapping[str, float] = field(default_factory=dict[str, float])
+    precision: Mapping[str, bool] = field(default_factory=dict[str, bool])
 
 
 def _nobody(record: Record) -> None:
@@ -177,6 +190,15 @@ class Ledger:
     def ranking(self) -> list[Ranking]:
         """The functions among `trials` by the mean of their results in the search, the best first."""
         return rank_functions(self.searched, self.goal)
+
+    def with_costs(self, functions: Sequence[Ranking]) -> list[Ranking]:
+        """Return functions with what is stored of their costs and of their precision in 16-bit floats."""
+        ids = [one.class_id for one in functions]
+        costs, precision = costs_of(self.db, ids), precision_of(self.db, ids)
+        return [
+            replace(one, costs=costs.get(one.class_id or "", {}), precision=precision.get(one.class_id or "", {}))
+            for one in functions
+        ]
 
     @cached_property
     def settings(self) -> StudySettings | None:

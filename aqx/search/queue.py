@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from aqx import candidates, surrogate
 from aqx.candidates import Candidates
 from aqx.errors import Exhausted, InputError
+from aqx.evaluation.class_ids import find_rows
 from aqx.machine import cores
 from aqx.search.ledger import Ledger, Record, seed_of_trial
 from aqx.stopping import is_stop
@@ -111,6 +112,9 @@ class Queue:
         self.preset: Preset = preset
         self.retry: RetryPolicy = retry
         self.settings: StudySettings = settings
+        self.max_cost: float | None = None  # what a candidate may cost, relative to relu
+        self.too_expensive: int = 0  # how many candidates that leaves out
+        self._all: Candidates | None = None
         self._table: Candidates | None = None
         self._round: _Round | None = None
         self._subject: Any = None  # the task made ready for spectra, by the first who needs it
@@ -262,15 +266,23 @@ class Queue:
 
     def _read_candidates(self) -> Candidates:
         task_id = self.ledger.task_id  # of a task that is not stored, no embedding is kept
-        db, before = self.ledger.db, self._table
-        table = candidates.of_database(db, task_id, self.preset, self.settings.seed, before, keep=task_id > 0)
-        if table is before or not functions.holds_two_inputs(db):
+        before = self._all
+        self._all = candidates.of_database(
+            self.ledger.db, task_id, self.preset, self.settings.seed, before, keep=task_id > 0
+        )
+        if self._all is before and self._table is not None:
+            return self._table
+        return self._affordable(self._applicable(self._all))
+
+    def _applicable(self, table: Candidates) -> Candidates:
+        """The candidates, of which those of a kind that the task's model does not take are not to be used."""
+        if not functions.holds_two_inputs(self.ledger.db):
             return table
         if self._not_applicable is None:
             self._not_applicable = self._kinds_not_taken()
         usable = table.usable.copy()
         for inputs in self._not_applicable:
-            rows = table.rows_of(functions.classes_by_inputs(db, inputs))
+            rows = table.rows_of(functions.classes_by_inputs(self.ledger.db, inputs))
             usable[rows[rows >= 0]] = False
         return replace(table, usable=usable)
 
@@ -288,6 +300,51 @@ class Queue:
         if len(reasons) == 1:
             _log.warning("aqx: functions of %s are %s", *[(_INPUTS[i], why) for i, why in reasons.items()][0])
         return list(reasons) if len(reasons) == 1 else []
+
+    def limit_cost(self, most: float | None) -> None:
+        """Leave candidates out that cost more than so many times what relu does on this device; None leaves all in.
+
+        Baselines, and what was asked for by name, are trained whatever they cost.
+        """
+        if most != self.max_cost:
+            self.max_cost, self.too_expensive = most, 0
+            self._all = self._table = None
+
+    def measure_costs(self, progress: Callable[[int, int, str], None] | None = None) -> None:
+        """Measure what the candidates cost of which that is not known, before anything is trained.
+
+        Raises:
+            Exhausted: all cost more than they may.
+        """
+        from aqx import costs  # compiles, which few searches need
+
+        def shown(done: int, total: int, note: str) -> None:
+            if progress and total:
+                progress(done, total, f"cost of {note}" if note else "")
+
+        baselines = {self.ledger.class_id(name): name for name in self.task.baselines}
+        costs.compute_costs(self.ledger.db, baselines, progress=shown)
+        _, relative = costs.known_costs(self.ledger.db)
+        if self.max_cost is not None and len(relative) and not (relative <= self.max_cost).any():
+            least = float(relative.min())
+            raise Exhausted(
+                f"max_cost={self.max_cost:g}: every candidate costs more, the cheapest {least:.3g} times what relu does"
+            )
+
+    def _affordable(self, table: Candidates) -> Candidates:
+        """The candidates, of which those that cost too much are not to be used."""
+        if self.max_cost is None:
+            return table
+        from aqx import costs
+
+        if len(table):
+            costs.compute_costs(self.ledger.db)  # of what was enumerated since
+        ids, relative = costs.known_costs(self.ledger.db)
+        at = find_rows(table.ids, ids)
+        cheap = np.zeros(len(table), bool)
+        cheap[at[(at >= 0) & (relative <= self.max_cost)]] = True
+        self.too_expensive = int((table.usable & ~cheap).sum())
+        return replace(table, usable=table.usable & cheap)
 
     def _seen(self, table: Candidates, trials: Sequence[Brief]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""

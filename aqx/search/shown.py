@@ -110,7 +110,9 @@ def confirmation_html(found: Confirmation) -> str:
     heads = ["function", "f(x)", found.metric, f"difference to {found.reference}", "verdict"]
     best = found.best_baseline if found.best_baseline != found.reference else None
     heads += [f"difference to the best baseline, {best}", "verdict on that"] if best else []
-    rows = [_confirmed(row, best) for row in found.rows]
+    devices = list(dict.fromkeys(device for row in found.rows for device in row.costs))
+    heads += [f"cost on {device}" for device in devices]
+    rows = [_confirmed(row, best) + [_cost(row.costs.get(device)) for device in devices] for row in found.rows]
     note = "" if found.is_complete else f"<p>incomplete: {found.ended:,} of {found.wanted:,} trainings</p>"
     lacking = f"<p>lacking {found.metric}: {html.escape(', '.join(found.lacking))}</p>" if found.lacking else ""
     return _table(heads, rows) + note + lacking
@@ -127,6 +129,10 @@ def _confirmed(row: Confirmed, best: str | None) -> list[str]:
 
 def _interval(mean: float, low: float, high: float, sign: str = "") -> str:
     return "" if mean != mean else f"{mean:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def _cost(relative: float | None) -> str:
+    return "" if relative is None else f"{relative:.3g}"
 
 
 def _code(name: str) -> str:

@@ -170,16 +170,20 @@ class Study:
             )
         return self._trial(Unattended(lease_seconds), confirm, choice)
 
-    def tell(self, trial: Trial | int, /, **metrics: Any) -> Record:
-        """Store the result of a trial; an objective of nan makes it a failed one.
+    def tell(self, trial: Trial | int | str, /, **metrics: Any) -> Record:
+        """Store the result of a trial, or of a function that was trained elsewhere, as `aqx tell` does.
+
+        An objective of nan makes it a failed one.
 
         Args:
-            trial: from `ask`, or its id.
+            trial: from `ask`, or its id; or the name of a function, which is then as `add`, its `seed` included.
             **metrics: the task's objective, and whatever else is worth keeping.
 
         Raises:
             InputError: the objective is missing or not a number, or the trial has a result already.
         """
+        if isinstance(trial, str):
+            return self.add(trial, **metrics)
         goal = self.task.goal
         if isinstance(trial, Trial):
             metrics = {**trial.metrics, **metrics}
@@ -246,6 +250,7 @@ class Study:
         runs: int | None = None,
         time_limit: float | int | None = None,
         timeout: float | int | str | None = None,
+        max_cost: float | int | None = None,
         progress: Callable[[int, int, str], None] | bool | None = None,
     ) -> list[Record]:
         """Train the baselines, then suggestions by the task's own `train`, until `budget` of them have a result.
@@ -280,6 +285,9 @@ class Study:
                 an `executor` runs cannot be ended from here.
             timeout: seconds, or e.g. "90m" or "2h", after which no further training begins; those that run are waited
                 for. The same call goes on from there.
+            max_cost: leave candidates out, before anything is trained, that cost more than so many times what relu
+                does, in value and gradient on this process's device; what is not known of that is measured first.
+                Baselines are trained whatever they cost.
             progress: called as progress(done, total, note); True shows a bar, in a terminal or a notebook.
 
         Returns:
@@ -295,7 +303,12 @@ class Study:
             raise InputError(f"spectra={spectra!r} is not a number of candidates; give an integer from 0")
         if runs is not None and (not isinstance(runs, int) or runs < 0):
             raise InputError(f"runs={runs!r} is not a number of candidates; give an integer from 0")
+        if max_cost is not None and (
+            isinstance(max_cost, bool) or not isinstance(max_cost, int | float) or not 0 < max_cost < math.inf
+        ):
+            raise InputError(f"max_cost={max_cost!r} is not a cost; give a number above 0, of times what relu costs")
         self._check_meanings()
+        self.queue.limit_cost(None if max_cost is None else float(max_cost))
         with self.db.read():  # one turn for all
             self._compare_versions()
             snapshot = self.ledger.snapshot()
@@ -306,6 +319,8 @@ class Study:
             runs = min(max(FEWEST_RUNS, RUNS_PER_TRAINING * budget), MOST_RUNS) if wanted else 0
         described = {"Fisher spectra": spectra, "short runs": runs}
         with shown(progress, "search") as told:
+            if budget and max_cost is not None:
+                self.queue.measure_costs(told)
             until = time.monotonic() + _seconds(timeout)
             limit = checked_limit(time_limit)
             return self._search(budget, executor, workers, together, described, limit, until, told, snapshot)
@@ -535,7 +550,7 @@ class Study:
         return plan_confirmation(self.ledger, self.queue, choice, self.version)
 
     def add(self, name: str, seed: int = 0, **metrics: Any) -> Record:
-        """Record a result that was trained elsewhere, in any framework.
+        """Record a result that was trained elsewhere, in any framework; `tell(name, …)` is the same.
 
         Args:
             name: the function.
@@ -657,13 +672,17 @@ class Study:
         """Return how many classes the search does not consider, by the reason.
 
         They are not finite in float32 at some point of the stored outputs, or constant, or the task's model broke with
-        them when its Fisher spectra or short runs were computed. `add` records a result of any function all the same.
+        them when its Fisher spectra or short runs were computed, or they cost more than the `max_cost` of the last
+        search. `add` records a result of any function all the same.
         """
         counts = functions.count_functions(self.db)
         broken = len(
             invalid_spectra(self.db, self.ledger.task_id) | invalid_spectra(self.db, self.ledger.task_id, RUNS)
         )
-        return {"not finite": counts["not finite"], "constant": counts["constant"], "break the model": broken}
+        found = {"not finite": counts["not finite"], "constant": counts["constant"], "break the model": broken}
+        if self.queue.max_cost is not None:
+            found[f"cost more than {self.queue.max_cost:g} times relu"] = self.queue.too_expensive
+        return found
 
 
 def _checked(callbacks: Any) -> tuple[Callback, ...]:

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from aqx.search.ledger import Ledger, Record, class_of, load_results
 from aqx.store import Database, count_trials, functions
+from aqx.store.costs import costs_of, precision_of
 from aqx.store.kinds import RUNS
 from aqx.store.moment import Moment
 from aqx.store.spectra import count_spectra, find_spectrum, invalid_spectra
@@ -211,6 +212,8 @@ class FunctionReport:
         flags: what is known of the class's values.
         scores: per task of the database what came of it.
         results: (task, purpose, status, seed, objective) of every trial of the class.
+        costs: what value and gradient cost relative to relu's, by the device that this was measured on.
+        precision: whether 16-bit floats fail it on [-30, 30], see `aqx.evaluation.precision`.
     """
 
     name: str
@@ -222,6 +225,8 @@ class FunctionReport:
     flags: dict[str, bool | None] = field(default_factory=dict)
     scores: list[Score] = field(default_factory=list)
     results: list[tuple[str, str, str, int, float | None]] = field(default_factory=list)
+    costs: dict[str, float] = field(default_factory=dict)
+    precision: dict[str, bool] = field(default_factory=dict)
 
 
 def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> FunctionReport:
@@ -247,7 +252,8 @@ def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> 
     if db is None:
         from aqx.evaluation import class_id_of
 
-        return FunctionReport(str(tree), tree.size, tree.shape, class_id_of(tree), flags=_flags(tree))
+        known = FunctionReport(str(tree), tree.size, tree.shape, class_id_of(tree))
+        return replace(known, flags=_flags(tree), precision=_precision(tree))
     db = db if isinstance(db, Database) else Database(db)
     known = FunctionReport(str(tree), tree.size, tree.shape, class_of(db, str(tree)))
     names, flags = functions.class_members(db, known.class_id, limit=21)
@@ -264,7 +270,15 @@ def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> 
             for trial in results.trials
             if trial.class_id == known.class_id
         ],
+        costs=costs_of(db, [known.class_id]).get(known.class_id, {}),
+        precision=precision_of(db, [known.class_id]).get(known.class_id) or _precision(tree),
     )
+
+
+def _precision(tree: Tree) -> dict[str, bool]:
+    from aqx.evaluation import Batch, precision
+
+    return {flag: bool(found[0]) for flag, found in precision(Batch.of_trees([tree])).flags().items()}
 
 
 def _flags(tree: Tree) -> dict[str, bool | None]:

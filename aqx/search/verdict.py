@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from aqx.errors import Exhausted
 from aqx.objective import Objective
 from aqx.search.ledger import Ledger, Record, done_in_search, rank_functions
+from aqx.store.costs import costs_of
 from aqx.store.trial_rows import Purpose, Status
 
 LEVEL = 0.95
@@ -44,6 +45,7 @@ class Confirmed:
         to_best_low: lower end of its interval, which allows for that the best of several baselines is the luckiest.
         to_best_high: upper end.
         to_best_verdict: as `verdict`, of that difference; "reference" for the best baseline itself.
+        costs: what its value and gradient cost relative to relu's, by the device that this was measured on.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Confirmed:
     to_best_low: float = _NAN
     to_best_high: float = _NAN
     to_best_verdict: Verdict = "incomplete"
+    costs: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,13 @@ def with_trials(confirmation: Confirmation, claim: Callable[[], Any]) -> Confirm
     """Have a confirmation hand out what is left to train."""
     object.__setattr__(confirmation, "_claim", claim)
     return confirmation
+
+
+def with_costs(confirmation: Confirmation, ledger: Ledger) -> Confirmation:
+    """Add what the functions cost, as far as that was measured."""
+    ids = {row.name: ledger.class_id(row.name) for row in confirmation.rows}
+    known = costs_of(ledger.db, ids.values())
+    return replace(confirmation, rows=[replace(row, costs=known.get(ids[row.name], {})) for row in confirmation.rows])
 
 
 def judge(
@@ -360,7 +370,7 @@ def stored_verdict(ledger: Ledger) -> Confirmation | None:
     chosen = {ledger.class_id(name) for name in notes.get("confirmed_functions") or ()}.intersection(winners)
     screened = len(winners) - len(chosen)
     metric = reported_metric(trials, ledger.objective)
-    return judge(
+    verdict = judge(
         results,
         winners,
         baselines,
@@ -373,6 +383,7 @@ def stored_verdict(ledger: Ledger) -> Confirmation | None:
         reference=notes.get("reference"),
         lacking=() if metric == ledger.objective else without_metric(trials, metric),
     )
+    return with_costs(verdict, ledger)
 
 
 def _number(trial: Record) -> int:

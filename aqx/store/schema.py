@@ -85,6 +85,20 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE IF NOT EXISTS runs_forms (task_id BIGINT NOT NULL, form JSON NOT NULL);
     CREATE TABLE IF NOT EXISTS embedding_runs (embedding_id BIGINT NOT NULL, runs BIGINT NOT NULL);
     """,
+    """
+    CREATE TABLE IF NOT EXISTS operator_costs (
+        device VARCHAR NOT NULL, operator VARCHAR NOT NULL, nanoseconds DOUBLE NOT NULL, versions VARCHAR NOT NULL,
+        measured_at TIMESTAMP NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS class_costs (
+        class_id UUID NOT NULL, device VARCHAR NOT NULL, name VARCHAR NOT NULL, nanoseconds DOUBLE NOT NULL,
+        relative DOUBLE NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS class_precision (
+        class_id UUID NOT NULL, float16_overflows BOOLEAN NOT NULL, float16_loses_digits BOOLEAN NOT NULL,
+        bfloat16_overflows BOOLEAN NOT NULL, bfloat16_loses_digits BOOLEAN NOT NULL
+    );
+    """,
 )
 
 

@@ -34,6 +34,33 @@ CREATE VIEW classes AS
     UNION ALL
     SELECT class_info.*, NULL FROM class_info ANTI JOIN class_outputs USING (class_id);
 
+-- What functions cost on a kind of device: nanoseconds for an element's value and gradient. Of single operators, "x" standing
+-- for what every function costs; of classes, by the name that they had then, and relative to relu's.
+CREATE TABLE operator_costs (
+    device VARCHAR NOT NULL,
+    operator VARCHAR NOT NULL,
+    nanoseconds DOUBLE NOT NULL,
+    versions VARCHAR NOT NULL,     -- of aqx and JAX
+    measured_at TIMESTAMP NOT NULL
+);
+
+CREATE TABLE class_costs (
+    class_id UUID NOT NULL,
+    device VARCHAR NOT NULL,
+    name VARCHAR NOT NULL,
+    nanoseconds DOUBLE NOT NULL,
+    relative DOUBLE NOT NULL
+);
+
+-- Whether 16-bit floats hold a class's values on [-30, 30], of the classes that somebody looked at.
+CREATE TABLE class_precision (
+    class_id UUID NOT NULL,
+    float16_overflows BOOLEAN NOT NULL,
+    float16_loses_digits BOOLEAN NOT NULL,
+    bfloat16_overflows BOOLEAN NOT NULL,
+    bfloat16_loses_digits BOOLEAN NOT NULL
+);
+
 -- identity: what must agree for stored spectra and trials to belong to the task; spectra_form: how its spectra were computed.
 CREATE TABLE tasks (
     task_id BIGINT NOT NULL,

@@ -57,6 +57,7 @@ part("verdict-section", () => report.confirmation, () => {
   const best = c.best_baseline && c.best_baseline !== c.reference ? c.best_baseline : null;
   const heads = [["function", ""], [`${c.metric}, 95 % interval`, "optional"], [`difference to ${c.reference}`, ""], ["verdict", ""],
     ...(best ? [[`difference to the best baseline, ${best}`, "optional"], ["verdict on that", ""]] : []),
+    ...(c.rows.some(r => isNumber(r.cost)) ? [["cost", "optional number"]] : []),
     ["seeds", "optional number"], ["the search saw", "optional number"]];
   table.replaceChildren(make("thead", {}, make("tr", {}, ...heads.map(([h, className]) => make("th", {className}, h)))));
   table.append(make("tbody", {}, ...c.rows.map(r => make("tr", {},
@@ -67,6 +68,7 @@ part("verdict-section", () => report.confirmation, () => {
     ...(best ? [
       make("td", {className: "optional"}, r.to_best_verdict === "reference" ? "" : number(r.to_best, true) + interval(r.to_best_low, r.to_best_high)),
       make("td", {className: r.to_best_verdict}, r.to_best_verdict === "reference" ? "the best baseline" : r.to_best_verdict)] : []),
+    ...(c.rows.some(row => isNumber(row.cost)) ? [make("td", {className: "optional number"}, isNumber(r.cost) ? r.cost.toPrecision(3) : "")] : []),
     make("td", {className: "optional number"}, r.seeds + (r.failed ? ` (${r.failed} failed)` : "")),
     make("td", {className: "optional number"}, number(r.searched))))));
   return Plotly.react("verdict", [{
@@ -151,6 +153,28 @@ part("operators-section", () => report.operators.length, () => {
     hovertemplate: "%{text}<extra></extra>",
   }], layout({showlegend: false, xaxis: {title: {text: `difference of the predicted ${plainText(report.objective)}`}}, yaxis: {dtick: 1}}), CONFIG);
 });
+
+part("cost-section", () => report.cost, () => {
+  const all = report.cost.points, front = all.filter(p => p.front);
+  byId("cost-note").textContent = report.cost.note;
+  const said = p => `${p.baseline ? "baseline " : ""}${chunked(p.name)}<br>${p.cost.toPrecision(3)} times ReLU, ${number(p.result)}`;
+  const marks = (points, color, symbol, size) => ({
+    x: points.map(p => p.cost), y: points.map(p => p.result), mode: "markers", type: "scatter",
+    marker: {color: colour(color), symbol, size, line: {width: 1.4}}, text: points.map(said), hovertemplate: "%{text}<extra></extra>",
+  });
+  return Plotly.react("cost", [
+    {x: front.map(p => p.cost), y: front.map(p => p.result), mode: "lines", line: {color: colour("quiet"), width: 1.3, shape: "hv"}, hoverinfo: "skip"},
+    {...marks(all.filter(p => !p.baseline), "found", "circle", 7), opacity: 0.65},
+    marks(all.filter(p => p.baseline), "warm", "circle-open", 9),
+  ], layout({
+    showlegend: false, xaxis: {title: {text: "cost, ReLU = 1"}, type: "log", dtick: isNarrow() ? "D2" : "D1"},
+    yaxis: {title: {text: plainText(report.objective)}, range: widened(spanned(all.map(p => p.result)))},
+  }), CONFIG);
+});
+// Of results: the bad end is often far off.
+function spanned(values) {
+  return sign < 0 ? [quantile(values, 0), quantile(values, 0.95)] : [quantile(values, 0.05), quantile(values, 1)];
+}
 
 part("timeline-section", () => report.timeline.bars.length, () => {
   const t = report.timeline, lanes = t.lanes;
