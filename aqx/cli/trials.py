@@ -49,9 +49,10 @@ def claim(
 ) -> None:
     """Claim a function, to train it in any framework.
 
-    Prints the function's name, the trial's id and its seed. Answer with aqx tell DB --task T --trial ID METRIC=NUMBER.
-    One that brings the claim's token, too, cannot land on another trial of this id after the database was restored from
-    a copy. A claim without an answer lapses after its lease; a later answer is accepted all the same.
+    It is what study.ask() is in Python, and aqx tell is study.tell(). Prints the function's name, the trial's id and
+    its seed. Answer with aqx tell DB --task T --trial ID METRIC=NUMBER. One that brings the claim's token, too, cannot
+    land on another trial of this id after the database was restored from a copy. A claim without an answer lapses after
+    its lease; a later answer is accepted all the same.
     """
     choice = {key: value for key, value in {"top": top, "seeds": seeds}.items() if value is not None}
     if choice and not confirm:
