@@ -6,7 +6,10 @@ import contextlib
 import html
 import importlib
 import importlib.util
+import math
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ _COLUMNS = (
     "id", "name", "purpose", "status", "objective", "seed", "seconds", "worker", "version", "reason", "started_at",
     "finished_at",
 )  # fmt: skip
+_REDRAWN = 0.2  # seconds between two bars
 _STYLE = "text-align:left;padding:2px 12px 2px 0;font-variant-numeric:tabular-nums"
 
 
@@ -33,6 +37,8 @@ def shown(progress: Progress | bool | None, label: str) -> Iterator[Progress | N
         yield None
     elif progress is not True:
         yield progress
+    elif _in_notebook():
+        yield _notebook_bar(label)
     else:
         from rich import progress as bars
 
@@ -43,6 +49,33 @@ def shown(progress: Progress | bool | None, label: str) -> Iterator[Progress | N
         with bars.Progress(*columns) as display:
             bar = display.add_task(label, total=None, note="")
             yield lambda done, total, note: display.update(bar, completed=done, total=total, note=note)
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook's kernel runs this process."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
+def _notebook_bar(label: str) -> Progress:
+    """A bar of the page's own: rich's asks for ipywidgets in a notebook, and shows warnings where they are missing."""
+    display = importlib.import_module("IPython.display")
+    began, drawn = time.monotonic(), -math.inf
+
+    def page(done: int, total: int, note: str) -> Any:
+        passed = f"{time.monotonic() - began:.0f} s"
+        said = html.escape(f"{label}: {done:,} of {total:,}, {passed}" + (f", {note}" if note else ""))
+        return display.HTML(f'<progress value="{done}" max="{max(total, 1)}"></progress> {said}')
+
+    handle = display.display(page(0, 0, ""), display_id=True)
+
+    def callback(done: int, total: int, note: str) -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn >= _REDRAWN or done == total:
+            drawn = time.monotonic()
+            handle.update(page(done, total, note))
+
+    return callback
 
 
 def table_of(records: Sequence[Record]) -> Any:

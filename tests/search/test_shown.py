@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -56,6 +58,35 @@ def test_progress_is_a_bar_or_a_function(path: Path, capsys: pytest.CaptureFixtu
     study.search(budget=3, spectra=0, progress=True)
     study.confirm(top=1, seeds=2, progress=True)
     assert "search" in (out := capsys.readouterr().out) and "confirm" in out
+
+
+def test_the_bar_of_a_notebook_needs_no_widgets(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A kernel of the test's own, whose pages are texts."""
+    pages: list[str] = []
+
+    class ZMQInteractiveShell:
+        pass
+
+    class Handle:
+        def update(self, page: str) -> None:
+            pages[-1] = page
+
+    def display(page: str, display_id: bool) -> Handle:
+        assert display_id, "it is drawn over"
+        pages.append(page)
+        return Handle()
+
+    ipython, its_display = ModuleType("IPython"), ModuleType("IPython.display")
+    vars(ipython)["get_ipython"] = ZMQInteractiveShell
+    vars(its_display).update(display=display, HTML=str)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", its_display)
+    study = aqx.Study(path, toy.task)
+    study.search(budget=2, spectra=0, progress=True)
+    study.confirm(top=1, seeds=2, progress=True)
+    searched, confirmed = pages
+    assert searched.startswith('<progress value="4" max="4"></progress> search: 4 of 4, ') and "best 0." in searched
+    assert confirmed.startswith('<progress value="8" max="8"></progress> confirm: 8 of 8, ')
 
 
 def test_results_as_a_table(path: Path):
