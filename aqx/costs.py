@@ -51,16 +51,19 @@ class CostReport:
         operators: how many operators were measured now.
         classes: how many classes have a cost now that had none, or one by another name.
         looked_at: of how many classes it is known now, and was not, what 16-bit floats make of them.
+        unknown: how many classes are left out, as an operator of their names is not registered here.
     """
 
     device: str
     operators: int
     classes: int
     looked_at: int
+    unknown: int = 0
 
     def __str__(self) -> str:
         text = f"{self.operators:,} operators measured on {self.device}; {self.classes:,} classes have a cost now"
-        return f"{text}, and of {self.looked_at:,} it is known what 16-bit floats make of them"
+        text += f", and of {self.looked_at:,} it is known what 16-bit floats make of them"
+        return text + f"; {self.unknown:,} have operators that are not registered here" * (self.unknown > 0)
 
 
 def device_here() -> str:
@@ -182,18 +185,20 @@ def compute_costs(
     also: Mapping[str, str] | None = None,
     *,
     again: bool = False,
+    sixteen_bits: bool = True,
     measure: Measure | None = None,
     progress: Progress | None = None,
 ) -> CostReport:
     """Store what candidates and trained functions cost on this device, and what 16-bit floats make of them.
 
-    What is stored already is left, so that the same call costs nothing; measurements of other versions of aqx and JAX
-    are replaced.
+    Functions with an operator that is not registered here are left out. What is stored already is left, so that the
+    same call costs nothing; measurements of other versions of aqx and JAX are replaced.
 
     Args:
         db: a database.
         also: names of other functions, by class.
         again: measure all operators anew.
+        sixteen_bits: whether to look at those, too.
         measure: how functions are measured, in nanoseconds per element; default `measure_functions`.
         progress: called as progress(done, total, note).
 
@@ -206,6 +211,7 @@ def compute_costs(
     wanted = stored.classes_without_cost(db, device if known else "")
     priced = {id_ for id_, costs in stored.costs_of(db, also or ()).items() if known and device in costs}
     wanted |= {id_: name for id_, name in (also or {}).items() if id_ not in wanted and id_ not in priced}
+    wanted, unknown = _registered(wanted)
     used = {operator for name in wanted.values() for operator in _OPERATOR.findall(name)}
     missing = sorted(({"relu"} | used) - known.keys()) if wanted or not known else []
     found: dict[str, float] = {}
@@ -221,10 +227,17 @@ def compute_costs(
     costs = [cost_of(name, known) for name in wanted.values()]
     if wanted:
         stored.add_class_costs(db, device, wanted, costs, [cost / unit for cost in costs])
-    looked_at = _look_at_precision(db, also or {})
+    looked_at = _look_at_precision(db, also or {}) if sixteen_bits else 0
     if progress:
         progress(len(missing), len(missing), "")
-    return CostReport(device, len(missing), len(wanted), looked_at)
+    return CostReport(device, len(missing), len(wanted), looked_at, unknown)
+
+
+def _registered(names: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    """Those of some functions all of whose operators are registered here, and how many others there are."""
+    table = operator_table().by_name
+    kept = {id_: name for id_, name in names.items() if all(map(table.__contains__, _OPERATOR.findall(name)))}
+    return kept, len(names) - len(kept)
 
 
 def known_costs(db: Database) -> tuple[UInt64[np.ndarray, "C 2"], Float[np.ndarray, " C"]]:
@@ -240,6 +253,7 @@ def _look_at_precision(db: Database, also: Mapping[str, str]) -> int:
     wanted = stored.classes_without_precision(db)
     looked_at = stored.precision_of(db, also)
     wanted |= {id_: name for id_, name in also.items() if id_ not in looked_at}
+    wanted, _ = _registered(wanted)
     by_shape: dict[str, list[tuple[str, Tree]]] = {}
     for class_id, name in wanted.items():
         tree = parse(name)

@@ -23,6 +23,7 @@ from aqx import costs
 from aqx.cli.searching import show_confirmation
 from aqx.errors import Exhausted, InputError
 from aqx.operators import operator_table
+from aqx.search.shown import confirmation_html
 from aqx.store import Database
 from aqx.store.costs import costs_of, operator_costs, precision_of
 from aqx.tree import parse
@@ -183,6 +184,15 @@ def test_a_class_that_gets_a_simpler_name_is_costed_by_it(path: Path):
     assert stored(other)["abs(x)"] < before and "abs(abs(x))" not in stored(other)
 
 
+def test_operators_that_are_not_registered_here_are_left_out(path: Path):
+    with duckdb.connect(str(path)) as con:
+        con.execute("UPDATE class_info SET name = 'of_another_process(x)' WHERE name = 'sin(x)'")
+    report = costs.compute_costs(str(path), measure=Machine())
+    assert report.unknown == 1 and len(stored(path)) == report.classes > 9
+    assert "of_another_process(x)" not in stored(path)
+    assert str(report).endswith("; 1 have operators that are not registered here")
+
+
 def test_a_database_of_before_is_brought_forward(path: Path):
     put(Database(path), "schema_version", "8")
     with duckdb.connect(str(path)) as con:
@@ -322,7 +332,7 @@ def test_verdicts_have_a_column_of_costs(path: Path, machine: Machine, capsys: p
         "relu(x)": 1.0,
         "tanh(x)": pytest.approx(3.0),
     }
-    assert f"cost on {here}" in found._repr_html_()
+    assert f"cost on {here}" in confirmation_html(found)
     show_confirmation(found, 2, as_json=False)
     heads = capsys.readouterr().out.splitlines()[1]
     assert heads.split()[-1] == "cost" or " cost " in heads

@@ -45,6 +45,9 @@ def cost(db: str, functions: tuple[str, ...], again: bool, quiet: bool, as_json:
         show_result(report, str(report), as_json)
         return
     costs, precision = costs_of(database, named), precision_of(database, named)
+    if lacking := [name for id_, name in named.items() if id_ not in costs]:
+        unknown = f"--fn {lacking[0]} has an operator that is not registered here"
+        raise click.UsageError(unknown, click.get_current_context())
     rows = [
         {"name": name, "device": report.device, "cost": costs[id_][report.device], "precision": precision[id_]}
         for id_, name in named.items()

@@ -56,12 +56,15 @@ def fitted(
         The columns that are left, and which went; None where words would have to be broken elsewhere.
     """
     left, gone = dict(columns), list[str]()
-    for heading in ("", *drop):
+    needed = _needed(left)
+    for heading in drop:
+        if sum(needed.values()) + _GAP * len(needed) <= width:
+            break
         if left.pop(heading, None):
             gone.append(heading)
-        needed = {name: max(map(longest_word, some)) for name, some in left.items()}
-        if sum(needed.values()) + _GAP * len(needed) <= width:
-            return left, gone
+            needed = _needed(left)
+    if sum(needed.values()) + _GAP * len(needed) <= width:
+        return left, gone
     widest = max(needed, key=lambda name: needed[name])
     room = width - _GAP * len(needed) - sum(needed.values()) + needed[widest]
     pieces = max(len(piece) for text in left[widest] for word in text.split() for piece in _BREAKS.split(word))
@@ -69,6 +72,10 @@ def fitted(
         return None
     left[widest] = [broken(text, room) for text in left[widest]]
     return left, gone
+
+
+def _needed(columns: dict[str, list[str]]) -> dict[str, int]:
+    return {name: max(map(longest_word, some)) for name, some in columns.items()}
 
 
 def hanging(line: str, indent: int) -> str:

@@ -44,9 +44,7 @@ def result_and_cost(results: Ledger) -> dict[str, Any] | None:
     return {"points": sorted(points, key=lambda point: point["cost"]), "note": note}
 
 
-def on_front(
-    costs: Sequence[float] | Float[np.ndarray, " F"], gains: Float[np.ndarray, " F"]
-) -> Bool[np.ndarray, " F"]:
+def on_front(costs: Float[np.ndarray, " F"], gains: Float[np.ndarray, " F"]) -> Bool[np.ndarray, " F"]:
     """Return which functions are on the Pareto front: no other is as cheap and as good, and better in one of the two.
 
     Args:

@@ -323,7 +323,7 @@ class Queue:
                 progress(done, total, f"cost of {note}" if note else "")
 
         baselines = {self.ledger.class_id(name): name for name in self.task.baselines}
-        costs.compute_costs(self.ledger.db, baselines, progress=shown)
+        costs.compute_costs(self.ledger.db, baselines, sixteen_bits=False, progress=shown)
         _, relative = costs.known_costs(self.ledger.db)
         if self.max_cost is not None and len(relative) and not (relative <= self.max_cost).any():
             least = float(relative.min())
@@ -338,7 +338,7 @@ class Queue:
         from aqx import costs
 
         if len(table):
-            costs.compute_costs(self.ledger.db)  # of what was enumerated since
+            costs.compute_costs(self.ledger.db, sixteen_bits=False)  # of what was enumerated since
         ids, relative = costs.known_costs(self.ledger.db)
         at = find_rows(table.ids, ids)
         cheap = np.zeros(len(table), bool)

@@ -90,10 +90,11 @@ def add_class_costs(
         "relative": number_column(relative),
     }
     with db.transaction(bulk=True) as con:
-        con.execute(
-            "DELETE FROM class_costs WHERE device = ? AND class_id IN (SELECT unnest(?::UUID[]))",
-            [device, list(names)],
-        )
+        if con.execute("SELECT 1 FROM class_costs WHERE device = ? LIMIT 1", [device]).fetchone():
+            con.execute(
+                "DELETE FROM class_costs WHERE device = ? AND class_id IN (SELECT unnest(?::UUID[]))",
+                [device, list(names)],
+            )
         return insert_rows(
             con,
             "INSERT INTO class_costs SELECT id::UUID, ?, name, nanoseconds, relative FROM incoming",

@@ -13,6 +13,7 @@ from toy import candidates, make_task
 
 import aqx
 from aqx.cli import main
+from aqx.errors import ParseError
 
 # Commands whose first word is no database, and why.
 WITHOUT = {
@@ -101,7 +102,7 @@ def test_tell_takes_a_name_in_both_doors(path: Path):
     assert {key for key, value in vars(told).items() if value != getattr(added, key)} <= {
         "trial_id", "seed", "objective", "metrics", "started_at", "finished_at", "class_id", "token", "environment",
     }  # fmt: skip
-    with pytest.raises(aqx.errors.ParseError):
+    with pytest.raises(ParseError):
         study.tell("nope(x)", val_acc=0.5)
     assert aqx_command("tell", path, "--task", "toy", "sin(x)", "val_acc=0.4").exit_code == 0
     assert [record.objective for record in study.records() if record.name == "sin(x)"] == [0.5, 0.6, 0.4]
