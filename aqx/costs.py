@@ -2,9 +2,10 @@
 
 A function that is closed over is compiled into loops of its own, so to measure one takes a compilation, 0.1 to 0.5 s:
 days for a space of a million. Measured are its operators instead, by a small program each, once per kind of device and
-version of JAX. A function costs what every function does (x and a gradient are read, a value and a gradient written),
-and what each of its operators adds to that. How near this comes to compiled functions is in the guide of benchmarks: it
-orders functions well, and of one alone it is no more than an estimate.
+version of JAX. A function costs what every function does (x and a gradient are read, a value and a gradient written; of
+two inputs half as much again, for six arrays in place of four), and what each of its operators adds to that. How near
+this comes to compiled functions is in the guide of benchmarks: it orders functions well, and of one alone it is no more
+than an estimate.
 """
 
 from __future__ import annotations
@@ -141,11 +142,13 @@ def cost_of(function: str | Tree, nanoseconds: Mapping[str, float]) -> float:
     """
     operators = _OPERATOR.findall(str(function))
     table = operator_table().by_name
+    arrays = nanoseconds[LEAF] * (1.5 if _SECOND.search(str(function)) else 1.0)
     if not _SPECIAL.search(str(function)) and not any(table[name].kind == "n-ary" for name in operators):
-        return nanoseconds[LEAF] + sum(nanoseconds[name] for name in operators)  # most, which need not be parsed
-    return nanoseconds[LEAF] + (_sum_of(parse(function), nanoseconds) or 0.0)
+        return arrays + sum(nanoseconds[name] for name in operators)  # most, which need not be parsed
+    return arrays + (_sum_of(parse(function), nanoseconds) or 0.0)
 
 
+_SECOND = re.compile(r"\by\b(?!\()")
 _SPECIAL = re.compile(r"\b(?:zero|one)\(|\d(?=[,)])")  # a constant, or a number, for which a name's digit may stand
 
 

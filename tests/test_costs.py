@@ -22,6 +22,7 @@ import aqx
 from aqx import costs
 from aqx.cli.searching import show_confirmation
 from aqx.errors import Exhausted, InputError
+from aqx.evaluation import Batch, precision
 from aqx.operators import operator_table
 from aqx.search.shown import confirmation_html
 from aqx.store import Database
@@ -336,3 +337,13 @@ def test_verdicts_have_a_column_of_costs(path: Path, machine: Machine, capsys: p
     show_confirmation(found, 2, as_json=False)
     heads = capsys.readouterr().out.splitlines()[1]
     assert heads.split()[-1] == "cost" or " cost " in heads
+
+
+def test_functions_of_two_inputs_have_costs_and_flags_too(tmp_path: Path):
+    known = {"x": 0.4, "swish": 2.0, "mul": 0.1}
+    assert costs.cost_of("mul(swish(x),y)", known) == pytest.approx(0.6 + 2.1)
+    assert costs.cost_of("y", known) > costs.cost_of("x", known)
+    found = precision(Batch.of_trees([parse("mul(swish(x),y)"), parse("mul(exp(x),y)")]))
+    assert found.overflows["float16"].tolist() == [False, True]
+    db = Database(candidates(tmp_path / "both.duckdb", ["unary(x)", "mul(unary(x),y)"], ["relu", "tanh"]))
+    assert costs.compute_costs(db, measure=Machine()).classes == 4

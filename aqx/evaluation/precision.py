@@ -16,6 +16,8 @@ from aqx.evaluation.values import evaluate
 _EIGHTHS = np.arange(-240, 241) / 8.0
 _SMALL = 2.0 ** -np.arange(4.0, 15.0)
 POINTS: Float[np.ndarray, " P"] = np.sort(np.concatenate([_EIGHTHS, _SMALL, -_SMALL]))
+_COARSE = POINTS[::12]
+_PAIRS: Float[np.ndarray, "2 P"] = np.stack(np.meshgrid(_COARSE, _COARSE)).reshape(2, -1)  # of functions of two inputs
 _TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16)}
 _LEAST = 2.0**-14  # the smallest normal number of float16: what is smaller counts as 0
 _ROWS = 1 << 14  # functions at a time, in a hundred megabytes
@@ -23,7 +25,7 @@ _ROWS = 1 << 14  # functions at a time, in a hundred megabytes
 
 @dataclass(frozen=True)
 class Precision:
-    """Of K functions on [-30, 30], by type: what becomes of their values.
+    """Of K functions on [-30, 30], or [-30, 30]², by type: what becomes of their values.
 
     Attributes:
         overflows: somewhere the value is finite in float64, and in the type it is not [K].
@@ -66,7 +68,8 @@ def precision(batch: Batch) -> Precision:
     for start in range(0, len(batch), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(batch)))
         part = batch.take(rows)
-        exact, single = evaluate(part, POINTS), evaluate(part, POINTS.astype(np.float32))
+        points = POINTS if part.inputs == 1 else _PAIRS
+        exact, single = evaluate(part, points), evaluate(part, points.astype(np.float32))
         finite = np.isfinite(exact)
         for kind, type_ in _TYPES.items():
             with np.errstate(over="ignore", invalid="ignore"):
