@@ -119,7 +119,9 @@ def _spectra(
     try:
         alone = jax.jit(jax.vmap(forward))(batched(x))
         close = jax.tree.map(
-            lambda a, b: np.allclose(np.float64(a)[:, 0], np.float64(b), rtol=1e-3, atol=1e-5, equal_nan=True),
+            lambda a, b: np.allclose(
+                np.asarray(a, np.float64)[:, 0], np.asarray(b, np.float64), rtol=1e-3, atol=1e-5, equal_nan=True
+            ),
             *jax.device_get((alone, outputs)),
         )
     except UnsupportedError:
