@@ -41,6 +41,7 @@ class Candidates:
         has_spectrum: whose Fisher spectrum is known [C].
         usable: False where the spectrum or a short run is invalid: the model breaks with this function [C].
         has_runs: whose short runs are known, and are used by the surrogate [C].
+        two_inputs: whether functions of two inputs have been enumerated.
     """
 
     counts: FeatureCounts
@@ -50,6 +51,7 @@ class Candidates:
     has_spectrum: Bool[np.ndarray, " C"]
     usable: Bool[np.ndarray, " C"]
     has_runs: Bool[np.ndarray, " C"]
+    two_inputs: bool = False
     _rows: dict[str, int] = field(default_factory=dict, repr=False)  # of the classes that were looked up
 
     def __len__(self) -> int:
@@ -95,7 +97,8 @@ def _read_or_fitted(
 ) -> Candidates:
     while True:
         with db.read():  # all of one moment, in one turn at the lock
-            key = _key(task_id, preset, seed, two_inputs=holds_two_inputs(db))
+            two_inputs = holds_two_inputs(db)
+            key = _key(task_id, preset, seed, two_inputs)
             counts, number, fitted_to = find_embedding(db, *key)
             if before is not None and (counts, number) == (before.counts, before.stored.embedding_id):
                 return before
@@ -109,12 +112,11 @@ def _read_or_fitted(
             assert features is not None
             fitted = _fit(features, preset, seed)
             if not keep or not len(features.ids):
-                return _candidates(fitted, fitted, counts, broken, preset)
+                return _candidates(fitted, fitted, counts, broken, preset, two_inputs)
             save_embedding(db, *key, fitted)  # what is stored then may be another process's
         elif stored is not None:
-            return _candidates(
-                stored if features is None else _joined(stored, features, preset), stored, counts, broken, preset
-            )
+            joined = stored if features is None else _joined(stored, features, preset)
+            return _candidates(joined, stored, counts, broken, preset, two_inputs)
 
 
 def _used(counts: FeatureCounts, preset: Preset) -> FeatureCounts:
@@ -170,11 +172,16 @@ def _joined(stored: StoredEmbedding, rows: FeatureRows, preset: Preset) -> Store
 
 
 def _candidates(
-    embedding: StoredEmbedding, stored: StoredEmbedding, counts: FeatureCounts, broken: list[str], preset: Preset
+    embedding: StoredEmbedding,
+    stored: StoredEmbedding,
+    counts: FeatureCounts,
+    broken: list[str],
+    preset: Preset,
+    two_inputs: bool,
 ) -> Candidates:
     usable, coordinates = _all_but(broken, embedding.ids), embedding.coordinates
     has_runs = np.isfinite(coordinates[:, -1]) if preset.knows_runs(coordinates) else np.zeros(len(usable), bool)
-    return Candidates(counts, stored, embedding.ids, coordinates, embedding.has_spectrum, usable, has_runs)
+    return Candidates(counts, stored, embedding.ids, coordinates, embedding.has_spectrum, usable, has_runs, two_inputs)
 
 
 def _all_but(broken: Iterable[str], ids: UInt64[np.ndarray, "C 2"]) -> Bool[np.ndarray, " C"]:

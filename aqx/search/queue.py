@@ -276,7 +276,7 @@ class Queue:
 
     def _applicable(self, table: Candidates) -> Candidates:
         """The candidates, of which those of a kind that the task's model does not take are not to be used."""
-        if not functions.holds_two_inputs(self.ledger.db):
+        if not table.two_inputs:
             return table
         if self._not_applicable is None:
             self._not_applicable = self._kinds_not_taken()
