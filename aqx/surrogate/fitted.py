@@ -11,7 +11,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 from aqx.errors import Exhausted, InputError
-from aqx.surrogate.prediction import SHORT_RUNS, SPECTRUM, Known, Results, checked_rows, predict_rows, predicted_from
+from aqx.surrogate.prediction import (
+    SHORT_RUNS,
+    SPECTRUM,
+    Known,
+    Results,
+    checked_rows,
+    poor_by_runs,
+    predict_rows,
+    predicted_from,
+)
 from aqx.surrogate.presets import DEFAULT, Preset, as_preset
 
 
@@ -92,7 +101,8 @@ def fit_with(
     if len(values) != len(observed):
         raise InputError(f"values has {len(values)} entries for {len(observed)} observed rows; give one for each")
     known = Known.of(embedding, chosen)
-    results = Results.of(observed, values, known, ranks=chosen.ranks)
+    poor = poor_by_runs(embedding, known, chosen, observed)
+    results = Results.of(observed, values, known, ranks=chosen.ranks, poor=poor)
     return Fitted(chosen, embedding, known, results, observed, pending, seed, model_seed, given)
 
 

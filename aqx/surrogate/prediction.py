@@ -85,31 +85,64 @@ class Known:
 
 # Short runs tell more than a spectrum: who lacks results to be predicted from both is predicted from those.
 SPECTRUM, SHORT_RUNS = 1, 2
+# So many of the worse half by short runs are believed to fail, until there are so many results. Measured: see the guide
+# `early`. The better half is left to the results: in it the best by short runs are not the best of every task.
+_POOR, _ENOUGH = 5, 20
+
+
+def poor_by_runs(
+    embedding: Float32[np.ndarray, "C K"], known: Known, preset: Preset, observed: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, " P"]:
+    """A few of the worse half by the mean score of their short runs, spread over it, for a model that knows little.
+
+    None where there are results enough, or where too few candidates have short runs.
+
+    A start by short runs shows a model good candidates alone: uncertain of the bad ones, it would look at them next.
+    """
+    rows = np.flatnonzero(known.parts & SHORT_RUNS > 0)
+    if not preset.informed or len(rows) < 4 * _POOR or len(np.unique(observed)) >= _ENOUGH:
+        return rows[:0]
+    order = np.argsort(embedding[rows, preset.without_runs :].mean(axis=1), kind="stable")
+    return rows[order[(np.linspace(0.05, 0.5, _POOR) * (len(rows) - 1)).astype(int)]]
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Distinct observed rows [N], their values (failed as the worst) and the targets that a model learns."""
+    """What a model learns: distinct rows [N], their values (failed as the worst) and its targets.
+
+    The first `observed` of them are those that have results; the others are only believed to be poor.
+    """
 
     rows: np.ndarray
     values: np.ndarray
     targets: np.ndarray
+    observed: int
 
     @classmethod
-    def of(cls, observed: np.ndarray, values: np.ndarray, known: Known, ranks: bool) -> Results:
-        """Gather observed values by row, as a model learns them: by their ranks, or as they are."""
+    def of(
+        cls, observed: np.ndarray, values: np.ndarray, known: Known, ranks: bool, poor: Sequence[int] | np.ndarray = ()
+    ) -> Results:
+        """Gather observed values by row, as a model learns them: by their ranks, or as they are.
+
+        They are joined by the rows that are believed to be poor, as failed ones.
+        """
         rows, means = mean_by_row(observed, values)
         means = np.where(np.isnan(means), -np.inf, means)
         usable = known.outputs[rows]
         rows, means = rows[usable], means[usable]
+        count = len(rows)
+        if len(poor):
+            rows = np.append(rows, np.setdiff1d(poor, rows))
+            means = np.append(means, np.full(len(rows) - count, -np.inf))
         targets = normal_scores(means)
         worst = means[np.isfinite(means)].min(initial=np.inf)
         filled = np.where(np.isfinite(means), means, worst if np.isfinite(worst) else np.nan)
-        return cls(rows, filled, targets if ranks else filled)
+        return cls(rows, filled, targets if ranks else filled, count)
 
     def suffice(self, preset: Preset) -> bool:
         """Whether there is enough to predict from."""
-        return preset.model is not None and len(self.rows) >= preset.start and bool(np.ptp(self.targets) > 0)
+        enough = preset.model is not None and self.observed >= preset.start
+        return enough and bool(np.ptp(self.targets[: self.observed]) > 0)
 
     def in_units(self, mean: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Turn predictions of targets into ones of values, by the monotone line through the results."""

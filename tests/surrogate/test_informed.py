@@ -12,6 +12,7 @@ from aqx.errors import InputError
 from aqx.surrogate import PRESETS, Features, embed, fit, predict, suggest, undescribed
 from aqx.surrogate.embeddings import fit_scores, scores_on
 from aqx.surrogate.gaussian_process import gaussian_process
+from aqx.surrogate.prediction import Known, Results, poor_by_runs
 
 ENSEMBLE = PRESETS["ensemble"]
 CLASSES, LOSSES = 120, 4
@@ -148,3 +149,39 @@ def test_spectra_are_wanted_of_the_best_by_short_runs_before_there_is_a_predicti
     for seed in range(5):  # and the start is among those that have them
         assert suggest(known, [], [], seed=seed).index[0] in wanted
     assert fit(known, wanted[:1], [1.0]).undescribed(np.isfinite(known).all(axis=1), 10).size == 0
+
+
+def test_after_a_start_of_good_ones_the_worst_by_short_runs_are_not_looked_at(
+    features: Features, coordinates: np.ndarray
+):
+    """The short runs of this table are right, but nothing that was observed tells so: the best ones alone were."""
+    order = np.argsort(-coordinates[:, WITHOUT:].mean(axis=1))
+    for seed in range(4):
+        rows = order[: ENSEMBLE.informed].tolist()
+        truth = np.random.default_rng(seed).random(CLASSES)  # so that results have nothing to do with the runs
+        for step in range(6):
+            rows += suggest(coordinates, rows, truth[rows], seed=step).index.tolist()
+        assert not set(rows) & set(order[-CLASSES // 4 :])
+
+
+def test_those_believed_to_be_poor_are_neither_results_nor_taken(coordinates: np.ndarray):
+    order = np.argsort(-coordinates[:, WITHOUT:].mean(axis=1))
+    known = Known.of(coordinates, ENSEMBLE)
+    poor = poor_by_runs(coordinates, known, ENSEMBLE, order[:5])
+    assert len(poor) and set(poor) <= set(order[CLASSES // 2 - 1 :])
+    for observed in (np.arange(20), np.arange(60)):  # enough to know better
+        assert not len(poor_by_runs(coordinates, known, ENSEMBLE, observed))
+    assert not len(
+        poor_by_runs(coordinates[:, :WITHOUT], Known.of(coordinates[:, :WITHOUT], ENSEMBLE), ENSEMBLE, order[:5])
+    )
+    few = coordinates.copy()
+    few[order[10:], WITHOUT:] = np.nan
+    assert not len(poor_by_runs(few, Known.of(few, ENSEMBLE), ENSEMBLE, order[:5]))
+    values = np.arange(4.0)  # fewer than the model needs, those believed to be poor notwithstanding
+    results = Results.of(order[:4], values, known, True, poor)
+    assert not results.suffice(ENSEMBLE) and results.observed == 4 and len(results.rows) == 4 + len(poor)
+    assert set(results.targets[4:]) == {results.targets.min()} and (results.values[4:] == 0).all()
+    assert not Results.of(order[:6], np.full(6, np.nan), known, True, poor).suffice(ENSEMBLE)
+    left = np.isin(np.arange(CLASSES), poor)
+    chosen = suggest(coordinates, order[:6], np.arange(6.0), candidates=left)  # where nothing else is left, they go
+    assert chosen.index[0] in poor and np.isfinite(chosen.mean).all()
