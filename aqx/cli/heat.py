@@ -25,11 +25,11 @@ def draw_heat(
         >>> import numpy as np
         >>> x, y = np.linspace(-4, 4, 9), np.linspace(-4, 4, 3)
         >>> print(draw_heat(x, y, np.maximum(x, 0) * y[:, None], unicode=False))
-             4 |----=+*#@
-             0 |---------
-            -4 |----:.
+             4 |=====*#%@
+             0 |=========
+            -4 |=====-:.
                 -4      4
-        f(x, y) from -12.9 (' ') to 12.9 ('@')
+        f(x, y) from -13.9 (' ') to 13.9 ('@')
     """
     shades = _SHADES if unicode else _ASCII
     finite = values[np.isfinite(values)].astype(np.float64)
