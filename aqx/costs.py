@@ -15,20 +15,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax
-import numpy as np
-from jaxtyping import Float, UInt64
-
-from aqx.activation import activation
-from aqx.evaluation import Batch, precision
 from aqx.machine import processor_name, version_of
-from aqx.numerics.settings import own_settings
 from aqx.operators import operator_table
 from aqx.store import Database
 from aqx.store import costs as stored
 from aqx.tree import INPUTS, Tree, parse
+
+if TYPE_CHECKING:  # who looks at what was measured needs no JAX
+    import jax
+    import numpy as np
+    from jaxtyping import Float, UInt64
 
 LEAF = "x"  # stands for what every function costs, an operator or none
 UNIT = "relu(x)"
@@ -38,6 +36,7 @@ _OTHERS = 1 << 24
 _ROUNDS, _CALLS = 9, 5
 _OPERATOR = re.compile(r"(\w+)\(")
 
+K = TypeVar("K")
 # Nanoseconds per element of functions, by their names.
 Measure = Callable[[Sequence[str]], Sequence[float]]
 Progress = Callable[[int, int, str], None]
@@ -69,12 +68,16 @@ class CostReport:
 
 def device_here() -> str:
     """Return the kind of device that this process computes on, and of a CPU which one."""
+    import jax
+
     device = jax.devices()[0]
     return processor_name() if device.platform == "cpu" else device.device_kind
 
 
 def versions_here() -> str:
     """Return what else a measurement depends on."""
+    import jax
+
     return f"aqx {version_of('aqx')}, jax {jax.__version__}"
 
 
@@ -91,6 +94,10 @@ def measure_functions(
         clock: seconds.
         elements: of the array; by default such as a core's cache holds, or on an accelerator 16 million.
     """
+    import jax
+
+    from aqx.numerics.settings import own_settings
+
     count = elements or _ELEMENTS.get(jax.devices()[0].platform, _OTHERS)
     with own_settings():
         key_x, key_g = jax.random.split(jax.random.key(0))
@@ -103,6 +110,10 @@ def measure_functions(
 
 
 def _value_and_gradient(name: str) -> Callable[[jax.Array, jax.Array], Any]:
+    import jax
+
+    from aqx.activation import activation
+
     act = activation(name)
 
     def run(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,6 +124,8 @@ def _value_and_gradient(name: str) -> Callable[[jax.Array, jax.Array], Any]:
 
 
 def _quickest(program: Callable[..., Any], x: jax.Array, g: jax.Array, clock: Callable[[], float]) -> float:
+    import jax
+
     took: list[float] = []
     for _ in range(_CALLS):
         start = clock()
@@ -215,8 +228,10 @@ def compute_costs(
     priced = {id_ for id_, costs in stored.costs_of(db, also or ()).items() if known and device in costs}
     wanted |= {id_: name for id_, name in (also or {}).items() if id_ not in wanted and id_ not in priced}
     wanted, unknown = _registered(wanted)
-    used = {operator for name in wanted.values() for operator in _OPERATOR.findall(name)}
-    missing = sorted(({"relu"} | used) - known.keys()) if wanted or not known else []
+    others = [*stored.trained_names(db), *(also or {}).values()]  # may be other names of classes that have a cost
+    names = {*wanted.values(), *_registered(dict(enumerate(others)))[0].values()}
+    used = {operator for name in names for operator in _OPERATOR.findall(name)}
+    missing = sorted(({"relu"} | used) - known.keys())
     found: dict[str, float] = {}
     for start in range(0, len(missing), _TOGETHER):
         if progress:
@@ -236,11 +251,30 @@ def compute_costs(
     return CostReport(device, len(missing), len(wanted), looked_at, unknown)
 
 
-def _registered(names: Mapping[str, str]) -> tuple[dict[str, str], int]:
+def _registered(names: Mapping[K, str]) -> tuple[dict[K, str], int]:
     """Those of some functions all of whose operators are registered here, and how many others there are."""
     table = operator_table().by_name
     kept = {id_: name for id_, name in names.items() if all(map(table.__contains__, _OPERATOR.findall(name)))}
     return kept, len(names) - len(kept)
+
+
+def costs_by_name(db: Database, names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Return what functions cost relative to relu, by the device that this was measured on, the last one first.
+
+    Stored is what a class costs by its simplest name; this is what one of its functions costs by its own.
+
+    Args:
+        db: a database.
+        names: of functions; a device is missing where one of the operators was not measured on it.
+    """
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    known_here, _ = _registered({name: name for name in found})
+    for device, known in stored.operators_by_device(db).items():
+        unit = cost_of(UNIT, known)
+        for name in known_here:
+            if all(map(known.__contains__, _OPERATOR.findall(name))):
+                found[name][device] = cost_of(name, known) / unit
+    return found
 
 
 def known_costs(db: Database) -> tuple[UInt64[np.ndarray, "C 2"], Float[np.ndarray, " C"]]:
@@ -253,6 +287,8 @@ _TOGETHER = 12  # operators measured in turns: what slows the machine slows all 
 
 def _look_at_precision(db: Database, also: Mapping[str, str]) -> int:
     """Store what 16-bit floats make of classes of which nobody has looked yet, and return how many they were."""
+    from aqx.evaluation import Batch, precision
+
     wanted = stored.classes_without_precision(db)
     looked_at = stored.precision_of(db, also)
     wanted |= {id_: name for id_, name in also.items() if id_ not in looked_at}

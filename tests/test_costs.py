@@ -247,6 +247,26 @@ def test_the_flags_are_those_of_the_activation_itself(name: str):
         assert (bool(found.overflows[kind][0]), bool(found.loses_digits[kind][0])) == (overflow, lost)
 
 
+def test_a_function_costs_what_its_own_name_says(path: Path):
+    """exp(x) is one class with cosh(x) + sinh(x), by which the class is called where only that is enumerated."""
+    TAKES.update(cosh=3.0, sinh=3.0, add=0.25, exp=2.0)
+    candidates(path, ["binary(unary(x),unary(x))"], ["cosh", "sinh", "add"])
+    study = aqx.Study(path, make_task())
+    study.add("exp(x)", val_acc=0.5)
+    costs.compute_costs(study.db, measure=Machine(), sixteen_bits=False)
+    assert stored(path)["add(cosh(x),sinh(x))"] == pytest.approx((1.25 + 2 * 2.75) / 2)
+    assert costs_of(study.db, [study.class_id("exp(x)")]) == costs_of(
+        study.db, [study.class_id("add(sinh(x),cosh(x))")]
+    )
+    here = costs.device_here()
+    known = costs.costs_by_name(study.db, ["exp(x)", "add(sinh(x),cosh(x))", "gelu(x)", "of_nobody(x)"])
+    assert known["exp(x)"] == {here: pytest.approx((1.25 + 1.75) / 2)}
+    assert (
+        known["add(sinh(x),cosh(x))"] == {here: pytest.approx(3.375)}
+        and known["gelu(x)"] == known["of_nobody(x)"] == {}
+    )
+
+
 def test_flags_are_stored_beside_the_class(path: Path):
     candidates(path, ["unary(x)"], ["exp"])
     costs.compute_costs(str(path), measure=lambda names: [1.0] * len(names))

@@ -29,11 +29,12 @@ def cost(db: str, functions: tuple[str, ...], again: bool, quiet: bool, as_json:
     operators. It is stored with the device's name for all candidates and all that was trained, with whether float16 and
     bfloat16 hold their values on [-30, 30]; aqx top --cost, aqx search --max-cost, verdicts and the report use it.
     """
-    from aqx.costs import compute_costs
+    from aqx.costs import compute_costs, costs_by_name
+    from aqx.search import describe
     from aqx.search.ledger import class_of
     from aqx.simplify import full_name
     from aqx.store import Database
-    from aqx.store.costs import costs_of, precision_of, said_of
+    from aqx.store.costs import said_of
 
     if not functions:
         check_filled(db)
@@ -44,13 +45,18 @@ def cost(db: str, functions: tuple[str, ...], again: bool, quiet: bool, as_json:
     if not functions:
         show_result(report, str(report), as_json)
         return
-    costs, precision = costs_of(database, named), precision_of(database, named)
-    if lacking := [name for id_, name in named.items() if id_ not in costs]:
+    costs = costs_by_name(database, named.values())
+    if lacking := [name for name, known in costs.items() if report.device not in known]:
         unknown = f"--fn {lacking[0]} has an operator that is not registered here"
         raise click.UsageError(unknown, click.get_current_context())
     rows = [
-        {"name": name, "device": report.device, "cost": costs[id_][report.device], "precision": precision[id_]}
-        for id_, name in named.items()
+        {
+            "name": name,
+            "device": report.device,
+            "cost": known[report.device],
+            "precision": describe(name).precision,
+        }
+        for name, known in costs.items()
     ]
     columns: dict[str, Callable[[Any], str]] = {
         "name": lambda row: row["name"],

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from aqx.costs import costs_by_name
 from aqx.errors import InputError
 from aqx.objective import Objective
 from aqx.store import Database, StudySettings, TaskRow, TrialRow, claims, clock, functions, outcomes, trials
 from aqx.store.claims import Choice, Settled, Snapshot
-from aqx.store.costs import costs_of, precision_of
+from aqx.store.costs import precision_of
 from aqx.store.endings import Ending
 from aqx.store.lease import kept_alive, this_process, worker_name
 from aqx.store.studies import list_studies, register_study
@@ -193,11 +194,10 @@ class Ledger:
 
     def with_costs(self, functions: Sequence[Ranking]) -> list[Ranking]:
         """Return functions with what is stored of their costs and of their precision in 16-bit floats."""
-        ids = [one.class_id for one in functions]
-        costs, precision = costs_of(self.db, ids), precision_of(self.db, ids)
+        costs = costs_by_name(self.db, [one.name for one in functions])
+        precision = precision_of(self.db, [one.class_id for one in functions])
         return [
-            replace(one, costs=costs.get(one.class_id or "", {}), precision=precision.get(one.class_id or "", {}))
-            for one in functions
+            replace(one, costs=costs[one.name], precision=precision.get(one.class_id or "", {})) for one in functions
         ]
 
     @cached_property

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from aqx.costs import costs_by_name
 from aqx.search.ledger import Ledger, Record, class_of, load_results
 from aqx.store import Database, count_trials, functions
-from aqx.store.costs import costs_of, precision_of
 from aqx.store.kinds import RUNS
 from aqx.store.moment import Moment
 from aqx.store.spectra import count_spectra, find_spectrum, invalid_spectra
@@ -270,8 +270,8 @@ def describe(name: str, db: str | os.PathLike[str] | Database | None = None) -> 
             for trial in results.trials
             if trial.class_id == known.class_id
         ],
-        costs=costs_of(db, [known.class_id]).get(known.class_id, {}),
-        precision=precision_of(db, [known.class_id]).get(known.class_id) or _precision(tree),
+        costs=costs_by_name(db, [known.name])[known.name],
+        precision=_precision(tree),
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aqx.costs import costs_by_name
 from aqx.errors import Exhausted
 from aqx.objective import Objective
 from aqx.search.ledger import Ledger, Record, done_in_search, rank_functions
-from aqx.store.costs import costs_of
 from aqx.store.trial_rows import Purpose, Status
 
 LEVEL = 0.95
@@ -122,9 +122,8 @@ def with_trials(confirmation: Confirmation, claim: Callable[[], Any]) -> Confirm
 
 def with_costs(confirmation: Confirmation, ledger: Ledger) -> Confirmation:
     """Add what the functions cost, as far as that was measured."""
-    ids = {row.name: ledger.class_id(row.name) for row in confirmation.rows}
-    known = costs_of(ledger.db, ids.values())
-    return replace(confirmation, rows=[replace(row, costs=known.get(ids[row.name], {})) for row in confirmation.rows])
+    known = costs_by_name(ledger.db, [row.name for row in confirmation.rows])
+    return replace(confirmation, rows=[replace(row, costs=known[row.name]) for row in confirmation.rows])
 
 
 def judge(

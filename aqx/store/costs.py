@@ -35,6 +35,25 @@ def operator_costs(db: Database, device: str, versions: str) -> dict[str, float]
     return dict(rows)
 
 
+def operators_by_device(db: Database) -> dict[str, dict[str, float]]:
+    """Return nanoseconds by device and operator, the device that was measured last first."""
+    with db.read() as con:
+        rows = con.execute(
+            "SELECT device, operator, nanoseconds FROM operator_costs "
+            "ORDER BY max(measured_at) OVER (PARTITION BY device) DESC, device"
+        ).fetchall()
+    found: dict[str, dict[str, float]] = {}
+    for device, operator, nanoseconds in rows:
+        found.setdefault(device, {})[operator] = nanoseconds
+    return found
+
+
+def trained_names(db: Database) -> list[str]:
+    """Return the names by which functions were trained."""
+    with db.read() as con:
+        return [name for (name,) in con.execute("SELECT DISTINCT name FROM trials").fetchall()]
+
+
 def add_operator_costs(
     db: Database, device: str, versions: str, nanoseconds: Mapping[str, float], *, replace: bool = False
 ) -> None:
