@@ -11,7 +11,6 @@ than an estimate.
 from __future__ import annotations
 
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +93,8 @@ def measure_functions(
         clock: seconds.
         elements: of the array; by default such as a core's cache holds, or on an accelerator 16 million.
     """
+    import statistics  # takes as long as a transaction
+
     import jax
 
     from aqx.numerics.settings import own_settings
