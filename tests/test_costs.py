@@ -254,7 +254,7 @@ def test_a_function_costs_what_its_own_name_says(path: Path):
     study = aqx.Study(path, make_task())
     study.add("exp(x)", val_acc=0.5)
     costs.compute_costs(study.db, measure=Machine(), sixteen_bits=False)
-    assert stored(path)["add(cosh(x),sinh(x))"] == pytest.approx((1.25 + 2 * 2.75) / 2)
+    assert stored(path)["add(cosh(x),sinh(x))"] == pytest.approx(3.5)
     assert costs_of(study.db, [study.class_id("exp(x)")]) == costs_of(
         study.db, [study.class_id("add(sinh(x),cosh(x))")]
     )
@@ -262,7 +262,7 @@ def test_a_function_costs_what_its_own_name_says(path: Path):
     known = costs.costs_by_name(study.db, ["exp(x)", "add(sinh(x),cosh(x))", "gelu(x)", "of_nobody(x)"])
     assert known["exp(x)"] == {here: pytest.approx((1.25 + 1.75) / 2)}
     assert (
-        known["add(sinh(x),cosh(x))"] == {here: pytest.approx(3.375)}
+        known["add(sinh(x),cosh(x))"] == {here: pytest.approx(3.5)}
         and known["gelu(x)"] == known["of_nobody(x)"] == {}
     )
 
