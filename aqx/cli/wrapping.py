@@ -79,14 +79,14 @@ def _needed(columns: dict[str, list[str]]) -> dict[str, int]:
 
 
 def hanging(line: str, indent: int) -> str:
-    """Wrap a line at the screen's width; what goes on stands below the first line's text.
+    """Wrap a line at the terminal's width, below the first line's text; a pipe gets it whole.
 
     Example:
         >>> hanging("  flags  finite, affine", 9)
         '  flags  finite, affine'
     """
     width = screen_width()
-    if len(line) <= width:
+    if len(line) <= width or not sys.stdout.isatty():
         return line
     lines, rest = [line[:indent].rstrip()], line[indent:]
     filled = False  # whether the last line has text
