@@ -262,8 +262,7 @@ def test_a_function_costs_what_its_own_name_says(path: Path):
     known = costs.costs_by_name(study.db, ["exp(x)", "add(sinh(x),cosh(x))", "gelu(x)", "of_nobody(x)"])
     assert known["exp(x)"] == {here: pytest.approx((1.25 + 1.75) / 2)}
     assert (
-        known["add(sinh(x),cosh(x))"] == {here: pytest.approx(3.5)}
-        and known["gelu(x)"] == known["of_nobody(x)"] == {}
+        known["add(sinh(x),cosh(x))"] == {here: pytest.approx(3.5)} and known["gelu(x)"] == known["of_nobody(x)"] == {}
     )
 
 
