@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aqx.errors import InputError
-from aqx.report.curves import POINTS, curves_of_best
+from aqx.report.curves import PLANE, POINTS, FunctionMap, curves_of_best, maps_of_best
 from aqx.report.overview import best_so_far, random_search
 from aqx.report.panels import COLOURS, as_label, check_plot, save
 from aqx.report.payload import spread_out, timeline
@@ -23,7 +23,7 @@ from aqx.store import Database
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 Progress = Callable[[int, int, str], None] | None
 _TONES = {"better": COLOURS[2], "worse": COLOURS[1], "failed": COLOURS[1]}
@@ -107,8 +107,10 @@ def _verdict(results: Ledger, progress: Progress) -> Figure:
 
 
 def _functions(results: Ledger, progress: Progress) -> Figure:
-    figure, (left, right) = _axes(9.0, 3.8, columns=2)
-    for number, one in enumerate(curves_of_best(results, stored_verdict(results))):
+    confirmation = stored_verdict(results)
+    maps = maps_of_best(results, confirmation)
+    figure, (left, right) = _axes(9.0, 3.8, columns=2, below=2.4 if maps else 0.0)
+    for number, one in enumerate(curves_of_best(results, confirmation)):
         found = one.kind == "found"
         style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)] if found else "0.45",
@@ -123,7 +125,22 @@ def _functions(results: Ledger, progress: Progress) -> Figure:
         axes.set_xlabel("x")
         axes.set_ylabel(label)
     left.legend(frameon=False, fontsize=7.5)
+    if maps:
+        _draw_maps(figure.subfigs[1], maps)
     return figure
+
+
+def _draw_maps(figure: SubFigure, maps: Sequence[FunctionMap]) -> None:
+    """Functions of two inputs side by side, each in colours of its own range."""
+    for axes, one in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+        finite = one.values[np.isfinite(one.values)]
+        low, high = np.quantile(finite, (0.02, 0.98)) if len(finite) else (0.0, 1.0)
+        ends = (PLANE[0], PLANE[-1]) * 2
+        shown = axes.imshow(one.values, origin="lower", extent=ends, cmap="viridis", vmin=low, vmax=high)
+        axes.set_title(as_label(simplest(one.name)), fontsize=7.5)
+        axes.set_xlabel("x")
+        axes.set_ylabel("y")
+        figure.colorbar(shown, ax=axes, shrink=0.7)
 
 
 def _map(results: Ledger, progress: Progress) -> Figure:
@@ -189,11 +206,13 @@ def _timeline(results: Ledger, progress: Progress) -> Figure:
     return figure
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def _axes(width: float, height: float, columns: int = 1, below: float = 0.0) -> tuple[Figure, Any]:
+    """A figure with axes side by side, and room below them as a part of its own."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(1, columns, squeeze=False)[0])
+    figure = Figure(figsize=(width, height + below), layout="constrained")
+    place = figure.subfigures(2, 1, height_ratios=(height, below))[0] if below else figure
+    axes: list[Axes] = list(place.subplots(1, columns, squeeze=False)[0])
     for each in axes:
         each.grid(alpha=0.25, linewidth=0.6)
         each.spines[["top", "right"]].set_visible(False)
