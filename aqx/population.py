@@ -110,7 +110,7 @@ def stack_of(names: Sequence[str]) -> Activation:
 
     Raises:
         ParseError: a name does not parse.
-        InputError: there are none, or they differ in shape.
+        InputError: there are none, they differ in shape, or they are of y alone, which is a function of one input.
 
     Example:
         >>> [unstack(stack_of(["relu(x)", "abs(x)"]), row).name for row in (0, 1)]
@@ -120,6 +120,8 @@ def stack_of(names: Sequence[str]) -> Activation:
     if len(set(shapes)) != 1:
         return stack([activation(name) for name in names])  # spaces in a name, or an error
     first = activation(names[0])
+    if first.schema.inputs == 2 and "x" not in first.schema.leaves:
+        raise InputError(f"{names[0]} takes y alone; a function of one input is written in x")
     opcodes = np.array([[first.table.opcodes[name] for name in each] for each in operators], np.int32)
     numbers = np.array([numbers_of(name) for name in names], np.float64)
     columns = (tuple(np.ascontiguousarray(each.T)) for each in (opcodes, numbers))
