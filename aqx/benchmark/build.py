@@ -19,6 +19,7 @@ import numpy as np
 from aqx.benchmark.table import ResultTable, load_table, save_table
 from aqx.enumeration import enumerate_space
 from aqx.errors import InputError, StoreError, TaskError
+from aqx.machine import cores
 from aqx.population import shape_of
 from aqx.space import Space
 from aqx.store import Database
@@ -80,7 +81,7 @@ def build_table(
         out: the table's file, Parquet or CSV by its ending.
         seeds: trainings of each class.
         sample: only so many functions of the space, drawn with the seed 0.
-        workers: processes. With 1, the default, the trainings run in this process.
+        workers: processes; default one per core. With 1 the trainings run in this process.
         together: functions that one call of the task's `train_many` trains in this process; 1 for none together.
             Default 4,096 on a GPU where the task has a `train_many` of its own and `workers` is left out, else 1.
         progress: called as progress(done, total, note).
@@ -157,7 +158,7 @@ def _together(task: Task, workers: int | None, together: int | None) -> int:
 def _workplace(workers: int | None, together: int, time_limit: float | int | None) -> Iterator[tuple[Executor, int]]:
     """Where trainings run, and how many jobs are under way."""
     if together == 1:
-        with workplace(None, 1 if workers is None else workers, time_limit) as place:
+        with workplace(None, cores() if workers is None else workers, time_limit) as place:
             yield place
         return
     # A thread, so that what was trained is written while the next is being trained.

@@ -41,7 +41,7 @@ def bench() -> None:
 @click.option(
     "--seeds", type=Count(most=MOST_SEEDS), default=1, show_default=True, metavar="S", help="Trainings of each."
 )
-@click.option("--workers", type=Count(most=MOST_WORKERS), help="Trainings at a time; default 1.")
+@click.option("--workers", type=Count(most=MOST_WORKERS), help="Trainings at a time; default one per core.")
 @click.option(
     "--together",
     type=Count(),

@@ -63,9 +63,9 @@ def test_workers_have_one_default():
     found = {
         name: options_of(command)["--workers"]
         for name, command in COMMANDS.items()
-        if "--workers" in options_of(command)
+        if "--workers" in options_of(command) and name != "bench build"  # a table is built by all cores
     }
-    assert {"search", "confirm", "bench build", "bench replay"} <= set(found)
+    assert {"search", "confirm", "bench replay"} <= set(found)
     for name in found:
         text = " ".join(aqx_command(*name.split(), "--help").stdout.split())
         said = re.search(r"--workers \S+ .*?\bdefault:? (\w+)", text)
