@@ -211,7 +211,9 @@ def _axes(width: float, height: float, columns: int = 1, below: float = 0.0) -> 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height + below), layout="constrained")
-    place = figure.subfigures(2, 1, height_ratios=(height, below))[0] if below else figure
+    if below:
+        figure.subfigures(2, 1, height_ratios=(height, below))
+    place = figure.subfigs[0] if below else figure
     axes: list[Axes] = list(place.subplots(1, columns, squeeze=False)[0])
     for each in axes:
         each.grid(alpha=0.25, linewidth=0.6)
