@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt64
 
 from aqx.evaluation import Batch, evaluate, fingerprints
 from aqx.evaluation.class_ids import find_rows, halves, texts
-from aqx.plane import normal_pairs
+from aqx.plane import points_for
 from aqx.store.connection import Database
 from aqx.store.features import (
     FeatureCounts,
@@ -284,7 +284,7 @@ def of_names(
     for at, batch in _batches(trees):
         prints = fingerprints(batch)
         ids[at] = prints.ids
-        outputs[at] = evaluate(batch, points if batch.inputs == 1 else normal_pairs(len(points)))
+        outputs[at] = evaluate(batch, points_for(batch.inputs, points))
         usable[at] = ~prints.constant
     usable &= np.isfinite(outputs).all(axis=1) & (find_rows(spectra.broken, ids) < 0)
     class_of, rows = texts(ids), np.full(len(trees), -1)

@@ -6,7 +6,7 @@ import functools
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
 _PLASTIC = 1.324717957244746  # x³ = x + 1: its powers make the best of such sequences in two dimensions
 _IMAGES = 8  # of a point under changes of sign and the exchange of x and y
@@ -44,6 +44,18 @@ def normal_pairs(n: int) -> Float32[np.ndarray, "2 n"]:
     signs = 1 - 2 * np.stack([images & 1, images >> 1 & 1], axis=-1)
     points = (pairs * signs).reshape(-1, 2)[:n]
     return np.ascontiguousarray(np.clip(points, -5, 5).T, np.float32)
+
+
+def points_for(inputs: int, points: Float[np.ndarray, " P"]) -> Float[np.ndarray, "*I P"]:
+    """Return where functions of so many inputs are known, 1 or 2: at these points, or at as many of the plane.
+
+    Example:
+        >>> import numpy as np
+        >>> from aqx.plane import points_for
+        >>> points_for(1, np.zeros(8)).shape, points_for(2, np.zeros(8)).shape
+        ((8,), (2, 8))
+    """
+    return points if inputs == 1 else normal_pairs(len(points))
 
 
 def images(n: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:

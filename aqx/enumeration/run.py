@@ -21,7 +21,7 @@ from aqx.errors import InputError
 from aqx.evaluation import METHOD, Family, evaluate, fingerprints, finite_at, operator_behaviours
 from aqx.evaluation.class_ids import class_keys
 from aqx.operators import operator_table
-from aqx.plane import normal_pairs
+from aqx.plane import points_for
 from aqx.space import Space
 from aqx.store import functions as store
 from aqx.store.connection import Database
@@ -178,7 +178,7 @@ class _Run:
         for (batch, _), (start, stop) in zip(piece.parts, pairwise(ends), strict=True):
             some = batch.take(rows[start:stop] - first)
             # Of two inputs at as many points of the plane, so that the columns of both are as long.
-            evaluate(some, self._x if some.inputs == 1 else normal_pairs(len(self._x)), outputs[start:stop])
+            evaluate(some, points_for(some.inputs, self._x), outputs[start:stop])
             found.append(finite_at(some))
             first += len(batch)
         with_outputs = _move_finite_up(outputs)

@@ -287,11 +287,11 @@ def _flags(tree: Tree) -> dict[str, bool | None]:
 
     from aqx.enumeration import sample_points
     from aqx.evaluation import Batch, evaluate, fingerprints, finite_at
-    from aqx.plane import normal_pairs
+    from aqx.plane import points_for
 
     batch = Batch.of_trees([tree])
     prints, found = fingerprints(batch), finite_at(batch)
-    values = evaluate(batch, sample_points(256, "stratified") if tree.inputs == 1 else normal_pairs(256))
+    values = evaluate(batch, points_for(tree.inputs, sample_points(256, "stratified")))
     flags = {
         "finite": np.isfinite(values).all(),
         "finite_at_0": found.zero[0],
