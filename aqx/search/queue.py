@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,9 @@ from jaxtyping import Bool
 from aqx import candidates, surrogate
 from aqx.candidates import Candidates
 from aqx.errors import Exhausted, InputError
-from aqx.evaluation.class_ids import find_rows
 from aqx.machine import cores
+from aqx.search.eligible import Eligible
 from aqx.search.ledger import Ledger, Record, seed_of_trial
-from aqx.stopping import is_stop
 from aqx.store import StudySettings, functions
 from aqx.store.claims import Settled, Snapshot, Wanted
 from aqx.store.kinds import RUNS
@@ -29,7 +28,6 @@ from aqx.tasks import Task
 # Taken in the order of the last fit by who has lost a choice to another process: to fit again and again, each time for
 # one choice that all make alike, takes N processes N² fits.
 _RUNNERS_UP = 32
-_INPUTS = {1: "one input", 2: "two inputs"}
 _log = logging.getLogger("aqx")
 
 
@@ -112,14 +110,12 @@ class Queue:
         self.preset: Preset = preset
         self.retry: RetryPolicy = retry
         self.settings: StudySettings = settings
-        self.max_cost: float | None = None  # what a candidate may cost, relative to relu
-        self.too_expensive: int = 0  # how many candidates that leaves out
+        self.eligible: Eligible = Eligible(ledger, task)
         self._all: Candidates | None = None
         self._table: Candidates | None = None
         self._round: _Round | None = None
         self._subject: Any = None  # the task made ready for spectra, by the first who needs it
         self._bare_subject: Any = None  # the same for short runs, where spectra are not wanted or cannot be computed
-        self._not_applicable: list[int] | None = None  # the functions, by their inputs, that the model does not take
         self._undescribed: set[str] = set()  # classes whose spectrum could not be computed
         self._without_runs: set[str] = set()  # classes whose short runs could not be computed
 
@@ -272,79 +268,16 @@ class Queue:
         )
         if self._all is before and self._table is not None:
             return self._table
-        return self._affordable(self._applicable(self._all))
-
-    def _applicable(self, table: Candidates) -> Candidates:
-        """The candidates, of which those of a kind that the task's model does not take are not to be used."""
-        if not table.two_inputs:
-            return table
-        if self._not_applicable is None:
-            self._not_applicable = self._kinds_not_taken()
-        usable = table.usable.copy()
-        for inputs in self._not_applicable:
-            rows = table.rows_of(functions.classes_by_inputs(self.ledger.db, inputs))
-            usable[rows[rows >= 0]] = False
-        return replace(table, usable=usable)
-
-    def _kinds_not_taken(self) -> list[int]:
-        """The functions, of one input or of two, that are not applicable to the task's model; none if it takes none."""
-        from aqx.tasks.inputs import not_applicable  # brings Flax, which is slow to import
-
-        try:
-            x, _ = self.task.batch()
-        except Exception as error:
-            if is_stop(error):
-                raise
-            return []
-        reasons = {inputs: reason for inputs in (1, 2) if (reason := not_applicable(self.task, inputs, x))}
-        if len(reasons) == 1:
-            _log.warning("aqx: functions of %s are %s", *[(_INPUTS[i], why) for i, why in reasons.items()][0])
-        return list(reasons) if len(reasons) == 1 else []
+        return self.eligible.among(self._all)
 
     def limit_cost(self, most: float | None) -> None:
         """Leave candidates out that cost more than so many times what relu does on this device; None leaves all in.
 
         Baselines, and what was asked for by name, are trained whatever they cost.
         """
-        if most != self.max_cost:
-            self.max_cost, self.too_expensive = most, 0
+        if most != self.eligible.max_cost:
+            self.eligible.limit_cost(most)
             self._all = self._table = None
-
-    def measure_costs(self, progress: Callable[[int, int, str], None] | None = None) -> None:
-        """Measure what the candidates cost of which that is not known, before anything is trained.
-
-        Raises:
-            Exhausted: all cost more than they may.
-        """
-        from aqx import costs  # compiles, which few searches need
-
-        def shown(done: int, total: int, note: str) -> None:
-            if progress and total:
-                progress(done, total, f"cost of {note}" if note else "")
-
-        baselines = {self.ledger.class_id(name): name for name in self.task.baselines}
-        costs.compute_costs(self.ledger.db, baselines, sixteen_bits=False, progress=shown)
-        _, relative = costs.known_costs(self.ledger.db)
-        if self.max_cost is not None and len(relative) and not (relative <= self.max_cost).any():
-            least = float(relative.min())
-            raise Exhausted(
-                f"max_cost={self.max_cost:g}: every candidate costs more, the cheapest {least:.3g} times what relu does"
-            )
-
-    def _affordable(self, table: Candidates) -> Candidates:
-        """The candidates, of which those that cost too much are not to be used."""
-        if self.max_cost is None:
-            return table
-        from aqx import costs
-
-        if len(table):
-            costs.compute_costs(self.ledger.db, sixteen_bits=False)  # of what was enumerated since
-        ids, relative = costs.known_costs(self.ledger.db)
-        at = find_rows(table.ids, ids)
-        cheap = np.zeros(len(table), bool)
-        cheap[at[(at >= 0) & (relative <= self.max_cost)]] = True
-        self.too_expensive = int((table.usable & ~cheap).sum())
-        return replace(table, usable=table.usable & cheap)
 
     def _seen(self, table: Candidates, trials: Sequence[Brief]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of candidates with results, those results (higher is better, nan for failed), rows in training."""

@@ -320,7 +320,7 @@ class Study:
         described = {"Fisher spectra": spectra, "short runs": runs}
         with shown(progress, "search") as told:
             if budget and max_cost is not None:
-                self.queue.measure_costs(told)
+                self.queue.eligible.measure_costs(told)
             until = time.monotonic() + _seconds(timeout)
             limit = checked_limit(time_limit)
             return self._search(budget, executor, workers, together, described, limit, until, told, snapshot)
@@ -680,8 +680,9 @@ class Study:
             invalid_spectra(self.db, self.ledger.task_id) | invalid_spectra(self.db, self.ledger.task_id, RUNS)
         )
         found = {"not finite": counts["not finite"], "constant": counts["constant"], "break the model": broken}
-        if self.queue.max_cost is not None:
-            found[f"cost more than {self.queue.max_cost:g} times relu"] = self.queue.too_expensive
+        eligible = self.queue.eligible
+        if eligible.max_cost is not None:
+            found[f"cost more than {eligible.max_cost:g} times relu"] = eligible.too_expensive
         return found
 
 
