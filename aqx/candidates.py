@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt64
 
-from aqx.evaluation import Batch, evaluate, fingerprints
+from aqx.evaluation import batches_of, class_ids_of, evaluate, fingerprints
 from aqx.evaluation.class_ids import find_rows, halves, texts
 from aqx.plane import points_for
 from aqx.store.connection import Database
@@ -281,7 +281,7 @@ def of_names(
     """
     ids = np.empty((len(trees), 2), np.uint64)
     outputs, usable = np.empty((len(trees), len(points)), np.float32), np.empty(len(trees), bool)
-    for at, batch in _batches(trees):
+    for at, batch in batches_of(trees):
         prints = fingerprints(batch)
         ids[at] = prints.ids
         outputs[at] = evaluate(batch, points_for(batch.inputs, points))
@@ -302,16 +302,5 @@ def class_ids(db: Database, trees: Sequence[Tree]) -> list[str]:
     """Return the class of each function: looked up where the database holds the function, computed where not."""
     known = {name: found[0] for name, found in find_classes(db, list({str(tree) for tree in trees})).items()}
     missing = [tree for name, tree in {str(tree): tree for tree in trees}.items() if name not in known]
-    for at, batch in _batches(missing):
-        names = [str(missing[row]) for row in at]
-        known.update(zip(names, texts(fingerprints(batch).ids), strict=True))
+    known.update(zip(map(str, missing), class_ids_of(missing), strict=True))
     return [known[str(tree)] for tree in trees]
-
-
-def _batches(trees: Sequence[Tree]) -> Iterator[tuple[list[int], Batch]]:
-    """The functions of each shape, after where they stand."""
-    by_shape: dict[str, list[int]] = {}
-    for at, tree in enumerate(trees):
-        by_shape.setdefault(tree.shape, []).append(at)
-    for rows in by_shape.values():
-        yield rows, Batch.of_trees([trees[at] for at in rows])

@@ -23,6 +23,8 @@ from aqx.surrogate import PRESETS, Features, Preset, Projection, embed
 from aqx.surrogate.models import nearest_neighbours
 from aqx.tree import parse
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["sin", "tanh", "relu", "square", "exp", "identity", "negative", "add", "mul", "sub"]
 ENSEMBLE = PRESETS["ensemble"]
 # An embedding that no later candidate can join, as UMAP's.

@@ -26,6 +26,8 @@ from aqx.population import shape_of, stack_of, unstack
 from aqx.spectra.naming import Namer
 from aqx.tree import Tree, parse, parse_schema
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 X = np.linspace(-3, 3, 7, dtype=np.float32)
 
 

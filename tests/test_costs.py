@@ -29,6 +29,8 @@ from aqx.store import Database
 from aqx.store.costs import costs_of, operator_costs, precision_of
 from aqx.tree import parse
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["relu", "tanh", "abs", "square", "sin"]
 # By operator; a function of the test's own "machine" takes 1 ns and what its operators take.
 TAKES = {"relu": 1.0, "tanh": 5.0, "abs": 0.5, "square": 0.25, "sin": 9.0, "mul": 0.25}

@@ -25,6 +25,8 @@ from aqx.simplify import full_name, simplest
 from aqx.spectra.naming import Namer
 from aqx.tree import Tree, parse, parse_schema
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 GRID = np.linspace(-2, 2, 5)
 X, Y = (each.ravel() for each in np.meshgrid(GRID, GRID + 0.3))
 FORMS = ("switch", "interpreted")

@@ -14,6 +14,8 @@ from aqx.errors import InputError
 from aqx.population import unstack
 from aqx.spectra.naming import Namer
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 X = np.linspace(-2, 2, 12, dtype=np.float32).reshape(4, 3)
 SLOPED = "mul(0.8,softplus(mul(1.5,x)))"
 

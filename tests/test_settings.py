@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SETTINGS = {
     "as it comes": "",
     "jax_debug_nans": "jax.config.update('jax_debug_nans', True)",

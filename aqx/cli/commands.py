@@ -7,6 +7,7 @@ import errno
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,11 +34,10 @@ _MESSAGE = 3000  # characters of an error
 # What a machine may run out of: open files, processes, memory.
 _USED_UP = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
-_OTHERS = {
-    "JAX_COMPILATION_CACHE_MAX_SIZE": 2**30,  # bytes; the oldest go first
-    # The many small programs before the large one add up to seconds.
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
-}
+# The many small programs before the large one add up to seconds.
+_LEAST_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_KEPT_BYTES = 2**30
+_DAY = 24 * 3600.0
 
 
 class Command(click.Command):
@@ -167,10 +167,31 @@ def keep_compiled_programs() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # nor on a full disk
         return
-    for name, value in {_FOLDER: str(folder), **_OTHERS}.items():
+    _forget_the_oldest(folder)
+    for name, value in {_FOLDER: str(folder), _LEAST_SECONDS: 0}.items():
         os.environ[name] = str(value)
         if jax := sys.modules.get("jax"):  # else it reads the environment when it is imported
             jax.config.update(name.lower(), value)
+
+
+def _forget_the_oldest(folder: Path) -> None:
+    """Once a day, delete the oldest programs while all together take more than `_KEPT_BYTES`.
+
+    JAX's own limit on the folder reads all of it, under a lock, for every program that it adds: where there are 5,000
+    that takes longer (a second each) than to compile most of them.
+    """
+    looked, now = folder / "looked", time.time()
+    with contextlib.suppress(OSError):  # another process may be at it
+        if looked.exists() and now - looked.stat().st_mtime < _DAY:
+            return
+        looked.touch()
+        files = sorted((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(folder))
+        excess = sum(size for _, size, _ in files) - _KEPT_BYTES
+        for _, size, path in files:
+            if excess <= 0:
+                break
+            os.unlink(path)
+            excess -= size
 
 
 def _processor() -> str:

@@ -1,10 +1,11 @@
 """Many functions evaluated at once, and the fingerprints that tell equal functions."""
 
-from aqx.evaluation.family import Batch, Family
+from aqx.evaluation.family import Batch, Family, batches_of
 from aqx.evaluation.fingerprint import (
     METHOD,
     Fingerprints,
     class_id_of,
+    class_ids_of,
     fingerprints,
     operator_behaviours,
     probe_pairs,
@@ -20,7 +21,9 @@ __all__ = [
     "Fingerprints",
     "FiniteAt",
     "Precision",
+    "batches_of",
     "class_id_of",
+    "class_ids_of",
     "evaluate",
     "evaluate_family",
     "fingerprints",

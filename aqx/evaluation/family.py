@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -255,6 +255,15 @@ class Family:
     def first_at_least(self, name: str, low: int, high: int) -> int:
         """Return the first index in [low, high] whose name is not before `name` in the alphabet; `high` if none is."""
         return bisect.bisect_left(range(high), name, lo=low, key=self.name)
+
+
+def batches_of(trees: Sequence[Tree]) -> Iterator[tuple[list[int], Batch]]:
+    """Yield the functions of each shape together, after where they stand."""
+    by_shape: dict[str, list[int]] = {}
+    for at, tree in enumerate(trees):
+        by_shape.setdefault(tree.shape, []).append(at)
+    for rows in by_shape.values():
+        yield rows, Batch.of_trees([trees[at] for at in rows])
 
 
 def _check_arguments(tree: Tree) -> None:

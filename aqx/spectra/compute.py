@@ -17,6 +17,7 @@ import numpy as np
 from aqx.activation import Activation, activation
 from aqx.enumeration.meanings import check_meanings
 from aqx.errors import AqxError, InputError, one_line
+from aqx.evaluation import class_ids_of
 from aqx.fisher.reference import reference
 from aqx.numerics.settings import own_settings
 from aqx.operators import own_operators
@@ -32,6 +33,7 @@ from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
 from aqx.stopping import is_stop
 from aqx.store import Database, any_valid
 from aqx.tasks import Task, build_model
+from aqx.tree import parse
 
 # A batch is what is lost when a process dies, and what one process has more to do than another at the end.
 _SECONDS = 3.0
@@ -109,7 +111,7 @@ def compute_spectra(
             take part, as far as the memory allows.
         names: only the classes of these functions.
         first: ids of the classes to compute before the others, in their order, or what makes them, called by process
-            0 alone; the others follow, simplest first.
+            0 alone; the task's baselines follow, and then the others, simplest first.
         fisher: as in `aqx.fisher.eigenvalues`.
         sharing: as in `aqx.fisher.eigenvalues`.
         lease_seconds: how long a claim outlives its process.
@@ -216,9 +218,11 @@ def _compute(
             database = db if isinstance(db, Database) else Database(db)
             check_meanings(database)
             form = descriptor.form(subject)
-            order = first() if callable(first) else first
+            baselines = class_ids_of([parse(name) for name in subject.task.baselines])
+            # Where it does not matter baselines come first, as these tell whether any function works.
+            order = [*(first() if callable(first) else first), *baselines]
             with Workload(database, subject, descriptor.kind, form, names, limit, order, lease_seconds) as workload:
-                return _lead(engines, workload, batch, progress or _silent, report)
+                return _lead(engines, workload, baselines, batch, progress or _silent, report)
         finally:
             announce([])
 
@@ -271,6 +275,7 @@ class _Part:
 def _lead(
     engines: _Engines,
     workload: Workload,
+    baselines: Sequence[str],
     batch: int | None,
     progress: Callable[[int, int, str], None],
     report: type[Report],
@@ -296,8 +301,9 @@ def _lead(
     def commit_part(ids: list[str], engine: Engine, found: Described) -> None:
         nonlocal known_to_work
         reasons = found.reasons()
+        known_to_work |= any(not reason and id_ in baselines for id_, reason in zip(ids, reasons, strict=True))
         if not known_to_work and any(reason and i not in found.failed for i, reason in enumerate(reasons)):
-            if not any_valid(workload.db, workload.task_id, engine.subject.task.baselines, kind):
+            if not any_valid(workload.db, workload.task_id, baselines, kind):
                 refuse_if_all_baselines_break(engine.subject, engine.descriptor)
             known_to_work = True
         features = found.features_of(engine.subject)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 from threadpoolctl import threadpool_limits
 
 from aqx.activation import Activation
@@ -38,6 +38,14 @@ _UNKNOWN_MEMORY = 2 << 30
 # times what is told from their values: it keeps copies in other orders of axes, and computes what it can early.
 _MEMORY = 0.5
 _MEMORY_OF_GPU = 0.2
+
+
+@dataclass
+class _Kept:
+    """What engines of the same devices need not compile or compute again."""
+
+    programs: dict[Any, Any] = field(default_factory=dict)
+    fixed: Any = None
 
 
 class Engine:
@@ -76,8 +84,8 @@ class Engine:
         self.width: int = width or (1 if self._on_cpu else self._width_that_fits())
         self._widths: dict[Any, int] = {}
         self._excess = 1.0  # of what the last program needs over what there is
-        self._fixed: dict[str, Array] | None = None
-        self._programs: dict[Any, Callable[..., Any]] = {}
+        self._kept: _Kept = subject.kept.setdefault((descriptor.kind, self.mesh), _Kept())
+        self._fitting: set[Any] = set()  # programs that are known to fit into memory
         self._shapes: set[Any] = set()
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -139,7 +147,7 @@ class Engine:
             self.width = max(1, min(self.width, max(self._widths.values(), default=self.width)) // times)
             self._excess = 1.0
             self._widths.clear()
-            self._programs.clear()
+            self._kept.programs.clear()
         else:
             raise TaskError(
                 f"one candidate of task {self.subject.task.name!r} alone does not fit into memory; "
@@ -184,18 +192,21 @@ class Engine:
         if jax.process_count() > 1:
             stacked = jax.device_put(stacked, NamedSharding(self.mesh, PartitionSpec(AXIS)))
         key = (shape, width)
-        if self._fixed is None:
-            self._fixed = on_every_device(self.mesh, self.descriptor.fixed(self.subject))
-        arguments = (stacked, self._fixed, *self._resident)
-        if key not in self._programs:
-            while len(self._programs) >= _PROGRAMS:
-                del self._programs[next(iter(self._programs))]
-            compiled = self._compile(arguments, width)
+        if self._kept.fixed is None:
+            self._kept.fixed = on_every_device(self.mesh, self.descriptor.fixed(self.subject))
+        arguments = (stacked, self._kept.fixed, *self._resident)
+        programs = self._kept.programs
+        if key not in programs:
+            while len(programs) >= _PROGRAMS:
+                del programs[next(iter(programs))]
+            programs[key] = self._compile(arguments, width)
+        compiled = programs[key]
+        if key not in self._fitting:
             needed = max(1, compiled.memory_analysis().temp_size_in_bytes)
             self.threads = max(1, min(self.threads, int(_MEMORY * self._free_memory() / needed)))
             self._check_memory(needed, width)
-            self._programs[key] = compiled
-        compiled, fetched = self._programs[key], self.threads > 1
+            self._fitting.add(key)
+        fetched = self.threads > 1
 
         @own_settings()  # which are of a thread
         def run() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,12 @@ from aqx.operators import OperatorTable, operator_table
 from aqx.tree import WILDCARD, Tree, parse_schema
 
 _OPERATOR = re.compile(r"[^(),]+(?=\()")
+
+
+@functools.lru_cache(maxsize=16)
+def _part(table: OperatorTable, names: frozenset[str]) -> OperatorTable:
+    """The table of some operators: the very same each time, as programs are compiled for the one or the other."""
+    return OperatorTable(tuple(op for op in table.operators if op.name in names))
 
 
 class Namer:
@@ -27,8 +34,7 @@ class Namer:
     """
 
     def __init__(self, operators: Iterable[str]):
-        present = set(operators)
-        self._table = OperatorTable(tuple(op for op in operator_table().operators if op.name in present))
+        self._table = _part(operator_table(), frozenset(operators))
         self._opcodes = {name: np.int32(code) for name, code in self._table.opcodes.items()}
         self._kinds: dict[str, str] = {name: op.kind for name, op in self._table.by_name.items()}
         self._schemas: dict[str, Tree] = {}

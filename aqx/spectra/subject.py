@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,7 @@ class Subject:
         inputs: how many inputs the candidates have; a model may look otherwise with gated units.
         layout: which layers stand for which of the model with the other units, that has given features their form;
             None where this one has.
+        kept: what an engine has compiled or computed once for it, for the engines that come later.
     """
 
     task: Task
@@ -89,6 +90,7 @@ class Subject:
     digest: dict[str, Any] | None = None
     inputs: int = 1
     layout: Layout | None = None
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def model(self, act: Any, state: Any) -> tuple[Any, Any]:
         """The task's model with an activation that may be traced, and variables for it."""
@@ -133,7 +135,16 @@ def _for_either(task: Task, prepared: Callable[[int, Any, Any], Subject]) -> Sub
 
 @own_settings()
 def in_other_kind(subject: Subject) -> Subject | str:
-    """Make the same task ready for functions of two inputs instead of one, or the reverse; or say why it takes none."""
+    """Make the same task ready for functions of two inputs instead of one, or the reverse; or say why it takes none.
+
+    It is made ready once.
+    """
+    if "other kind" not in subject.kept:
+        subject.kept["other kind"] = _in_other_kind(subject)
+    return subject.kept["other kind"]
+
+
+def _in_other_kind(subject: Subject) -> Subject | str:
     inputs = 3 - subject.inputs
     with on_cpu():
         if reason := not_applicable(subject.task, inputs, subject.x):

@@ -280,13 +280,13 @@ def described_classes(db: Database, task_id: int, kind: Kind = SPECTRA) -> set[s
     return {class_id for (class_id,) in rows}
 
 
-def any_valid(db: Database, task_id: int, names: Sequence[str], kind: Kind = SPECTRA) -> bool:
-    """Whether one of these functions has a valid spectrum."""
+def any_valid(db: Database, task_id: int, class_ids: Sequence[str], kind: Kind = SPECTRA) -> bool:
+    """Whether one of these classes has a valid spectrum."""
     with db.read() as con:
         ((found,),) = con.execute(
-            f"SELECT count(*) FROM functions JOIN {kind.table} USING (class_id) "
-            "WHERE task_id = ? AND status = 'valid' AND list_contains(?, functions.name)",
-            [task_id, list(names)],
+            f"SELECT count(*) FROM {kind.table} "
+            "WHERE task_id = ? AND status = 'valid' AND class_id IN (SELECT unnest(?::UUID[]))",
+            [task_id, list(class_ids)],
         ).fetchall()
     return found > 0
 

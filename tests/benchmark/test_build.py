@@ -20,6 +20,8 @@ from aqx.population import unstack
 from aqx.space import Space
 from aqx.tasks import load_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SPACE = Space(["unary(x)", "unary(unary(x))"], ["sin", "relu", "exp", "square", "zero", "reciprocal"])
 
 

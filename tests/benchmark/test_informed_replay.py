@@ -15,6 +15,8 @@ from aqx.store import Database, count_spectra
 from aqx.store.kinds import RUNS
 from aqx.surrogate import PRESETS, Features
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 CLASSES = 60
 
 

@@ -34,6 +34,8 @@ from aqx.surrogate import PRESETS, Features, Preset, as_preset
 from aqx.surrogate.models import nearest_neighbours
 from aqx.tasks import load_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def outputs_themselves(features: Features, seed: int, progress) -> np.ndarray:
     return features.outputs

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import click
@@ -22,10 +23,12 @@ from click.testing import CliRunner
 
 import aqx
 from aqx.cli import main, options
-from aqx.cli.commands import SECTIONS
+from aqx.cli.commands import SECTIONS, keep_compiled_programs
 from aqx.cli.screen import duration, plain, plain_lines
 from aqx.surrogate import PRESETS
 from aqx.tasks.loading import BUILT_IN
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 ROOT = Path(aqx.__file__).parent.parent
 TASK = '''
@@ -322,6 +325,30 @@ def test_a_second_run_finds_the_compiled_programs(task_file: Path, db_path: Path
     first = run("first.duckdb")
     assert any("spectra" in path.name for path in first)
     assert run("second.duckdb") == first
+
+
+def test_of_the_compiled_programs_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AQX_CACHE", str(tmp_path))
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")  # so that it is as before, in the end
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)  # which keeps its settings
+    monkeypatch.setattr("aqx.cli.commands._KEPT_BYTES", 250)
+    keep_compiled_programs()
+    (folder,) = tmp_path.iterdir()
+    assert [file.name for file in folder.iterdir()] == ["looked"]
+
+    def left() -> list[str]:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        keep_compiled_programs()
+        return sorted(file.name for file in folder.glob("*-cache"))
+
+    for age, name in enumerate(("d", "b", "a", "c")):
+        (folder / f"{name}-cache").write_bytes(bytes(100))
+        os.utime(folder / f"{name}-cache", (0, time.time() - 3600 * age))
+    assert left() == ["a-cache", "b-cache", "c-cache", "d-cache"]  # looked at today
+    os.utime(folder / "looked", (0, 0))
+    assert left() == ["b-cache", "d-cache"]
 
 
 def test_show_without_a_database():

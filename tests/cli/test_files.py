@@ -16,6 +16,8 @@ from aqx.enumeration import enumerate_space
 from aqx.space import Space
 from aqx.store import Database
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,8 @@ from aqx.store import Database, list_tasks
 from aqx.store.health import check_file
 from aqx.store.tasks import find_task, register_task, remove_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 BROKEN = """
 import aqx
 

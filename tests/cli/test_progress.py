@@ -20,6 +20,8 @@ from click.testing import CliRunner, Result
 import aqx
 from aqx.cli import main, screen
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ROOT = Path(aqx.__file__).parent.parent
 # A task that prints wherever it can, which must not end up among results.
 NOISY = """

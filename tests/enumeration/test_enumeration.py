@@ -12,6 +12,8 @@ from aqx.space import Space
 from aqx.store import Database
 from aqx.tree import parse
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 FEW = ["abs", "exp", "reciprocal", "zero", "negative", "add", "mul", "pow", "max_n"]
 SMALL = ["unary(x)", "binary(unary(x),unary(x))", "n-ary(unary(x),unary(x),x)"]
 

@@ -12,6 +12,8 @@ from aqx.export import formula, latex, source
 from aqx.report.curves import curve
 from aqx.tree import Tree, parse
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 NAMES = ["mul(swish(x),y)", "max(x,mul(0.5,y))", "relu(y)", "sum_n(x,y,1)"]
 
 

@@ -15,6 +15,8 @@ import pytest
 from aqx.fisher import spectrum
 from aqx.fisher.spectrum import Factor, eigenvalues_of, eigvalsh
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 # As beside a GPU: the program for the CPU is the first linear algebra of the process, and no operation of the default
 # device has been lowered for a CPU before. LAPACK's routines that are not bound are null pointers.
 FIRST = """

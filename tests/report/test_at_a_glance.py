@@ -13,7 +13,7 @@ import aqx
 from aqx.costs import compute_costs
 from aqx.report import write_report
 
-pytestmark = pytest.mark.usefixtures("quick_map")
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "quick_map")
 OPERATORS = ["relu", "tanh", "bessel_i1e", "log_sigmoid", "square", "hard_sigmoid", "add", "mul", "sub"]
 LONG = "FloatingPointError: the loss is not finite at step 117 of 400, after " + "a_word_without_any_end_" * 8
 

@@ -19,7 +19,7 @@ from aqx.report.cost import on_front, result_and_cost
 from aqx.search import load_results
 from aqx.tree import parse
 
-pytestmark = pytest.mark.usefixtures("quick_map")
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "quick_map")
 
 
 def sizes(names: Sequence[str]) -> list[float]:

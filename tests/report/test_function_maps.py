@@ -13,6 +13,8 @@ from aqx.report import write_figure
 from aqx.report.curves import PLANE, curves_of_best, maps_of_best
 from aqx.search import load_results
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture
 def both(tmp_path: Path) -> Path:

@@ -29,7 +29,7 @@ from aqx.report.payload import as_json, spread_out
 from aqx.search import load_results
 from aqx.tree import parse_schema
 
-pytestmark = pytest.mark.usefixtures("quick_map")
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "quick_map")
 OPERATORS = ["relu", "tanh", "exp", "square", "negative", "sigmoid", "arctan", "add", "mul", "sub"]
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 Open = Callable[..., Seen]

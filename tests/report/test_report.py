@@ -35,7 +35,7 @@ from aqx.store.trial_rows import Purpose, Status
 from aqx.surrogate import PRESETS, Preset, predict
 from aqx.surrogate.models import nearest_neighbours
 
-pytestmark = pytest.mark.usefixtures("quick_map")
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "quick_map")
 OPERATORS = ["relu", "tanh", "exp", "square", "negative", "sigmoid", "arctan", "add", "mul", "sub"]
 
 

@@ -24,7 +24,7 @@ import aqx
 from aqx.report.live import Live, server
 from aqx.store import Database
 
-pytestmark = pytest.mark.usefixtures("quick_map")
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "quick_map")
 OPERATORS = ["relu", "tanh", "square", "sigmoid", "arctan", "add", "mul"]
 
 

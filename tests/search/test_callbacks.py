@@ -14,6 +14,8 @@ import toy
 from aqx.errors import InputError
 from aqx.search import Pruned, Record, Study
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["sin", "tanh", "relu", "arctan", "identity", "negative", "add", "sub"]
 
 

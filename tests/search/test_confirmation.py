@@ -16,6 +16,8 @@ from aqx.report.curves import curves_of_best
 from aqx.search import Study, load_results
 from aqx.search.verdict import compare, stored_verdict
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["relu", "tanh", "sin", "cos", "square", "sigmoid", "erf"]
 CODE = """
 import toy

@@ -18,6 +18,8 @@ from aqx.store.features import find_embedding
 from aqx.store.kinds import RUNS
 from aqx.surrogate import PRESETS
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ENSEMBLE = PRESETS["ensemble"]
 OPERATORS = ["sin", "tanh", "relu", "square", "abs", "cos", "erf", "swish"]
 

@@ -19,6 +19,8 @@ from aqx.errors import StoreError, TaskError
 from aqx.spectra import compute_spectra
 from aqx.training.processes import WorkerPool
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -24,6 +24,8 @@ from aqx.search.confirmation import confirmation_seeds
 from aqx.search.ledger import Ledger, Record
 from aqx.store import Database, claims, clock
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "add", "mul", "sub"]
 COMMAND = """
 import sys

@@ -16,6 +16,8 @@ from aqx.store.claims import Wanted
 from aqx.store.trial_rows import Status
 from aqx.surrogate import fitted
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SCHEMAS, OPERATORS = ["binary(unary(x),unary(x))"], ["sin", "tanh", "relu", "square", "abs", "add", "sub", "max"]
 
 

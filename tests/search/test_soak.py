@@ -17,6 +17,8 @@ from store_helpers import BARE
 
 from aqx.store import Database, TrialRow, list_trials, remove
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 LEASE = 1.5
 CLASSES = 60
 

@@ -26,6 +26,8 @@ from aqx.store.functions import candidate_names
 from aqx.store.spectra import count_spectra, load_spectra
 from aqx.tree import parse
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["sin", "tanh", "relu", "square", "exp", "reciprocal", "identity", "negative", "add", "mul", "sub", "max"]
 
 

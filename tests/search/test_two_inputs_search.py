@@ -27,6 +27,8 @@ from aqx.tasks import build_model, check_task
 from aqx.tasks.inputs import not_applicable
 from aqx.tree import parse
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["relu", "tanh", "identity", "mul"]
 GATES = ("mul(relu(x),y)", "mul(tanh(x),y)")
 

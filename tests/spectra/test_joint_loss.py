@@ -18,6 +18,8 @@ from aqx.spectra.compute import check
 from aqx.spectra.subject import prepare
 from aqx.tasks import Task, check_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 N = 16
 
 

@@ -21,6 +21,8 @@ from aqx.spectra import compute_spectra
 from aqx.store import Database, count_spectra, list_tasks, load_spectra
 from aqx.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 NAMES = ["relu(x)", "tanh(x)", "exp(x)"]
 
 

@@ -34,6 +34,8 @@ from aqx.store.health import check_file
 from aqx.store.kinds import RUNS, SPECTRA
 from aqx.tasks.model import build_model
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 NAMES = ("relu(x)", "tanh(x)", "x")
 
 

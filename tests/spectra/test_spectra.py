@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import toy
 from flax import nnx
 from threadpoolctl import threadpool_limits
 
@@ -21,6 +22,7 @@ from aqx.activation import activation
 from aqx.errors import StoreError, TaskError
 from aqx.operators import operator_names
 from aqx.space import Space
+from aqx.spectra.compute import accepted
 from aqx.spectra.engine import Engine
 from aqx.spectra.quantiles import LOG_OF_ZERO, log_factor, log_spectrum, quantile_means, spectrum_features
 from aqx.spectra.subject import fixed_inputs, prepare
@@ -193,6 +195,29 @@ def test_memory_does_not_grow_with_the_number_of_candidates(names):
         return len(jax.live_arrays())
 
     assert left_over(1) == left_over(20)
+
+
+def test_what_one_call_has_compiled_the_next_does_not(db_path, caplog):
+    path = toy.candidates(db_path, ["binary(unary(x),unary(x))"], ["relu", "tanh", "swish", "add", "mul"])
+    subject, counts = accepted(toy.task), []
+    for _ in range(3):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            assert fisher.compute_spectra(path, toy.task, limit=3, subject=subject).computed == 3
+        counts.append(sum("Compiling" in record.getMessage() for record in caplog.records))
+    assert compilations(caplog) == 0 < counts[0] and counts[1:] == [0, 0]
+
+
+def test_a_baseline_counts_under_any_name(db_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("relu(x) is known to work, as add(relu(x),zero(x))")
+
+    monkeypatch.setattr("aqx.spectra.compute.refuse_if_all_baselines_break", refuse)
+    path = toy.candidates(db_path, ["binary(unary(x),unary(x))"], ["relu", "zero", "exp", "cosh", "add", "mul"])
+    wild = replace(toy.task, batch=lambda: (toy.batch()[0] * 50, toy.batch()[1]), baselines=("relu(x)",))
+    for _ in range(2):  # the second time by what is stored
+        report = fisher.compute_spectra(path, wild, limit=6)
+        assert report.computed and report.invalid
 
 
 def compilations(caplog):

@@ -18,6 +18,8 @@ from aqx.errors import TaskError
 from aqx.fisher import eigenvalues, reference
 from aqx.tasks import Task, apply_model, build_model, check_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
 

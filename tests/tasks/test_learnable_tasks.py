@@ -21,6 +21,8 @@ from aqx.tasks import Task, load_task
 from aqx.tasks.builtin.image_training import ImageRecipe, ImageSplit, train_image_classifier
 from aqx.tasks.builtin.text import text_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ACTS = Namer(["mul", "tanh", "softplus"])(["mul(1.0,tanh(mul(1.0,x)))", "mul(0.8,softplus(mul(1.5,x)))"])
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
 

@@ -13,6 +13,8 @@ from aqx import losses
 from aqx.errors import TaskError
 from aqx.tasks import Task, check_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 class Deaf(nn.Module):
     """A model that takes an activation and does not call it."""

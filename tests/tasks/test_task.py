@@ -19,6 +19,8 @@ from aqx.activation import activation, stack
 from aqx.errors import TaskError
 from aqx.tasks import Task, apply_model, build_model, check_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 Y = np.array([0, 1, 2, 0, 1, 2])
 

@@ -20,6 +20,8 @@ from aqx.space import Space
 from aqx.stopping import Terminated, is_stop, stoppable
 from aqx.tasks import check_task, load_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "add", "mul", "sub"]
 
 SOURCE = """

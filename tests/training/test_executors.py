@@ -21,6 +21,8 @@ from aqx.errors import InputError, TaskError
 from aqx.search import RetryPolicy, Study
 from aqx.training.processes import WorkerPool, run_each
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "add", "mul", "sub"]
 
 

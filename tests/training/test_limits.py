@@ -23,6 +23,8 @@ from aqx.store import Database
 from aqx.tasks import load_task
 from aqx.training import processes
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 OPERATORS = ["sin", "tanh", "relu", "square", "identity", "negative", "add", "mul", "sub"]
 
 SOURCE = """

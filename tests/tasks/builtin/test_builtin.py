@@ -26,6 +26,8 @@ from aqx.tasks.builtin import array_training as training
 from aqx.tasks.builtin import data, digits, mnist1d, sine
 from aqx.tasks.builtin.blocks import convolve
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ROOT = Path(__file__).parents[3]
 BINARY = [
     f"{outer}({left}(x),{right}(x))"

@@ -20,6 +20,8 @@ from aqx.tasks.builtin import corpus
 from aqx.tasks.builtin.models.gpt import GPT, feed_forward_width
 from aqx.tasks.builtin.text import text_task
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 TEXT = "".join(f"line {number} of a text\n" for number in range(3000))
 SMALL = {"width": 8, "depth": 2, "heads": 2, "context": 8, "steps": 30, "batch": 8}
 

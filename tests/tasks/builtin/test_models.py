@@ -16,6 +16,8 @@ from aqx.errors import InputError
 from aqx.tasks.builtin.cifar import MODELS, in_batch_mode
 from aqx.tasks.builtin.models import AllCNNC, MobileViTv2, ResNet, ViT, mobilevit_v2, resnet
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 CIFAR_STRIDES = (1, 1, 1, 2, 2, 2)
 # Each model small enough to compile and run, and what applies it for Fisher features.
 SMALL: dict[str, tuple[Any, tuple[int, ...], Any]] = {
