@@ -79,7 +79,7 @@ def test_wheel_holds_the_whole_package(wheel: Path):
 
 
 def test_what_jax_needs_to_bound_its_cache_comes_along():
-    """aqx sets a largest size, of which JAX keeps account by filelock; without it nothing compiled is found again."""
+    """aqx bounds its own folder; of a bound that a user sets JAX keeps account by filelock, or keeps nothing at all."""
     assert "JAX_COMPILATION_CACHE_MAX_SIZE" in (PACKAGE / "cli" / "commands.py").read_text()
     assert any(name.startswith("filelock") for name in PROJECT["dependencies"])
 

@@ -35,8 +35,11 @@ _MESSAGE = 3000  # characters of an error
 # What a machine may run out of: open files, processes, memory.
 _USED_UP = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
-# The many small programs before the large one add up to seconds.
-_LEAST_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_OTHERS = {
+    "JAX_COMPILATION_CACHE_MAX_SIZE": -1,  # none: see `_forget_the_oldest`
+    # The many small programs before the large one add up to seconds.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
+}
 _KEPT_BYTES = 2**30
 _DAY = 24 * 3600.0
 
@@ -169,7 +172,7 @@ def keep_compiled_programs() -> None:
     except OSError:  # nor on a full disk
         return
     _forget_the_oldest(folder)
-    for name, value in {_FOLDER: str(folder), _LEAST_SECONDS: 0}.items():
+    for name, value in {_FOLDER: str(folder), **_OTHERS}.items():
         os.environ[name] = str(value)
         if jax := sys.modules.get("jax"):  # else it reads the environment when it is imported
             jax.config.update(name.lower(), value)

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 import aqx
 from aqx.cli import main, options
-from aqx.cli.commands import SECTIONS, keep_compiled_programs
+from aqx.cli.commands import _OTHERS, SECTIONS, keep_compiled_programs
 from aqx.cli.screen import duration, plain, plain_lines
 from aqx.surrogate import PRESETS
 from aqx.tasks.loading import BUILT_IN
@@ -329,7 +329,7 @@ def test_a_second_run_finds_the_compiled_programs(task_file: Path, db_path: Path
 
 def test_of_the_compiled_programs_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AQX_CACHE", str(tmp_path))
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    for name in ("JAX_COMPILATION_CACHE_DIR", *_OTHERS):
         monkeypatch.setenv(name, "")  # so that it is as before, in the end
         monkeypatch.delenv(name)
     monkeypatch.delitem(sys.modules, "jax", raising=False)  # which keeps its settings
