@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import shutil
@@ -52,9 +53,20 @@ def float64() -> Iterator[None]:
         yield
 
 
-_QUICKLY = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+_WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False}
+
+
+@functools.cache
+def _quick_options() -> dict[str, Any]:
+    """What XLA leaves out: newer ones have no option for the MLIR of fusions any more."""
+    import jax
+
+    try:
+        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=_WITHOUT_MLIR)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return _WITHOUT_MLIR
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +78,15 @@ def quick_to_compile() -> Iterator[None]:
     import jax
     from jax._src import compiler
 
-    usual = compiler.get_compile_options
+    usual, chosen = compiler.get_compile_options, _quick_options()
 
     def quick(*args: Any, env_options_overrides: dict[str, Any] | None = None, **given: Any) -> Any:
-        options: Any = {"xla_cpu_use_fusion_emitters": False} | (env_options_overrides or {})
-        return usual(*args, env_options_overrides=options, **given)
+        return usual(*args, env_options_overrides={**chosen, **(env_options_overrides or {})}, **given)
 
+    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in (_QUICKLY | chosen).items())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", quick)
-        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {_QUICKLY}".strip())  # of processes it starts
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip())  # of processes it starts
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
