@@ -81,7 +81,8 @@ def quick_to_compile() -> Iterator[None]:
     usual, chosen = compiler.get_compile_options, _quick_options()
 
     def quick(*args: Any, env_options_overrides: dict[str, Any] | None = None, **given: Any) -> Any:
-        return usual(*args, env_options_overrides={**chosen, **(env_options_overrides or {})}, **given)
+        options: Any = {**chosen, **(env_options_overrides or {})}
+        return usual(*args, env_options_overrides=options, **given)
 
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in (_QUICKLY | chosen).items())
     with pytest.MonkeyPatch.context() as patch:
