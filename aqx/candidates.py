@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt64
 
-from aqx.evaluation import batches_of, class_ids_of, evaluate, fingerprints
+from aqx.evaluation import batches_of, evaluate, fingerprints
 from aqx.evaluation.class_ids import find_rows, halves, texts
 from aqx.plane import points_for
 from aqx.store.connection import Database
@@ -302,5 +302,7 @@ def class_ids(db: Database, trees: Sequence[Tree]) -> list[str]:
     """Return the class of each function: looked up where the database holds the function, computed where not."""
     known = {name: found[0] for name, found in find_classes(db, list({str(tree) for tree in trees})).items()}
     missing = [tree for name, tree in {str(tree): tree for tree in trees}.items() if name not in known]
-    known.update(zip(map(str, missing), class_ids_of(missing), strict=True))
+    for rows, batch in batches_of(missing):
+        names = [str(missing[row]) for row in rows]
+        known.update(zip(names, texts(fingerprints(batch).ids), strict=True))
     return [known[str(tree)] for tree in trees]

@@ -288,17 +288,13 @@ _TOGETHER = 12  # operators measured in turns: what slows the machine slows all 
 
 def _look_at_precision(db: Database, also: Mapping[str, str]) -> int:
     """Store what 16-bit floats make of classes of which nobody has looked yet, and return how many they were."""
-    from aqx.evaluation import Batch, precision
+    from aqx.evaluation import batches_of, precision
 
     wanted = stored.classes_without_precision(db)
     looked_at = stored.precision_of(db, also)
     wanted |= {id_: name for id_, name in also.items() if id_ not in looked_at}
     wanted, _ = _registered(wanted)
-    by_shape: dict[str, list[tuple[str, Tree]]] = {}
-    for class_id, name in wanted.items():
-        tree = parse(name)
-        by_shape.setdefault(tree.shape, []).append((class_id, tree))
-    for group in by_shape.values():
-        class_ids, trees = zip(*group, strict=True)
-        stored.add_precision(db, class_ids, precision(Batch.of_trees(trees)).flags())
+    class_ids = list(wanted)
+    for rows, batch in batches_of([parse(name) for name in wanted.values()]):
+        stored.add_precision(db, [class_ids[row] for row in rows], precision(batch).flags())
     return len(wanted)

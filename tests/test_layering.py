@@ -50,7 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "population": ("activation", "machine"),
     "tasks": ("lazy", "linen", "population", "losses", "objective", "duration", "writing"),
     "candidates": ("evaluation", "store", "surrogate"),
-    "spectra": ("fisher", "tasks", "enumeration", "machine"),
+    "spectra": ("fisher", "tasks", "candidates", "enumeration", "machine"),
     "training": ("tasks", "machine", "metrics"),
     "search": ("lazy", "candidates", "costs", "enumeration", "spectra", "training", "simplify"),
     "benchmark": ("search",),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aqx.constants import is_number
-from aqx.evaluation import Batch, Family
+from aqx.evaluation import Batch, Family, batches_of
 from aqx.tree import Tree, parse_schema
 
 
@@ -62,18 +62,17 @@ def _simplicity(tree: Tree) -> tuple[int, str]:
 
 def _tree_pieces(size: int, trees: Sequence[Tree], most: int) -> Iterator[Piece]:
     for start in range(0, len(trees), most):
-        by_shape: dict[str, list[Tree]] = {}
-        for tree in trees[start : start + most]:
-            by_shape.setdefault(tree.shape, []).append(tree)
-        parts = tuple((Batch.of_trees(some), list(map(str, some))) for some in by_shape.values())
+        part = trees[start : start + most]
+        of_shape = [([part[row] for row in rows], batch) for rows, batch in batches_of(part)]
         families = (
             Family(
-                parse_schema(shape),
+                parse_schema(some[0].shape),
                 tuple(sorted(batch.operators_used)),
                 tuple(sorted({leaf for tree in some for leaf in tree.leaves if is_number(leaf)})),
             )
-            for (shape, some), (batch, _) in zip(by_shape.items(), parts, strict=True)
+            for some, batch in of_shape
         )
+        parts = tuple((batch, list(map(str, some))) for some, batch in of_shape)
         yield Piece(size, parts, dict.fromkeys(families, (0, 0)))
 
 

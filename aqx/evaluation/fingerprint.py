@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt64
 
 from aqx.evaluation.class_ids import texts
-from aqx.evaluation.family import Batch, Family, batches_of
+from aqx.evaluation.family import Batch, Family
 from aqx.evaluation.values import apply, blocks, on_host, value
 from aqx.operators import COMMUTATIVE
 from aqx.tree import Tree, parse_schema
@@ -284,15 +284,7 @@ def class_id_of(tree: Tree) -> str:
         >>> class_id_of(aqx.parse("max(x,zero(x))")) == class_id_of(aqx.parse("relu(x)"))
         True
     """
-    return class_ids_of([tree])[0]
-
-
-def class_ids_of(trees: Sequence[Tree]) -> list[str]:
-    """Return the id of the class of each function, as `class_id_of` does; those of one shape are evaluated together."""
-    ids = np.empty((len(trees), 2), np.uint64)
-    for rows, batch in batches_of(trees):
-        ids[rows] = fingerprints(batch).ids
-    return texts(ids)
+    return texts(fingerprints(Batch.of_trees([tree])).ids)[0]
 
 
 def operator_behaviours(operators: Iterable[str]) -> dict[str, str]:

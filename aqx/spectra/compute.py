@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from aqx.activation import Activation, activation
+from aqx.candidates import class_ids
 from aqx.enumeration.meanings import check_meanings
 from aqx.errors import AqxError, InputError, one_line
-from aqx.evaluation import class_ids_of
 from aqx.fisher.reference import reference
 from aqx.numerics.settings import own_settings
 from aqx.operators import own_operators
@@ -218,7 +218,7 @@ def _compute(
             database = db if isinstance(db, Database) else Database(db)
             check_meanings(database)
             form = descriptor.form(subject)
-            baselines = class_ids_of([parse(name) for name in subject.task.baselines])
+            baselines = class_ids(database, [parse(name) for name in subject.task.baselines])
             # Where it does not matter baselines come first, as these tell whether any function works.
             order = [*(first() if callable(first) else first), *baselines]
             with Workload(database, subject, descriptor.kind, form, names, limit, order, lease_seconds) as workload:
