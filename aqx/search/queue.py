@@ -16,8 +16,8 @@ from aqx.candidates import Candidates
 from aqx.errors import Exhausted, InputError
 from aqx.machine import cores
 from aqx.search.eligible import Eligible
-from aqx.search.ledger import Ledger, Record, seed_of_trial
-from aqx.store import StudySettings, functions
+from aqx.search.ledger import Ledger, Record, as_record, seed_of_trial
+from aqx.store import StudySettings, claims, functions
 from aqx.store.claims import Settled, Snapshot, Wanted
 from aqx.store.kinds import RUNS
 from aqx.store.spectra import described_classes
@@ -314,6 +314,15 @@ class Queue:
             known = described_classes(self.ledger.db, self.ledger.task_id, RUNS)
             return [class_id for class_id in table.class_ids(order[table.usable[order]]) if class_id not in known]
         return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
+
+    def put_back(self, *trial_ids: int) -> list[Record]:
+        """Queue functions to be trained once more, by trials of theirs that have ended; see `Study.retry`."""
+
+        def seed(trial_id: int) -> int:
+            return seed_of_trial(self.settings.seed, trial_id)
+
+        rows = claims.retry(self.ledger.db, self.ledger.task_id, trial_ids, seed)
+        return [as_record(row) for row in rows]
 
     def describe_promising(
         self, among: int, snapshot: Snapshot, progress: Callable[[int, int, str], None] | None = None

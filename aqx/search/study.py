@@ -14,7 +14,7 @@ from typing import Any
 from aqx import surrogate as surrogates
 from aqx.duration import checked_limit, seconds_of
 from aqx.enumeration import enumerate_space
-from aqx.errors import AqxError, Exhausted, InputError, TaskError, one_line
+from aqx.errors import InputError
 from aqx.operators import own_operators
 from aqx.search.confirmation import Choice, Plan, confirm, plan_confirmation
 from aqx.search.ledger import (
@@ -24,26 +24,21 @@ from aqx.search.ledger import (
     Ranking,
     Record,
     Unattended,
-    as_record,
     done_in_search,
     rank_functions,
-    seed_of_trial,
 )
-from aqx.search.others import until_others_are_done
+from aqx.search.loop import Loop, check_candidates
 from aqx.search.pruning import rule_of
-from aqx.search.queue import Queue, RetryPolicy, Suggestion, suggested
+from aqx.search.queue import Queue, RetryPolicy, Suggestion
 from aqx.search.shown import Page, page_of, shown, study_html, table_of
-from aqx.search.trial import Trial, train_all
+from aqx.search.trial import Trial
 from aqx.search.verdict import Confirmation, with_trials
 from aqx.space import Space
-from aqx.stopping import is_stop
-from aqx.store import Database, StudySettings, claims, functions, outcomes
-from aqx.store.claims import Snapshot
+from aqx.store import Database, StudySettings, functions, outcomes
 from aqx.store.kinds import RUNS
 from aqx.store.spectra import invalid_spectra
 from aqx.store.subjects import remove_spectra
-from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retry
-from aqx.store.trials import get_trial
+from aqx.store.trial_rows import Status, by_training
 from aqx.tasks import Task, load_task
 from aqx.tasks.task import FileReference
 from aqx.tasks.version import version_of_task
@@ -313,118 +308,17 @@ class Study:
             self._compare_versions()
             snapshot = self.ledger.snapshot()
             if budget and self.task.train is not None:
-                self._check_candidates(snapshot)
+                check_candidates(self.queue, snapshot)
         if runs is None:
             wanted = spectra > 0 and RUNS_PER_TRAINING * budget < snapshot.features.classes
             runs = min(max(FEWEST_RUNS, RUNS_PER_TRAINING * budget), MOST_RUNS) if wanted else 0
-        described = {"Fisher spectra": spectra, "short runs": runs}
         with shown(progress, "search") as told:
             if budget and max_cost is not None:
                 self.queue.eligible.measure_costs(told)
             until = time.monotonic() + _seconds(timeout)
             limit = checked_limit(time_limit)
-            return self._search(budget, executor, workers, together, described, limit, until, told, snapshot)
-
-    def _search(
-        self,
-        budget: int,
-        executor: Executor | None,
-        workers: int | None,
-        together: int | None,
-        described: dict[str, int],
-        limit: float | None,
-        until: float,
-        progress: Callable[[int, int, str], None] | None,
-        latest: Snapshot,
-    ) -> list[Record]:
-        most = self._together(together, executor is None and workers in (None, 1))
-        finished: list[Record] = []
-        goal, baselines = self.task.goal, len(self.task.baselines)
-
-        def show(snapshot: Snapshot, note: str) -> None:
-            if progress:
-                ours = (Purpose.SEARCH, Purpose.BASELINE)
-                ended = sum(trial.status.is_finished and trial.purpose in ours for trial in snapshot.trials)
-                progress(ended, budget + baselines, note)
-
-        def describe_by(what: str, step: Callable[[int], object]) -> None:
-            """Take a step towards descriptors; what the model cannot give is given up."""
-            if not described[what]:
-                return
-            from aqx.spectra.acceptance import Unacceptable  # brings Flax, which is slow to import
-
-            try:
-                step(described[what])
-            except Unacceptable:
-                raise
-            except BaseException as error:
-                if is_stop(error):
-                    raise
-                described[what] = 0  # `sys.exit` in the user's model is no reason to end either
-                said = str(error) if isinstance(error, AqxError) else one_line(error)
-                _log.warning("aqx: the search goes on without more %s: %s", what, said)
-
-        def describe(snapshot: Snapshot) -> None:
-            for what, step in (
-                ("short runs", self.queue.describe_by_runs),
-                ("Fisher spectra", self.queue.describe_promising),
-            ):
-
-                def shown(done: int, total: int, _: str, what: str = what) -> None:
-                    show(snapshot, f"{done:,} of {total:,} {what}")
-
-                describe_by(what, lambda among, step=step, shown=shown: step(among, snapshot, shown))
-
-        def claim(snapshot: Snapshot) -> list[Record]:
-            if time.monotonic() >= until:
-                return []
-            # Counted anew each time: other processes may work on the same study.
-            try:
-                return self.queue.claim(LEASE_SECONDS, most, snapshot, budget, describe)
-            except Exhausted:
-                if suggested(snapshot.trials) == 0 < budget:
-                    raise  # there is nothing to search in, which the user should hear
-                return []
-
-        def ended(records: list[Record], snapshot: Snapshot) -> None:
-            finished.extend(records)
-            self._stop_if_hopeless(snapshot)
-            best = goal.best(done_in_search(snapshot.trials))
-            show(snapshot, f"best {best.objective:.4f} {best.name}" if best else "")
-
-        first = True
-
-        def work(snapshot: Snapshot) -> bool:
-            nonlocal first
-            if first:  # by what is read anyway
-                first, snapshot = False, self._hopeless_tried_again(snapshot)
-            show(snapshot, "")
-            last = train_all(self.ledger, self.task, snapshot, claim, ended, executor, workers, limit)
-            return time.monotonic() < until and self.queue.lacks_results(last, budget)
-
-        def is_ours(trial: Record | Brief) -> bool:
-            return trial.purpose in (Purpose.SEARCH, Purpose.BASELINE)
-
-        if budget and self.task.train is not None:
-            describe_by("Fisher spectra", lambda _: self.queue.make_ready())
-        # What another process is at counts towards the budget, but that process may be dead.
-        until_others_are_done(self.ledger, work, is_ours, show, latest)
-        return finished
-
-    def _check_candidates(self, snapshot: Snapshot) -> None:
-        """Say before the baselines are trained that nothing is there to search in."""
-        if not functions.count_functions(self.db)["usable"] and not suggested(snapshot.trials):
-            path = self.db.path
-            raise Exhausted(f"{path} holds no candidates; fill it: aqx enumerate {path} --space act_bench")
-
-    def _stop_if_hopeless(self, snapshot: Snapshot) -> None:
-        """When every baseline fails, the fault is the task's, and no suggestion will do better."""
-        if tried := self._hopeless(snapshot):
-            reason = get_trial(self.db, tried[0][-1].trial_id).reason
-            raise TaskError(
-                f"every baseline of task {self.task.name!r} failed; the first: {reason}; "
-                "the same call tries them again once this is mended"
-            )
+            most = self._together(together, executor is None and workers in (None, 1))
+            return Loop(self.queue, budget, spectra, runs, most, until, told).train(snapshot, executor, workers, limit)
 
     def _compare_versions(self) -> None:
         """Warn, once, where results are there of another version of the task's code."""
@@ -453,24 +347,6 @@ class Study:
             from aqx.enumeration.meanings import check_meanings  # brings JAX
 
             check_meanings(self.db)
-
-    def _hopeless_tried_again(self, snapshot: Snapshot) -> Snapshot:
-        """Queue the baselines once more where all of them have failed: somebody calls again who has mended the task."""
-        tried = self._hopeless(snapshot)
-        if not tried:
-            return snapshot
-        _log.warning("aqx: every baseline of task %r failed before; they are tried again", self.task.name)
-        self.retry(*(group[-1].trial_id for group in tried))
-        return self.ledger.snapshot()
-
-    def _hopeless(self, snapshot: Snapshot) -> list[list[Brief]]:
-        """The trials of each baseline where every one of them has failed, and none where one has not."""
-        tried = by_training(trial for trial in snapshot.trials if trial.purpose is Purpose.BASELINE)
-        hopeless = (
-            self.retry_policy.settles(group) and all(trial.status is Status.FAILED for trial in since_retry(group))
-            for group in tried
-        )
-        return tried if tried and len(tried) == len(self.task.baselines) and all(hopeless) else []
 
     def _together(self, together: int | None, here: bool) -> int:
         """How many trainings a job has; `here` is whether this process trains alone."""
@@ -581,10 +457,7 @@ class Study:
                 if {trial.status for trial in group} <= {Status.FAILED, Status.STALE}
             )
 
-        def seed(trial_id: int) -> int:
-            return seed_of_trial(self.seed, trial_id)
-
-        return [as_record(row) for row in claims.retry(self.db, self.ledger.task_id, trial_ids, seed)]
+        return self.queue.put_back(*trial_ids)
 
     def reset(self, *, keep_done: bool) -> int:
         """Delete the trials of this task for good, but for those that are running, and return how many they were.

@@ -94,11 +94,14 @@ def encoded(ending: Ending) -> Encoded:
 
 
 def store_ending(
-    con: duckdb.DuckDBPyConnection, task_id: int | None, trial_id: int, ending: Encoded, finished_at: datetime
+    con: duckdb.DuckDBPyConnection,
+    task_id: int | None,
+    trial_id: int,
+    ending: Encoded,
+    finished_at: datetime,
+    from_file: bool = False,
 ) -> TrialRow:
     """Store how a trial ended, inside the caller's transaction; return the trial as it is then.
-
-    An ending that was stored before, with the same time, is not stored again.
 
     Args:
         con: the connection.
@@ -106,6 +109,8 @@ def store_ending(
         trial_id: of the trial.
         ending: from `encoded`.
         finished_at: when the training ended.
+        from_file: whether it was written down, so that somebody may have stored it before who died before saying so:
+            one with the same time is this one, and not stored again.
 
     Raises:
         InputError: no such trial of this task, for this function or of this claim, or it has another result already.
@@ -115,7 +120,7 @@ def store_ending(
     if closed := _update(con, task_id, trial_id, ending, finished_at, _OPEN):
         return closed
     trial = select_one(con, trial_id, None)
-    if trial.finished_at == finished_at:
+    if from_file and trial.finished_at == finished_at:
         return trial
     check_unfinished(trial)
     if task_id not in (None, trial.task_id):

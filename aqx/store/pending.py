@@ -131,7 +131,9 @@ class Note:
         answers: Answers = {}
         for trial_id, ending in self.endings.items():
             try:
-                answers[trial_id] = store_ending(con, self.task_id, trial_id, ending, self.finished_at)
+                answers[trial_id] = store_ending(
+                    con, self.task_id, trial_id, ending, self.finished_at, from_file=self.is_written
+                )
             except InputError as error:
                 answers[trial_id] = error
         return answers

@@ -402,3 +402,15 @@ def test_many_results_are_added_at_once_or_not_at_all(db: Database):
         with pytest.raises(InputError):
             add(**({"names": ["y", "z"]} | wrong))
     assert list_trials(db, 1) == before
+
+
+def test_a_second_result_is_refused_in_the_same_microsecond_too(db_path: Path, monkeypatch: pytest.MonkeyPatch):
+    db = Database(db_path, create=True)
+    trial = claim(db, 1, class_id=RELU, name="relu(x)", seed=0, lease_seconds=60.0)
+    assert trial is not None
+    moment = datetime(2030, 1, 1)
+    monkeypatch.setattr(clock, "now", lambda: moment)
+    finish(db, trial.trial_id, 0.5, {})
+    with pytest.raises(InputError, match="is done already with objective 0.5"):
+        finish(db, trial.trial_id, 0.7, {})
+    assert [row.objective for row in list_trials(db, 1)] == [0.5]
