@@ -409,7 +409,12 @@ def assert_close(got, want):
 
 @few
 @pytest.mark.parametrize(
-    ("module", "normalize"), [(Attribute, False), (Attribute, True), (Remat, False), (Scanned, False)]
+    ("module", "normalize"),
+    [
+        (Attribute, True),
+        (Scanned, False),
+        *(pytest.param(module, False, marks=pytest.mark.slow) for module in (Attribute, Remat)),
+    ],
 )
 def test_linen(module, normalize: bool):
     act, step = activation(NAME, normalize=normalize), partial(linen_step, module)
@@ -435,7 +440,7 @@ def test_linen_modules_compare_by_their_activation():
 
 
 @few
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("normalize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nnx(normalize: bool):
     act = activation(NAME, normalize=normalize)
     want, want_gradient = nnx_step(lambda x: act(x))

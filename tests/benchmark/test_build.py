@@ -127,6 +127,7 @@ def test_a_table_is_extended_and_nothing_is_trained_again(tmp_path: Path, task_f
     assert out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_training_that_kills_its_process_costs_itself_alone(tmp_path: Path, task_file: Path):
     out = tmp_path / "table.parquet"
     build_table(load_task(f"{task_file}:task"), SPACE, out, workers=2)

@@ -86,6 +86,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_rows(tmp_path, space, piece
     np.testing.assert_allclose(outputs(Database(path)), outputs(Database(whole)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_at_once_end_as_if_one_came_after_the_other(tmp_path):
     both, whole = tmp_path / "both.duckdb", tmp_path / "whole.duckdb"
     spaces = [SPACE, ["unary(unary(x))", "mul(unary(x),unary(x))", "binary(unary(x),unary(x))", "unary(relu(x))"]]

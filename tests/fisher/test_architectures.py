@@ -315,7 +315,7 @@ CASES = {
     "Mamba": (Mamba(), None, numbers(N, 3, 2), ["inside", "conv", "step", "select", "out"], {"": "Mamba"}),
 }
 # Recurrent ones take seconds to unroll.
-QUICK = ("NeRF nnx", "MoE")  # a derivative inside, and layers of one shape that share the examples
+QUICK = ("MoE",)  # layers of one shape that share the examples
 
 
 def squares(outputs, y):

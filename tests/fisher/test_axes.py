@@ -69,6 +69,7 @@ def integrated(m, v, x):
     return odeint(lambda h, _: m.apply(v, h), x, jnp.array([0.0, 1.0]))[-1][:, :3]
 
 
+@pytest.mark.slow
 def test_rows_of_an_integral_are_not_kept_as_those_of_one_use():
     x, y = numbers(4, 8), np.arange(4) % 3
     variables = jax.tree.map(jnp.float64, Field().init(KEY, x))
@@ -186,6 +187,7 @@ class Mapped(nn.Module):
         return nn.Dense(3, name="head")(self.act(h))
 
 
+@pytest.mark.slow
 def test_what_the_plain_reference_cannot_follow_is_said_in_one_line():
     with jax.enable_x64(False):
         x, y = narrow(5, 4), np.arange(5) % 3

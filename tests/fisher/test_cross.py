@@ -265,7 +265,9 @@ def training(m, v, x):
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype", [None, *(pytest.param(few, marks=pytest.mark.slow) for few in (jnp.bfloat16, jnp.float16))]
+)
 def test_no_right_layer_is_named(dtype, train):
     x = np.random.default_rng(1).normal(size=(N, 6, 6, 2)).astype(np.float32)
     model = Everything(dtype)
@@ -375,8 +377,8 @@ def test_the_settings_of_others_do_not_stop_it(setting):
     [
         partial(jax.transfer_guard, "disallow"),
         partial(jax.numpy_rank_promotion, "raise"),
-        partial(jax.numpy_dtype_promotion, "strict"),
-        partial(jax.debug_nans, True),
+        pytest.param(partial(jax.numpy_dtype_promotion, "strict"), marks=pytest.mark.slow),
+        pytest.param(partial(jax.debug_nans, True), marks=pytest.mark.slow),
     ],
     ids=["transfer_guard", "rank_promotion", "dtype_promotion", "debug_nans"],
 )

@@ -128,7 +128,7 @@ def shaken(variables):
 
 
 # Both flavours share the code behind the layer, so a few cases show that NNX layers are read rightly.
-QUICK_NNX = ("dense_no_bias", "dense_sequence", "general", "conv1d_causal_dilated", "conv2d_groups", "transpose_same")
+QUICK_NNX = ("dense_no_bias", "general", "conv2d_groups")
 # A second case of what another holds: sequences, one axis, no bias, a number as padding, groups of one channel.
 SLOW_LINEN = (
     "dense_two_axes",
@@ -136,6 +136,8 @@ SLOW_LINEN = (
     "conv2d_no_bias",
     "conv2d_number",
     "conv2d_depthwise",
+    "conv2d_many_channels",
+    "conv2d_stride2_odd",
     "conv2d_stride2_even",
     "conv2d_valid_rectangular",
     "conv2d_circular",
@@ -220,7 +222,7 @@ class SharedNnx(nnx.Module):
         return self.head(jnp.tanh(self.again(jnp.tanh(self.layer(x)[:, ::2]))).mean(1))
 
 
-@pytest.mark.parametrize("compute", [fisher.eigenvalues, fisher.reference])
+@pytest.mark.parametrize("compute", [fisher.eigenvalues, pytest.param(fisher.reference, marks=pytest.mark.slow)])
 def test_shared_layer_sums_A_and_averages_G_over_all_positions(compute):
     x, y = batch((6, 4))
     for model in (Shared(), SharedNnx(nnx.Rngs(0))):
@@ -293,6 +295,7 @@ def test_exact_fisher_of_a_linear_model_is_its_output_hessian(loss, outputs, lab
     assert_same(got, expected)
 
 
+@pytest.mark.slow
 def test_exact_is_the_mean_of_many_sampled():
     x, y = batch((4,))
     model = nn.Sequential([nn.Dense(3, **F64), nn.tanh, nn.Dense(3, **F64)])

@@ -122,8 +122,9 @@ def test_every_equation_equals_loops(name):
     assert_same(computed(fisher.eigenvalues)[name], expected()[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("compute", [fisher.eigenvalues, pytest.param(fisher.reference, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compute", [fisher.eigenvalues, fisher.reference])
 def test_reduce_sums_the_positions_of_an_example(compute, name):
     assert_same(computed(compute, sharing="reduce", names=SOME)[name], expected("reduce", SOME)[name])
 

@@ -193,7 +193,7 @@ class Twins(nn.Module):
         return dense(3, name="head")(second(first(first(x))))
 
 
-@pytest.mark.parametrize("again", range(2))
+@pytest.mark.parametrize("again", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_modules_whose_trace_nn_jit_reuses(again):
     x, y = batch(WIDTH)
     model = Twins()

@@ -143,6 +143,7 @@ def test_a_confirmation_takes_over_what_a_dead_process_was_at(path: Path):
     assert study.confirm(top=1, seeds=2) == expected
 
 
+@pytest.mark.slow
 def test_what_ends_between_two_looks_is_not_missed(path: Path, monkeypatch: pytest.MonkeyPatch):
     study, expected = searched(path), searched(path.with_name("alone.duckdb")).confirm(top=1, seeds=2)
     claim_seed(study, "relu(x)", confirmation_seeds(0, 2)[0], lease_seconds=5.0)

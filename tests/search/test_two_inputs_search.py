@@ -158,5 +158,6 @@ def test_check_says_which_kinds_a_model_takes():
         check_task(replace(PLAIN, baselines=("relu(x)", GATES[0])))
 
 
+@pytest.mark.slow
 def test_fast_spectra_of_gates_are_those_of_the_plain_reference():
     assert check(EITHER, ["relu(x)", *GATES]) < 1e-4

@@ -51,7 +51,9 @@ def test_it_is_refused_with_what_to_do(case: str, tmp_path: Path):
         compute_spectra(toy.candidates(tmp_path / "found.duckdb", ["unary(x)"], ["relu"]), task)
 
 
-@pytest.mark.parametrize("case", LOSSES)
+@pytest.mark.parametrize(
+    "case", ["tokens", *(pytest.param(case, marks=pytest.mark.slow) for case in LOSSES if case != "tokens")]
+)
 def test_factors_are_those_of_the_whole_batch_s_gradient(case: str):
     loss, act = LOSSES[case], activation("tanh(x)")
     subject = prepare(make_task(loss, joint_loss=True))

@@ -59,7 +59,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "no derivative" else pytest.mark.slow) for case in WRONG]
+)
 def test_a_wrong_task_is_refused_and_nothing_stored(path: Path, case: str):
     task, said = WRONG[case]
     with pytest.raises(TaskError, match=said):

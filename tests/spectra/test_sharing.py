@@ -108,6 +108,7 @@ def test_two_processes_of_one_run(enumerated: Path, alone, tmp_path: Path):
     assert_same_rows(path, alone)
 
 
+@pytest.mark.slow
 def test_an_error_of_process_0_ends_all(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

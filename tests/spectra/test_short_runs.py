@@ -107,7 +107,7 @@ def by_hand(task: aqx.Task, name: str) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.parametrize("task", [toy.task, nnx_task()], ids=["linen", "nnx"])
+@pytest.mark.parametrize("task", [toy.task, pytest.param(nnx_task(), marks=pytest.mark.slow)], ids=["linen", "nnx"])
 def test_they_are_the_losses_of_plain_steps(task: aqx.Task):
     subject = accepted_without_layers(task)
     with Engine(subject, descriptor=SHORT_RUNS) as engine:
@@ -197,6 +197,7 @@ compute_runs(sys.argv[1], toy.task, batch=2, lease_seconds=1, progress=progress)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_rows(enumerated: Path, alone, tmp_path: Path):
     path = Path(shutil.copy(enumerated, tmp_path / "killed.duckdb"))
     paths = os.pathsep.join([str(Path(toy.__file__).parent), os.environ.get("PYTHONPATH", "")])

@@ -251,6 +251,7 @@ def test_forest_beats_chance_on_a_planted_structure(planted, forest_embedding):
     assert forest < chance / 3
 
 
+@pytest.mark.slow
 def test_forest_learns_from_spectra_alone(planted):
     features, values = planted
     embedding = embed(Features(features.names, np.zeros_like(features.outputs), features.spectra), "ensemble")

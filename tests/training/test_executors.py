@@ -260,6 +260,7 @@ def die(number: int) -> int:
     return number * number
 
 
+@pytest.mark.slow
 def test_the_pool_replaces_what_dies():
     ended = {number: future for (number,), future in run_each(2, die, [(number,) for number in range(7)])}
     assert {number: future.result() for number, future in ended.items() if number != 3} == {
