@@ -76,7 +76,8 @@ def load_task(reference: str) -> Task:
         anywhere = f"{os.path.abspath(os.path.expanduser(path))}:{name}" if colon else plain
         return refer_to(learning, NamedReference(load_task, f"{anywhere}+{per}"))
     if reference in BUILT_IN:
-        return importlib.import_module(BUILT_IN[reference]).task
+        # By its name: a user's file that binds it, and may be gone tomorrow, would else be taken for its place.
+        return refer_to(importlib.import_module(BUILT_IN[reference]).task, NamedReference(load_task, reference))
     if module := (ON_DOWNLOADS | ON_FILES).get(reference):
         return importlib.import_module(module).built_in(reference)
     path, _, name = reference.rpartition(":")

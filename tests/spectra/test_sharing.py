@@ -196,6 +196,7 @@ def test_layers_of_many_factors_do_not_hang():
     assert output(start(MANY_MATRICES)) == "200\n"
 
 
+@pytest.mark.slow
 def test_vmap_agrees_with_one_at_a_time():
     subject = prepare(toy.task)
     single, wide = (Engine(subject, width=width).start(ACTS)() for width in (1, 4))

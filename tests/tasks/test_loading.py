@@ -145,6 +145,14 @@ def test_built_in_tasks_pickle_by_name(name: str):
     assert len(pickle.dumps(task)) < 200
 
 
+def test_a_file_that_binds_a_built_in_task_does_not_take_its_place(tmp_path: Path):
+    file = tmp_path / "borrowed.py"
+    file.write_text("from aqx.tasks import load_task\n\ntask = load_task('sine')\n")
+    task = load_task(f"{file}:task")
+    file.unlink()
+    assert task is load_task("sine") and str(tmp_path).encode() not in pickle.dumps(task)
+
+
 def test_a_pickle_in_another_process(task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     tasks = [load_task("my task.py:task"), load_task("my task.py:make"), load_task("digits")]
