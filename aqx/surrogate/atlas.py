@@ -46,14 +46,20 @@ def draw_map(
     landmarks, at = np.unique(rows[::step], axis=0, return_inverse=True)
     if len(landmarks) < _UMAP_ROWS:
         return principal_components(rows, 2)
+    from sklearn.neighbors import NearestNeighbors
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
         from umap import UMAP
     if progress:
         progress(0, len(rows), "UMAP")
+    count = min(15, len(landmarks) - 1)
+    # UMAP compiles for ten seconds before it looks for neighbours itself.
+    distances, index = NearestNeighbors(n_neighbors=count).fit(landmarks).kneighbors(landmarks)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Spectral initialisation failed", UserWarning)
-        mapper = UMAP(n_neighbors=min(15, len(landmarks) - 1), random_state=seed % 2**32, n_jobs=1)
+        warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # no later rows are transformed
+        mapper = UMAP(n_neighbors=count, precomputed_knn=(index, distances), random_state=seed % 2**32, n_jobs=1)
         placed = np.asarray(mapper.fit(landmarks).embedding_, np.float32)
     places = _join(rows, landmarks, placed, progress) if step > 1 else np.empty((len(rows), 2), np.float32)
     places[::step] = placed[at.ravel()]
@@ -61,7 +67,7 @@ def draw_map(
 
 
 def _join(rows: np.ndarray, landmarks: np.ndarray, placed: np.ndarray, progress: Progress | None) -> np.ndarray:
-    from sklearn.neighbors import NearestNeighbors
+    from sklearn.neighbors import NearestNeighbors  # slow to import
 
     nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS, algorithm="brute").fit(landmarks)
     places = np.empty((len(rows), 2), np.float32)
