@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 from dataclasses import replace
+from typing import Literal
 
 from aqx.errors import TaskError
 from aqx.tasks.task import FileReference, NamedReference, Task, find_file, refer_to, task_in
@@ -35,7 +36,7 @@ ON_FILES = {
 
 
 # What behind a task's reference makes it another one: constants learnt, a set per layer or per channel, or none.
-LEARNABLE = {"layer": "layer", "channel": "channel", "plain": None}
+_LEARNABLE: dict[str, Literal["layer", "channel"] | None] = {"layer": "layer", "channel": "channel", "plain": None}
 
 
 def builtin_tasks(*, downloads: bool = False, files: bool = False) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def load_task(reference: str) -> Task:
     plain, per = _parted(reference)
     if per is not None:
         task = load_task(plain)
-        other = replace(task, name=f"{task.name}+{per}", learnable=LEARNABLE[per])
+        other = replace(task, name=f"{task.name}+{per}", learnable=_LEARNABLE[per])
         path, colon, name = plain.rpartition(":")
         anywhere = f"{os.path.abspath(os.path.expanduser(path))}:{name}" if colon else plain
         return refer_to(other, NamedReference(load_task, f"{anywhere}+{per}"))
@@ -131,7 +132,7 @@ def without_learning(task: Task) -> Task:
 def _parted(reference: str) -> tuple[str, str | None]:
     """The reference of a task without what makes it another one, and that."""
     plain, _, per = reference.rpartition("+")
-    return (plain, per) if plain and per in LEARNABLE else (reference, None)
+    return (plain, per) if plain and per in _LEARNABLE else (reference, None)
 
 
 def _known(reference: str) -> str:
