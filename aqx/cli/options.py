@@ -93,15 +93,8 @@ def complete_presets(ctx: click.Context, parameter: click.Parameter, incomplete:
     return [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
 
 
-def built_in_tasks(downloads: bool = False) -> list[str]:
-    """Read the names of the built-in tasks from the table's source, as to import it takes a second.
-
-    With `downloads` also those whose data the user has to download, for which the table is imported.
-    """
-    if downloads:
-        from aqx.tasks import builtin_tasks
-
-        return list(builtin_tasks(downloads=True))
+def built_in_tasks() -> list[str]:
+    """Read the names of the built-in tasks from the table's source, as to import it takes a second."""
     table = (_PACKAGE / "tasks" / "loading.py").read_text().partition("ON_DOWNLOADS")[0]
     return re.findall(r'^    "([\w-]+)": "aqx\.tasks\.', table, re.M)
 
@@ -287,15 +280,17 @@ def task_of(db: str | Database, reference: str, code: Code = "needed") -> Task:
     """
     from aqx.store import Database
     from aqx.store.tasks import find_task, read_notes
+    from aqx.tasks.loading import is_built_in
     from aqx.tasks.stored import without_code
 
     db = db if isinstance(db, Database) else Database(db)
     stored = None if reference.endswith(".py") or ".py:" in reference else find_task(db, reference)
-    if stored is None or (code != "left" and reference in built_in_tasks(downloads=True)):
+    if stored is None or (code != "left" and is_built_in(reference)):
         return open_task(reference)
     notes = read_notes(db, stored.task_id)
     place = notes.get("code", "")
-    if code != "left" and os.path.isfile(place.rpartition(":")[0]) and (found := open_task(place)).name == stored.name:
+    is_there = code != "left" and (is_built_in(place) or os.path.isfile(place.rpartition(":")[0]))
+    if is_there and (found := open_task(place)).name == stored.name:
         return found
     if code == "needed":
         missing = f"the code of task {stored.name!r} is not here" + (f"; it was {place}" if place else "")

@@ -14,9 +14,15 @@ from aqx.cli.screen import cell, interval, progress_shown, say, says_unicode, sh
 from aqx.text import printable
 
 if TYPE_CHECKING:
-    from aqx.search import Confirmation, Confirmed
+    from aqx.search import Compared, Confirmation, Confirmed, LearningComparison
 
 _NAMED = 5
+_ON_LEARNING = {
+    "better": "learning paid",
+    "no evidence": "no evidence that learning paid",
+    "worse": "learning did harm",
+    "failed": "no verdict, as trainings failed",
+}
 OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a verdict"
 
 
@@ -125,6 +131,7 @@ def search(
         "aqx confirm found.duckdb --task mnist1d",
         "aqx confirm found.duckdb --task train.py:task --top 3 --reference 'gelu(x)'",
         "aqx confirm found.duckdb --task train.py:task --fn 'mul(x,tanh(x))' --seeds 20",
+        "aqx confirm found.duckdb --task mnist1d+layer --compare-learning --fn 'swish(x)'",
     ],
 )
 @options.db
@@ -136,6 +143,11 @@ def search(
 @click.option("--fn", "functions", multiple=True, metavar="NAME", help="This function, not the best; repeatable.")
 @click.option("--baselines", multiple=True, metavar="NAME", help="Compare with this one, not the task's; repeatable.")
 @click.option("--reference", metavar="NAME", help="What differences are to; default the task's first baseline.")
+@click.option(
+    "--compare-learning",
+    is_flag=True,
+    help="Compare functions whose constants are learnt, in a task T+layer, with the plain ones of T: did it pay?",
+)
 @options.workers
 @options.together
 @options.time_limit
@@ -152,6 +164,7 @@ def confirm(
     functions: tuple[str, ...],
     baselines: tuple[str, ...],
     reference: str | None,
+    compare_learning: bool,
     workers: int,
     together: int | None,
     time_limit: float | None,
@@ -164,26 +177,72 @@ def confirm(
     The baselines are retrained with them. What the search saw is the best of many noisy results, so optimistic. Each
     function is compared with the reference, and with the baseline that turns out to be the best.
 
+    With --compare-learning, in a task T+layer, each is trained with its constants learnt, frozen as they were learnt,
+    and as it is, and compared with the last.
+
     Trainings that another process is at are waited for, and taken over where it is dead. Where some are missing all the
     same there is no verdict, and the exit code is 3. A task that aqx cannot train is confirmed by aqx claim --confirm.
     """
-    study = open_study(db, task, code="useful", accept_changed=accept_changed)
+    if compare_learning and (baselines or reference):
+        given = "--baselines" if baselines else "--reference"
+        raise click.UsageError(f"{given} does not go with --compare-learning: each is compared with itself", ctx)
+    study = open_study(db, task, code="needed" if compare_learning else "useful", accept_changed=accept_changed)
+    by: dict[str, Any] = {"workers": workers, "together": together, "time_limit": time_limit}
+    if compare_learning:
+        learning = study.learning_plan(top, seeds, functions)
+        if not quiet:
+            say(f"compare: {learning}", error=True)
+        with progress_shown("compare", quiet) as progress:
+            compared = study.compare_learning(**by, progress=progress, plan=learning)
+        show_learning(compared, as_json)
+        _end_where_incomplete(ctx, compared, "run the same again for a verdict")
+        return
     plan = study.confirmation_plan(top, seeds, functions, baselines, reference)
     if not quiet:
         say(f"confirm: {plan}", error=True)
     with progress_shown("confirm", quiet) as progress:
-        result = study.confirm(workers=workers, together=together, time_limit=time_limit, progress=progress, plan=plan)
+        result = study.confirm(**by, progress=progress, plan=plan)
     show_confirmation(result, seeds, as_json)
     if result.lacking and not as_json:
         names = ", ".join(map(printable, result.lacking[:_NAMED])) + (", …" if len(result.lacking) > _NAMED else "")
         say(f"judged by {result.metric}, which results of these lack: {names}", error=True)
+    how = "run the same again for a verdict"
+    if study.task.train is None:
+        name = task or study.task.name
+        how = f"train the rest: aqx claim {db} --task {name} --confirm, or study.trial(confirm=True)"
+    _end_where_incomplete(ctx, result, how)
+
+
+def _end_where_incomplete(ctx: click.Context, result: Confirmation | LearningComparison, how: str) -> None:
     if not result.is_complete:
-        how = "run the same again for a verdict"
-        if study.task.train is None:
-            name = task or study.task.name
-            how = f"train the rest: aqx claim {db} --task {name} --confirm, or study.trial(confirm=True)"
         say(f"incomplete: {result.ended} of {result.wanted} trainings; {how}", error=True)
         ctx.exit(3)
+
+
+def show_learning(result: LearningComparison, as_json: bool) -> None:
+    """Print whether learning paid: each function learnt, frozen and plain."""
+    from aqx.simplify import simplest
+
+    columns: dict[str, Callable[[Compared], str]] = {
+        "function": lambda row: simplest(row.function) if row.way == "learnt" else "",
+        "constants": lambda row: row.way,
+        f"{result.metric}, 95 % interval": lambda row: interval(row.mean, row.low, row.high),
+        "difference to plain": lambda row: (
+            "" if row.way == "plain" else interval(row.difference, row.difference_low, row.difference_high, "+")
+        ),
+        "verdict": lambda row: row.verdict,
+        "trained as": lambda row: row.name,
+    }
+    show_rows(result.rows, columns, as_json, drop=["trained as"])
+    if as_json:
+        return
+    if result.not_frozen:
+        names = ", ".join(map(printable, result.not_frozen))
+        say(f"not frozen: {names}; the training's metrics lack aqx.linen.learnt(params)", error=True)
+    for verdict, words in _ON_LEARNING.items():
+        names = [row.function for row in result.rows if (row.way, row.verdict) == ("learnt", verdict)]
+        if names:
+            say(f"{words}: {', '.join(printable(simplest(name)) for name in names)}")
 
 
 def show_confirmation(result: Confirmation, seeds: int, as_json: bool) -> None:

@@ -97,7 +97,7 @@ _OF_TWO: dict[Language, dict[str, str]] = {
     "torch": {
         "(self, x: torch.Tensor)": "(self, x: torch.Tensor, y: torch.Tensor)",
         "        {body}": (
-            "        dtype = torch.result_type(x, y)\n"
+            "        dtype = torch.promote_types(x.dtype, y.dtype)\n"
             "        x, y = torch.broadcast_tensors(x.to(dtype), y.to(dtype))\n"
             "        {body}"
         ),
@@ -108,7 +108,7 @@ _OF_TWO: dict[Language, dict[str, str]] = {
         ),
         "def compute_output_shape(self, input_shape):\n        return input_shape": (
             "def compute_output_shape(self, x_shape, y_shape):\n"
-            "        return keras.ops.broadcast_shapes(x_shape, y_shape)"
+            "        return ops.add(keras.KerasTensor(x_shape), keras.KerasTensor(y_shape)).shape"
         ),
     },
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from aqx.lazy import on_demand
 
 if TYPE_CHECKING:
+    from aqx.search.comparison import Compared, LearningComparison
     from aqx.search.ledger import Ledger, Ranking, Record, load_results
     from aqx.search.queue import RetryPolicy, Suggestion
     from aqx.search.study import Callback, Study
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Callback",
+    "Compared",
     "Confirmation",
     "Confirmed",
     "FunctionReport",
+    "LearningComparison",
     "Ledger",
     "Pruned",
     "Ranking",
@@ -36,6 +39,7 @@ __all__ = [
 on_demand(
     __name__,
     {
+        "aqx.search.comparison": ("Compared", "LearningComparison"),
         "aqx.search.ledger": ("Ledger", "Ranking", "Record", "load_results"),
         "aqx.search.queue": ("RetryPolicy", "Suggestion"),
         "aqx.search.study": ("Callback", "Study"),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
-
-from aqx.errors import Exhausted, InputError
-from aqx.search.ledger import LEASE_SECONDS, Ledger, Record, done_in_search, rank_functions
-from aqx.search.others import until_others_are_done
+from aqx.errors import InputError
+from aqx.search.ledger import Ledger, done_in_search, rank_functions
 from aqx.search.queue import Queue
-from aqx.search.trial import train_all
+from aqx.search.retraining import Retraining, fresh_seeds
 from aqx.search.verdict import SCREENED, Confirmation, judge, reported_metric, with_costs, without_metric
 from aqx.simplify import full_name
-from aqx.store.claims import Snapshot, Wanted
-from aqx.store.trial_rows import Brief, Purpose, Status, by_training, since_retry
+from aqx.store.claims import Wanted
+from aqx.store.trial_rows import Purpose, Status
 from aqx.tree import parse
 
 
@@ -83,26 +80,21 @@ class Plan:
     searched: dict[str, float]
     lacking: tuple[str, ...]
     other_versions: frozenset[int]
-    _told: set[int] = field(default_factory=set, repr=False)  # trials that are known to be lost with their worker
 
-    @property
-    def jobs(self) -> list[Wanted]:
+    @cached_property
+    def trainings(self) -> Retraining:
         """All trainings, seed by seed."""
         names = self.winners | self.baselines
-        return [Wanted(id_, name, Purpose.CONFIRM, seed) for seed in self.seeds for id_, name in names.items()]
+        jobs = [Wanted(id_, name, Purpose.CONFIRM, seed) for seed in self.seeds for id_, name in names.items()]
+        return Retraining(self.ledger, self.queue, jobs, self.other_versions)
 
     @property
     def is_screened(self) -> bool:
         """Whether more winners are retrained than are reported: fresh validation chooses, the test metric reports."""
         return not self.choice.functions and self.metric != self.ledger.objective
 
-    def left(self, snapshot: Snapshot | None = None) -> list[Wanted]:
-        """Return the trainings that nobody has ended or is at."""
-        known = self.confirming(snapshot or self.ledger.snapshot())
-        return [job for job in self.jobs if not self.settles(known.get((job.class_id, job.seed), []))]
-
     def __str__(self) -> str:
-        jobs, left = len(self.jobs), len(self.left())
+        jobs, left = len(self.trainings.jobs), len(self.trainings.left())
         functions = f"{len(self.winners)} functions and {len(self.baselines)} baselines"
         text = f"{functions} on {len(self.seeds)} fresh seeds: {jobs:,} trials, {left:,} of them left"
         if self.is_screened:
@@ -112,52 +104,10 @@ class Plan:
             text += f"; about {_written(left * statistics.median(took))} one after another"
         return text
 
-    def settles(self, same: Sequence[Brief]) -> bool:
-        """Return whether a training has ended, or somebody is at it."""
-        same = [trial for trial in same if trial.trial_id not in self.other_versions]
-        # A process that was killed says nothing of the function that it was at: without a result there is no verdict.
-        silent = {trial.trial_id for trial in same if trial.status is Status.STALE} - self._told
-        return self.queue.retry.settles([t for t in since_retry(same) if t.trial_id not in silent]) or any(
-            trial.status is Status.RUNNING for trial in same
-        )
-
-    def confirming(self, snapshot: Snapshot) -> dict[tuple[str | None, int | None], list[Brief]]:
-        """Return the trials that confirm, by class and seed."""
-        ours = (t for t in snapshot.trials if t.purpose is Purpose.CONFIRM and t.trial_id not in self.other_versions)
-        known: dict[tuple[str | None, int | None], list[Brief]] = {}
-        known |= {(group[0].class_id, group[0].seed): group for group in by_training(ours)}
-        if any(trial.status is Status.STALE for group in known.values() for trial in group):
-            lost = self.ledger.records(Purpose.CONFIRM, Status.STALE)
-            self._told.update(trial.trial_id for trial in lost if trial.reason is not None)
-        return known
-
-    def claim(self, snapshot: Snapshot, most: int = 1, lease_seconds: float = LEASE_SECONDS) -> list[Record]:
-        """Claim the next trainings; none are returned where nothing is left to claim."""
-        left = self.left(snapshot)
-        while left:
-            if claimed := self.queue.claim_these(left[:most], lease_seconds, most, self.settles):
-                return claimed
-            left = left[most:]  # another process was quicker
-        return []
-
-    def claim_next(self, lease_seconds: float) -> Record:
-        """Claim the next training for somebody who runs it.
-
-        Raises:
-            Exhausted: nothing is left to claim.
-        """
-        if not (claimed := self.claim(self.ledger.snapshot(), lease_seconds=lease_seconds)):
-            raise Exhausted("no training of this confirmation is left; study.confirm or aqx confirm gives the verdict")
-        return claimed[0]
-
-    def places(self) -> set[tuple[str | None, int]]:
-        """Return class and seed of each training."""
-        return {(job.class_id, job.seed) for job in self.jobs if job.seed is not None}
-
     def verdict(self) -> Confirmation:
         """Judge by what has ended so far."""
         found = judge(
-            _results(self.ledger, self.places(), self.other_versions),
+            {(record.class_id, record.seed): record for record in self.trainings.results().values()},
             self.winners,
             self.baselines,
             self.seeds,
@@ -234,66 +184,12 @@ def plan_confirmation(ledger: Ledger, queue: Queue, choice: Choice, version: str
     )
 
 
-def confirm(
-    plan: Plan,
-    executor: Executor | None,
-    workers: int | None,
-    together: int,
-    time_limit: float | int | None,
-    progress: Callable[[int, int, str], None] | None,
-) -> Confirmation:
-    """Retrain winners and baselines on the same fresh seeds and compare; see `Study.confirm`."""
-    ledger, jobs, places = plan.ledger, plan.jobs, plan.places()
-    plan.note()
-
-    def claim(snapshot: Snapshot) -> list[Record]:
-        return plan.claim(snapshot, together)
-
-    def show(snapshot: Snapshot, note: str) -> None:
-        if progress:
-            known = plan.confirming(snapshot)
-            ended = (Status.DONE, Status.FAILED)
-            done = sum(any(t.status in ended for t in known.get((job.class_id, job.seed), [])) for job in jobs)
-            progress(done, len(jobs), note)
-
-    def ended(records: list[Record], now: Snapshot) -> None:
-        show(now, records[-1].name if records else "")
-
-    def work(snapshot: Snapshot) -> bool:
-        show(snapshot, "")
-        last = train_all(ledger, plan.queue.task, snapshot, claim, ended, executor, workers, time_limit)
-        known = plan.confirming(last)
-        groups = [known.get((job.class_id, job.seed), []) for job in jobs]
-        return any(not plan.settles(group) or any(t.status is Status.RUNNING for t in group) for group in groups)
-
-    def is_ours(trial: Record | Brief) -> bool:
-        return trial.purpose is Purpose.CONFIRM and (trial.class_id, trial.seed) in places
-
-    until_others_are_done(ledger, work, is_ours, show)
-    return plan.verdict()
-
-
 def confirmation_seeds(study_seed: int, n: int) -> list[int]:
     """Return the seeds of the first n confirmations of every function; no trial of a search has them."""
-    return [int(np.random.SeedSequence([study_seed, i, 0xC0F]).generate_state(1)[0] >> 1) for i in range(n)]
+    return fresh_seeds(study_seed, n, 0xC0F)
 
 
 def _written(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _results(
-    ledger: Ledger, places: Collection[tuple[str | None, int]], other_versions: Collection[int]
-) -> dict[tuple[str | None, int], Record]:
-    """What came of each training: a result, a failure, or no more than losses that are known as such."""
-    found: dict[tuple[str | None, int], Record] = {}
-    for record in ledger.records(Purpose.CONFIRM):
-        place = record.class_id, record.seed
-        lost = record.status is Status.STALE and record.reason is not None
-        if record.trial_id in other_versions or place not in places:
-            continue
-        if record.status.is_finished or (lost and place not in found):
-            found[place] = record
-    return found

@@ -175,7 +175,7 @@ class Ledger:
 
     @property
     def searched(self) -> list[Record]:
-        """Those of `trials` that the search learns from: all but the confirmations."""
+        """Those of `trials` that the search learns from: all but confirmations and comparisons."""
         return [trial for trial in self.trials if trial.purpose.is_searched]
 
     @property

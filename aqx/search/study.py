@@ -14,9 +14,10 @@ from typing import Any
 from aqx import surrogate as surrogates
 from aqx.duration import checked_limit, seconds_of
 from aqx.enumeration import enumerate_space
-from aqx.errors import InputError
+from aqx.errors import InputError, TaskError
 from aqx.operators import own_operators
-from aqx.search.confirmation import Choice, Plan, confirm, plan_confirmation
+from aqx.search.comparison import LearningComparison, LearningPlan, Side, plan_comparison
+from aqx.search.confirmation import Choice, Plan, plan_confirmation
 from aqx.search.ledger import (
     ASKED_LEASE_SECONDS,
     LEASE_SECONDS,
@@ -30,6 +31,7 @@ from aqx.search.ledger import (
 from aqx.search.loop import Loop, check_candidates
 from aqx.search.pruning import rule_of
 from aqx.search.queue import Queue, RetryPolicy, Suggestion
+from aqx.search.retraining import Means
 from aqx.search.shown import Page, page_of, shown, study_html, table_of
 from aqx.search.trial import Trial
 from aqx.search.verdict import Confirmation, with_trials
@@ -40,7 +42,8 @@ from aqx.store.spectra import invalid_spectra
 from aqx.store.subjects import remove_spectra
 from aqx.store.trial_rows import Status, by_training
 from aqx.tasks import Task, load_task
-from aqx.tasks.task import FileReference
+from aqx.tasks.loading import without_learning
+from aqx.tasks.task import FileReference, NamedReference
 from aqx.tasks.version import version_of_task
 
 _TEN_YEARS = 10 * 365.25 * 24 * 3600
@@ -134,6 +137,7 @@ class Study:
         self.queue: Queue = Queue(self.ledger, self.task, self.preset, retry, settings)
         self.version: str | None = version_of_task(self.task)
         self._versions_compared: bool = False
+        self._accept_changed: bool = accept_changed
         if accept_changed and self.version is not None:
             self.ledger.accept(self.version)
 
@@ -228,7 +232,7 @@ class Study:
 
     def _confirming(self, plan: Plan, lease_seconds: float) -> Trial:
         plan.note()
-        return self._as_trial(plan.claim_next(lease_seconds))
+        return self._as_trial(plan.trainings.claim_next(lease_seconds))
 
     def _as_trial(self, record: Record) -> Trial:
         rule = rule_of(self.pruner)
@@ -400,11 +404,11 @@ class Study:
         if self.task.train is None:
             plan.note()
             return with_trials(plan.verdict(), lambda: self._confirming(plan, Unattended(ASKED_LEASE_SECONDS)))
-        most = self._together(together, executor is None and workers in (None, 1))
-        limit = checked_limit(time_limit)
-        self._check_meanings()
+        means = self._means(executor, workers, together, time_limit)
         with shown(progress, "confirm") as told:
-            return confirm(plan, executor, workers, most, limit, told)
+            plan.note()
+            plan.trainings.run(means, told)
+        return plan.verdict()
 
     def confirmation_plan(
         self,
@@ -424,6 +428,71 @@ class Study:
         choice = Choice(top, seeds, functions, baselines, reference)
         self._compare_versions()
         return plan_confirmation(self.ledger, self.queue, choice, self.version)
+
+    def compare_learning(
+        self,
+        top: int = 5,
+        seeds: int = 10,
+        *,
+        functions: Sequence[str] = (),
+        executor: Executor | None = None,
+        workers: int | None = None,
+        together: int | None = None,
+        time_limit: float | int | None = None,
+        progress: Callable[[int, int, str], None] | bool | None = None,
+        plan: LearningPlan | None = None,
+    ) -> LearningComparison:
+        """Say whether it paid to learn constants: train functions in three ways on the same fresh seeds.
+
+        "learnt" in this task, which must learn constants (`T+layer`); "plain" in the same task without (`T`), as they
+        were found; and "frozen" there too, with the constants written in that were learnt: their means over layers and
+        over three more trainings, whose seeds are nobody else's. So no training that is judged has told what is frozen,
+        and no test row plays a part in it. A function without constants learns as a·f(b·x); see `aqx.parametrised`.
+
+        Called again it goes on where it was interrupted. The search learns nothing from these trials.
+
+        Args:
+            top: how many of the best functions of this task's search.
+            seeds: trainings of each function in each way, ≥ 2.
+            functions: names of functions to compare, instead of the search's best.
+            executor: as in `search`.
+            workers: as in `search`.
+            together: as in `search`.
+            time_limit: as in `search`.
+            progress: as in `search`.
+            plan: from `learning_plan`, instead of the first three.
+
+        Raises:
+            TaskError: the task learns no constants, or has no `train`.
+            InputError: `top` or `seeds` cannot be used, or there is nothing to compare.
+        """
+        plan = plan or self.learning_plan(top, seeds, functions)
+        means = self._means(executor, workers, together, time_limit)
+        with shown(progress, "compare") as told:
+            plan.run(means, told)
+        return plan.verdict()
+
+    def learning_plan(self, top: int = 5, seeds: int = 10, functions: Sequence[str] = ()) -> LearningPlan:
+        """Return what `compare_learning` would train; the arguments and errors are its own."""
+        plain = without_learning(self.task)
+        if self.task.train is None:
+            raise TaskError(f"task {self.task.name!r} has no train function, without which nothing is compared")
+        settings = {"seed": self.seed, "retry": self.retry_policy, "accept_changed": self._accept_changed}
+        keeping = Study(self.db, plain, surrogate=self.preset, callbacks=self.callbacks, enter=False, **settings)
+        self._compare_versions()
+        return plan_comparison(self._side(), keeping._side(), top, seeds, functions, self.version)
+
+    def _side(self) -> Side:
+        of_version = self.ledger.counts_as(self.version)
+        others = frozenset(record.trial_id for record in self.ledger.records() if not of_version(record))
+        return Side(self.ledger, self.queue, others)
+
+    def _means(
+        self, executor: Executor | None, workers: int | None, together: int | None, time_limit: float | int | None
+    ) -> Means:
+        most, limit = self._together(together, executor is None and workers in (None, 1)), checked_limit(time_limit)
+        self._check_meanings()
+        return Means(executor, workers, most, limit)
 
     def add(self, name: str, seed: int = 0, **metrics: Any) -> Record:
         """Record a result that was trained elsewhere, in any framework; `tell(name, …)` is the same.
@@ -580,6 +649,8 @@ def _notes(task: Task) -> dict[str, Any]:
     known: dict[str, Any] = {"baselines": list(task.baselines)}
     if isinstance(task.reference, FileReference):
         known["code"] = f"{task.reference.path}:{task.reference.name}"
+    elif isinstance(task.reference, NamedReference):
+        known["code"] = task.reference.name
     return known
 
 

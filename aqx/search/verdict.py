@@ -244,7 +244,7 @@ def compare(
     Returns:
         one row per function, the best mean first, those without a result last.
     """
-    half = _half_width(np.array([row for row in values.values() if np.isfinite(row).all()]), len(values) - 1)
+    half = half_width(np.array([row for row in values.values() if np.isfinite(row).all()]), len(values) - 1)
     best = _best_of(values, baselines, sign)
     rows = []
     for name, results in values.items():
@@ -256,10 +256,10 @@ def compare(
         rows.append(
             Confirmed(
                 name,
-                *_interval(results[finite]),
+                *interval_of(results[finite]),
                 difference,
                 *ends,
-                _verdict(name == reference, bool(finite.all()), sign, ends),
+                verdict_of(name == reference, bool(finite.all()), sign, ends),
                 int(finite.sum()),
                 int((~finite).sum()),
                 searched.get(name),
@@ -288,10 +288,10 @@ def _to_best(
         return difference, _NAN, _NAN, "failed"
     low, high = (half, 2 * half) if sign > 0 else (2 * half, half)
     ends = (difference - low, difference + high)
-    return difference, *((0.0, 0.0) if is_best else ends), _verdict(is_best, True, sign, ends)
+    return difference, *((0.0, 0.0) if is_best else ends), verdict_of(is_best, True, sign, ends)
 
 
-def _half_width(values: np.ndarray, comparisons: int) -> float:
+def half_width(values: np.ndarray, comparisons: int) -> float:
     """Half the width of a difference's interval, from the complete rows [K, S]."""
     from scipy import stats  # slow to import, and needed here alone
 
@@ -304,7 +304,8 @@ def _half_width(values: np.ndarray, comparisons: int) -> float:
     return float(stats.t.ppf(level, freedom) * np.sqrt(2 * variance / values.shape[1]))
 
 
-def _verdict(is_reference: bool, finished: bool, sign: int, ends: tuple[float, float]) -> Verdict:
+def verdict_of(is_reference: bool, finished: bool, sign: int, ends: tuple[float, float]) -> Verdict:
+    """Return the word for a difference, by the ends of its interval."""
     if is_reference:
         return "reference"
     if not finished:
@@ -313,7 +314,7 @@ def _verdict(is_reference: bool, finished: bool, sign: int, ends: tuple[float, f
     return "better" if low > 0 else "worse" if high < 0 else "no evidence"
 
 
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
+def interval_of(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and the ends of Student's 95 % interval; nan where there are too few values."""
     from scipy import stats
 

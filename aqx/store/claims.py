@@ -143,8 +143,8 @@ def claim_first(
 ) -> tuple[list[TrialRow], Snapshot | None]:
     """Take the first of some functions that are not taken for training, all or none of them stored.
 
-    Trials to confirm count apart from the others, and each seed by itself. A queued trial is taken over with its id and
-    seed.
+    Trials to confirm or compare count apart from the others, and each seed by itself. A queued trial is taken over with
+    its id and seed.
 
     Args:
         db: the database.
@@ -331,7 +331,8 @@ def retry(
         db: the database.
         task_id: whose trials they are.
         trial_ids: trials that ended or went stale; where several stand for the same training, one is queued.
-        seed: makes the new training's seed from the new trial's id; without it, and for a confirmation, the old stays.
+        seed: makes the new training's seed from the new trial's id; without it, and for a confirmation or a comparison,
+            the old stays.
 
     Returns:
         The new trials, queued.
@@ -359,7 +360,7 @@ def retry(
             again = new_trial(trial_id, task_id, old.class_id, old.name, old.seed, purpose, now)
             newest = max(trial.trial_id for trial in same)
             again = replace(again, status=Status.QUEUED, retry_of=newest, heartbeat_at=None, expires_at=None)
-            if seed is not None and old.purpose is not Purpose.CONFIRM:
+            if seed is not None and old.purpose.is_searched:
                 again = replace(again, seed=checked_seed(seed(trial_id)))
             insert(con, again)
             queued[trial_id] = again

@@ -58,12 +58,15 @@ def report(db: Database, trial_id: int, metrics: Mapping[str, Any], compare: str
             """
             SELECT value FROM (
                 SELECT trial_id, json_extract(metrics, $path)::VARCHAR AS value FROM trials
-                WHERE task_id = $task AND trial_id <> $trial AND purpose <> $apart
+                WHERE task_id = $task AND trial_id <> $trial AND NOT list_contains($apart, purpose)
             ) WHERE value IS NOT NULL ORDER BY trial_id
             """,
-            {"path": _path(compare), "task": trial.task_id, "trial": trial_id, "apart": Purpose.CONFIRM},
+            {"path": _path(compare), "task": trial.task_id, "trial": trial_id, "apart": _APART},
         ).fetchall()
     return [decode_metrics(f'{{"value": {value}}}')["value"] for (value,) in rows]
+
+
+_APART = [str(purpose) for purpose in Purpose if not purpose.is_searched]
 
 
 def _path(key: str) -> str:

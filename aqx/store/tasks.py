@@ -96,10 +96,11 @@ def _check_same(db: Database, name: str, stored: Mapping[str, Any], given: Mappi
 
 
 def tasks_with_trials(db: Database) -> list[str]:
-    """The names of the tasks that have trials, in the order of their ids."""
+    """The names of the tasks that have trials, in the order of their ids; those to compare with do not count."""
     with db.read() as con:
         rows = con.execute(
-            "SELECT name FROM tasks WHERE task_id IN (SELECT task_id FROM trials) ORDER BY task_id"
+            "SELECT name FROM tasks WHERE task_id IN (SELECT task_id FROM trials WHERE purpose <> 'compare') "
+            "ORDER BY task_id"
         ).fetchall()
     return [name for (name,) in rows]
 

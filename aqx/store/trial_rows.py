@@ -47,12 +47,13 @@ class Purpose(_Word):
     SEARCH = "search"
     BASELINE = "baseline"
     CONFIRM = "confirm"
+    COMPARE = "compare"  # whether constants that are learnt are better than those that are kept
     ADDED = "added"  # trained elsewhere
 
     @property
     def is_searched(self) -> bool:
-        """Whether the search learns from it; confirmations stay apart."""
-        return self is not Purpose.CONFIRM
+        """Whether the search learns from it; confirmations and comparisons stay apart."""
+        return self is not Purpose.CONFIRM and self is not Purpose.COMPARE
 
 
 _STATUS, _PURPOSE = {status.value: status for status in Status}, {purpose.value: purpose for purpose in Purpose}
@@ -213,9 +214,10 @@ def training_of(trial: TrialRow | Brief) -> tuple[str | None, ...]:
     """What a trial stands for when it is claimed, among those of its task.
 
     Trials that search, give a baseline or were added stand for their class; those that confirm, for class and seed. A
-    function without a class stands for its name.
+    function without a class stands for its name, and so does, with its seed, one of a comparison: functions of one
+    class may differ in the constants that they learn.
     """
-    name = trial.name if trial.class_id is None else None
+    name = trial.name if trial.class_id is None or trial.purpose is Purpose.COMPARE else None
     return trial.class_id, name, None if trial.purpose.is_searched else str(trial.seed)
 
 

@@ -6,9 +6,10 @@ import difflib
 import importlib
 import os
 from dataclasses import replace
+from typing import Literal
 
 from aqx.errors import TaskError
-from aqx.tasks.task import NamedReference, Task, refer_to, task_in
+from aqx.tasks.task import FileReference, NamedReference, Task, find_file, refer_to, task_in
 from aqx.tasks.task_file import load_file, loading
 
 BUILT_IN = {
@@ -34,6 +35,10 @@ ON_FILES = {
 }
 
 
+# What behind a task's reference makes it another one: constants learnt, a set per layer or per channel, or none.
+_LEARNABLE: dict[str, Literal["layer", "channel"] | None] = {"layer": "layer", "channel": "channel", "plain": None}
+
+
 def builtin_tasks(*, downloads: bool = False, files: bool = False) -> tuple[str, ...]:
     """Return the names of the built-in tasks that bring their data.
 
@@ -51,7 +56,8 @@ def load_task(reference: str) -> Task:
     imported its folder comes first on the import path, as with `python file.py`. A file is imported once per process,
     and again when its content has changed.
 
-    A "+layer" or "+channel" behind it makes the same task, of that name, with constants that are learnt.
+    A "+layer" or "+channel" behind it makes the same task, of that name, with constants that are learnt; "+plain" makes
+    one that learns them the same without.
 
     Args:
         reference: the file and the name in it, or a built-in task's name.
@@ -68,13 +74,13 @@ def load_task(reference: str) -> Task:
         >>> load_task("mnist1d").objective
         'val_acc'
     """
-    plain, _, per = reference.rpartition("+")
-    if plain and per in ("layer", "channel"):
+    plain, per = _parted(reference)
+    if per is not None:
         task = load_task(plain)
-        learning = replace(task, name=f"{task.name}+{per}", learnable=per)
+        other = replace(task, name=f"{task.name}+{per}", learnable=_LEARNABLE[per])
         path, colon, name = plain.rpartition(":")
         anywhere = f"{os.path.abspath(os.path.expanduser(path))}:{name}" if colon else plain
-        return refer_to(learning, NamedReference(load_task, f"{anywhere}+{per}"))
+        return refer_to(other, NamedReference(load_task, f"{anywhere}+{per}"))
     if reference in BUILT_IN:
         # By its name: a user's file that binds it, and may be gone tomorrow, would else be taken for its place.
         return refer_to(importlib.import_module(BUILT_IN[reference]).task, NamedReference(load_task, reference))
@@ -87,6 +93,47 @@ def load_task(reference: str) -> Task:
         raise TaskError(f"task={reference!r} is not a task; {hint}")
     with loading:
         return task_in(load_file(os.path.abspath(os.path.expanduser(path))), name)
+
+
+def is_built_in(reference: str) -> bool:
+    """Return whether a reference is a built-in task's, or that of one with its constants learnt.
+
+    Example:
+        >>> is_built_in("text"), is_built_in("sine+layer"), is_built_in("task.py:task+layer")
+        (True, True, False)
+    """
+    return _parted(reference)[0] in builtin_tasks(downloads=True, files=True)
+
+
+def without_learning(task: Task) -> Task:
+    """Return the task that trains alike but keeps the constants of its functions.
+
+    For `load_task("T+layer")` that is T; for a task that learns by itself, `Task(learnable="layer")`, another one whose
+    name ends in "+plain".
+
+    Raises:
+        TaskError: the task learns none.
+
+    Example:
+        >>> without_learning(load_task("sine+layer")).name
+        'sine'
+    """
+    if task.learnable is None:
+        raise TaskError(
+            f"task {task.name!r} learns no constants; give --task {task.name}+layer, or Task(learnable='layer')"
+        )
+    reference = task.reference or find_file(task)
+    if isinstance(reference, NamedReference) and (plain := _parted(reference.name))[1] == task.learnable:
+        return load_task(plain[0])
+    if isinstance(reference, FileReference):
+        return load_task(f"{reference.path}:{reference.name}+plain")
+    return replace(task, name=f"{task.name}+plain", learnable=None)
+
+
+def _parted(reference: str) -> tuple[str, str | None]:
+    """The reference of a task without what makes it another one, and that."""
+    plain, _, per = reference.rpartition("+")
+    return (plain, per) if plain and per in _LEARNABLE else (reference, None)
 
 
 def _known(reference: str) -> str:

@@ -42,4 +42,5 @@ def without_code(name: str, identity: Mapping[str, Any], baselines: Sequence[str
         direction=identity["direction"],
         baselines=baselines,
         seed=identity["seed"],
+        learnable=identity.get("learnable"),
     )

@@ -9,6 +9,7 @@ from cli_helpers import aqx_command, check_error
 from toy import candidates, make_task
 
 import aqx
+from aqx.cli.options import task_of
 from aqx.spectra import compute_spectra
 from aqx.store import Database, list_tasks
 from aqx.store.health import check_file
@@ -180,6 +181,15 @@ def test_a_stored_name_finds_the_code_where_it_was(tmp_path: Path):
     assert aqx_command("tell", path, "square(x)", "val_acc=0.3").exit_code == 0
     check_error(aqx_command("search", path, "--budget", "9"), "the code of task 'mine' is not here", str(file))
     check_error(aqx_command("eigs", path), "the code of task 'mine' is not here", "--task FILE.py:NAME")
+
+
+@pytest.mark.parametrize("reference", ["text", "sine+layer"])
+def test_the_code_of_a_built_in_task_is_found_by_the_name_that_the_database_has(filled: Path, reference: str):
+    study = aqx.Study(filled, reference)
+    name = study.task.name
+    found = task_of(filled, name)
+    assert (found.name, found.learnable) == (name, study.task.learnable) and found.train is not None
+    assert task_of(filled, name, "left").identity() == found.identity()
 
 
 def test_the_baselines_of_a_task_without_its_code_are_those_it_had(tmp_path: Path):

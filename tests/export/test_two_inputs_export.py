@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli_helpers import aqx_command
 from operator_oracles import NUMPY
+from test_export import OPERATORS
+from test_frameworks import keras, load, torch
 
 import aqx
 from aqx.export import formula, latex, source
@@ -51,23 +58,65 @@ def test_other_sources_compile_and_take_two(target: str):
     assert "y: torch.Tensor" in text if target == "torch" else "def call(self, x, y)" in text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_torch_has_its_values_and_gradients(name: str):
-    torch = pytest.importorskip("torch")
-    import jax
+# Every operator of several arguments; the grid has ties and zeros of both inputs.
+OF_BOTH = [f"{name}(softplus(x),exp(y))" for name, kind in OPERATORS.items() if kind == "binary"]
+OF_BOTH += [f"{name}(x,y,tanh(y))" for name, kind in OPERATORS.items() if kind == "n-ary"]
+OF_BOTH += ["mul(gelu(x),y)", "max(x,y)", "min(y,x)", "mul(bessel_i1e(x),y)", "swish(y)"]
+GRID = np.meshgrid(*[np.float32([-1.5, -0.25, 0, 0.5, 2])] * 2)
+FRAMEWORKS = [pytest.param("torch", marks=pytest.mark.slow), pytest.param("keras", marks=pytest.mark.slow)]
 
-    namespace: dict = {}
-    exec(source(name, "torch"), namespace)
-    module, act = namespace["Activation"](), aqx.activation(name)
-    x, y = np.random.default_rng(0).normal(size=(2, 7)).astype(np.float32)
-    a, b = (torch.tensor(each, requires_grad=True) for each in (x, y))
+
+def values_and_gradients(function, x, y) -> list[np.ndarray]:
+    """Value and both partial derivatives, elementwise, by JAX."""
+    value, pull = jax.vjp(function, x, y)
+    return [np.asarray(each) for each in (value, *pull(jnp.ones_like(value)))]
+
+
+def by_torch(module, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    a, b = (torch().tensor(each, requires_grad=True) for each in (x, y))
     value = module(a, b)
-    (value**2).sum().backward()
-    np.testing.assert_allclose(value.detach().numpy(), act(x, y), rtol=1e-5, atol=1e-6)
-    for got, wanted in zip((a, b), jax.grad(lambda x, y: (act(x, y) ** 2).sum(), (0, 1))(x, y), strict=True):
-        found = np.zeros(7) if got.grad is None else got.grad.numpy()
+    slopes = torch().autograd.grad(value.sum(), (a, b), allow_unused=True)
+    return [value.detach().numpy(), *(np.zeros_like(x) if one is None else one.numpy() for one in slopes)]
+
+
+@pytest.mark.parametrize("target", FRAMEWORKS)
+@pytest.mark.parametrize("name", NAMES + OF_BOTH)
+def test_frameworks_have_its_values_and_gradients(target: str, name: str, tmp_path: Path):
+    {"torch": torch, "keras": keras}[target]()
+    module = load(source(name, target), tmp_path / "found.py").Activation()
+    got = (by_torch if target == "torch" else values_and_gradients)(module, *GRID)
+    for found, wanted in zip(got, values_and_gradients(aqx.activation(name), *GRID), strict=True):
+        assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mul(swish(x),y)", "max(x,mul(0.5,y))", "pow(softplus(x),y)"])
+def test_torch_compiles_it_and_differentiates_twice(name: str, tmp_path: Path):
+    module = load(source(name, "torch"), tmp_path / "found.py").Activation()
+    x, y = (torch().tensor(each) for each in GRID)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated; it works all the same
+        compiled = [torch().jit.script(module), torch().compile(module, backend="eager", fullgraph=True)]
+        compiled.append(torch().export.export(module, (x, y)).module())
+        for one in compiled:
+            torch().testing.assert_close(one(x, y), module(x, y))
+    assert module(x.to(torch().bfloat16), y.to(torch().bfloat16)).dtype == torch().bfloat16
+    a, b = (torch().tensor(each, dtype=torch().float64, requires_grad=True) for each in ([0.3, -1.1], [0.7, 1.9]))
+    assert torch().autograd.gradgradcheck(module, (a, b))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # within Keras
+def test_a_keras_model_with_a_gated_unit_is_saved_and_loaded(tmp_path: Path):
+    layers = keras().layers
+    module = load(source("mul(gelu(x),y)", "keras", name="Gate"), tmp_path / "found.py")
+    given = layers.Input((3,))
+    model = keras().Model(given, layers.Dense(2)(module.Gate()(layers.Dense(4)(given), layers.Dense(4)(given))))
+    model.save(tmp_path / "model.keras")
+    loaded = keras().saving.load_model(tmp_path / "model.keras")
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(loaded(x), model(x))
 
 
 def test_formulas():

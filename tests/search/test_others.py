@@ -165,7 +165,7 @@ def test_without_all_results_there_is_no_verdict(path: Path, monkeypatch: pytest
     for name in ("sin(x)", *study.task.baselines):
         for seed in confirmation_seeds(0, 3)[: 2 if name == "sin(x)" else 3]:
             study.tell(claim_seed(study, name, seed), val_acc=len(name) + seed / 1e10)
-    monkeypatch.setattr("aqx.search.confirmation.train_all", lambda ledger, task, snapshot, *_: snapshot)
+    monkeypatch.setattr("aqx.search.retraining.train_all", lambda ledger, task, snapshot, *_: snapshot)
     result = study.confirm(top=1, seeds=3)
     assert not result.is_complete and (result.ended, result.wanted) == (29, 30)
     assert {row.verdict for row in result.rows} == {"reference", "incomplete"}

@@ -24,7 +24,7 @@ async function loadMap() {
 function collectTrials() {
   atlas.trials.clear();
   for (const trial of report.trials)
-    if (trial.row >= 0 && trial.purpose !== "confirm") atlas.trials.set(trial.row, [...(atlas.trials.get(trial.row) || []), trial]);
+    if (trial.row >= 0 && !["confirm", "compare"].includes(trial.purpose)) atlas.trials.set(trial.row, [...(atlas.trials.get(trial.row) || []), trial]);
   const scores = [...atlas.trials.keys()].map(scoreOf).filter(isNumber);
   const ends = [quantile(scores, sign > 0 ? 0.1 : 0.9), quantile(scores, sign > 0 ? 1 : 0)];
   atlas.worst = ends[0]; atlas.best = ends[1] === ends[0] ? ends[0] + sign : ends[1];
