@@ -142,6 +142,13 @@ def test_mistakes(db: Path, argument: str, value):
         Study(db, task_in(db, "task")).compare_learning()
 
 
+def test_a_task_that_aqx_cannot_train(db: Path):
+    with (db.parent / "mine.py").open("a") as file:
+        file.write("asked = Task('asked', toy.Net, toy.batch, losses.softmax_cross_entropy)\n")
+    with pytest.raises(TaskError, match="'asked\\+layer' has no train function"):
+        Study(db, task_in(db, "asked+layer")).compare_learning(functions=["tanh(x)"])
+
+
 def test_the_task_without_learning(db: Path):
     learning = load_task(task_in(db, "task+channel"))
     assert learning.learnable == "channel" and without_learning(learning) is load_task(task_in(db, "task"))
