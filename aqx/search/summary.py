@@ -339,4 +339,5 @@ def _short_runs(db: Database, task_id: int, class_id: str) -> dict[str, list[flo
     rates = form["runs"]["rates"]
     size = len(losses) // len(rates)
     of_rates = (losses[i * size : (i + 1) * size] for i in range(len(rates)))
-    return {f"{rate:g}": [run[0], run[-1]] for rate, run in zip(rates, of_rates, strict=True)}
+    end = len(form["runs"]["kept"]) - 1
+    return {f"{rate:g}": [run[0], run[end]] for rate, run in zip(rates, of_rates, strict=True)}

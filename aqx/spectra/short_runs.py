@@ -1,7 +1,7 @@
-"""Short runs as a descriptor: how the untrained model's loss falls in a few steps of Adam, on the task's own batch.
+"""Short runs as a descriptor: how the loss falls in a few steps of Adam, on examples that no step has seen.
 
-What a training would come to shows early: within the best fifth of a table, where spectra and outputs tell little,
-these losses have a rank correlation with the final result of up to 0.4 (see the guide `early`).
+What a training would come to shows early. Who fits a small batch fastest is not who generalises best, so one half of
+the task's own batch is trained on, and the losses are those of the other (see the guide `early`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from aqx.spectra.subject import Opaque, Subject
 from aqx.store.kinds import RUNS
 from aqx.tasks.inputs import stand_in
 
-# Measured: see the guide `early`. Minibatches of an eighth of the batch, each pass over it in a fresh order, at rates
-# that fall to 0 along half a cosine; of the losses, means over eight steps that end at these.
+# Measured: see the guide `early`. Minibatches of an eighth of the batch, each pass over their half in a fresh order, at
+# rates that fall to 0 along half a cosine. The loss of the other half is taken every eight steps, and kept after these.
 RATES = (1e-3, 3e-3, 1e-2)
-STEPS, PARTS, FEWEST = 64, 8, 8
-KEPT = (8, 16, 32, 48, 64)
+STEPS, PARTS, FEWEST, EVERY = 64, 8, 8, 8
+KEPT = (8, 16, 32, 64)
 # Stands for a loss that is not finite: a run that diverges at one rate is no reason to leave a function out.
 DIVERGED = 1e30
 
@@ -39,8 +39,8 @@ class ShortRuns:
     """Losses of the short runs of K candidates.
 
     Attributes:
-        losses: by rate, the means of those of the eight minibatches before each step of `KEPT`, then at the end that of
-            the whole batch [K, rates, losses].
+        losses: by rate, those of the held-out half after the steps of `KEPT`, then the lowest of the run
+            [K, rates, losses].
         failed: candidates whose computation raised an exception, and which.
     """
 
@@ -55,7 +55,7 @@ class ShortRuns:
         """Why each candidate is invalid, or None: its loss is not finite at the end, whatever the rate."""
         finite = self._finite
         reasons: list[str | None] = [None] * len(finite)
-        for i in np.flatnonzero(~finite[:, :, -1].any(axis=1)).tolist():
+        for i in np.flatnonzero(~finite[:, :, len(KEPT) - 1].any(axis=1)).tolist():
             later = f"the loss after {STEPS} steps is not finite, whatever the rate"
             reasons[i] = self.failed.get(i, later if finite[i, :, 0].any() else "the loss is not finite")
         return reasons
@@ -79,38 +79,53 @@ def runs_of(subject: Subject, act: Activation, fixed: Any, state: Any, x: Any, y
         y: as in `Subject`.
     """
     opaque, start, loss = Opaque(act), *_trained(subject, state)
-    adam, rows = optax.scale_by_adam(), jnp.asarray(_rows(subject))
-    share = jnp.asarray(0.5 * (1 + np.cos(np.pi * np.arange(STEPS) / STEPS)), jnp.float32)
+    adam, (rows, held_out) = optax.scale_by_adam(), _rows(subject)
+    share = 0.5 * (1 + np.cos(np.pi * np.arange(STEPS) / STEPS))
+    steps = jnp.asarray(rows.reshape(-1, EVERY, rows.shape[1])), jnp.asarray(share.reshape(-1, EVERY), jnp.float32)
+    unseen = jax.tree.map(lambda leaf: leaf[held_out], (x, y))
 
-    def step(rate: Array, carry: Any, now: tuple[Array, Array]) -> tuple[Any, Array]:
+    def step(rate: Array, carry: Any, now: tuple[Array, Array]) -> tuple[Any, None]:
         (weights, moments), (own, here) = carry, now
         x_own, y_own = jax.tree.map(lambda leaf: leaf[own], (x, y))
-        value, gradient = jax.value_and_grad(partial(loss, opaque))(weights, x_own, y_own)
+        gradient = jax.grad(partial(loss, opaque))(weights, x_own, y_own)
         direction, moments = adam.update(gradient, moments)
         weights = jax.tree.map(lambda w, d: (w - rate * here * d).astype(w.dtype), weights, direction)
-        return (weights, moments), value
+        return (weights, moments), None
+
+    def steps_and_loss(rate: Array, carry: Any, now: tuple[Array, Array]) -> tuple[Any, Array]:
+        (weights, moments), _ = jax.lax.scan(partial(step, rate), carry, now)
+        return (weights, moments), loss(opaque, weights, *unseen)
 
     def run(rate: Array) -> Array:
-        (weights, _), values = jax.lax.scan(partial(step, rate), (start, adam.init(start)), (rows, share))
-        means = [values[end - PARTS : end].mean() for end in KEPT]
-        return jnp.stack([*means, loss(opaque, weights, x, y)]).astype(jnp.float32)
+        _, losses = jax.lax.scan(partial(steps_and_loss, rate), (start, adam.init(start)), steps)
+        kept = losses[np.array(KEPT) // EVERY - 1]
+        return jnp.append(kept, jnp.where(jnp.isnan(losses), jnp.inf, losses).min()).astype(jnp.float32)
 
     # Not by vmap: on a CPU a convolution by several kernels at once takes many times as long as one after the other.
     return (jax.lax.map(run, jnp.array(RATES, jnp.float32)),)
 
 
-def _rows(subject: Subject) -> Int[np.ndarray, "S M"]:
-    """The rows of each step's minibatch; all rows where the model takes no other number of them."""
-    examples = subject.probe.examples
-    size = min(examples, max(FEWEST, examples // PARTS))
-    part = jax.tree.map(lambda leaf: leaf[:size], (subject.x, subject.y))
+def _rows(subject: Subject) -> tuple[Int[np.ndarray, "S M"], Int[np.ndarray, " H"]]:
+    """The rows of each step's minibatch, and those held out; all rows where the model takes no other number of them."""
+    examples, random = subject.probe.examples, np.random.default_rng(0)
+    shuffled = random.permutation(examples)
+    trained, held_out = shuffled[: examples // 2], shuffled[examples // 2 :]
+    size = min(len(trained), max(FEWEST, examples // PARTS))
+    if not (size and _takes(subject, size) and _takes(subject, len(held_out))):
+        return np.tile(np.arange(examples), (STEPS, 1)), np.arange(examples)
+    each = len(trained) // size
+    passes = [random.permutation(trained)[: each * size].reshape(each, size) for _ in range(-(-STEPS // each))]
+    return np.concatenate(passes)[:STEPS], held_out
+
+
+def _takes(subject: Subject, examples: int) -> bool:
+    """Whether the model, and the loss, take so many examples."""
+    part = jax.tree.map(lambda leaf: leaf[:examples], (subject.x, subject.y))
     try:
         jax.eval_shape(partial(subject.losses, stand_in(subject.inputs)), subject.state, *part)
-    except Exception:  # whatever the model, or the loss, raises
-        return np.tile(np.arange(examples), (STEPS, 1))
-    random, each = np.random.default_rng(0), examples // size
-    passes = [random.permutation(examples)[: each * size].reshape(each, size) for _ in range(-(-STEPS // each))]
-    return np.concatenate(passes)[:STEPS]
+    except Exception:  # whatever they raise
+        return False
+    return True
 
 
 def _trained(subject: Subject, state: Any) -> tuple[list[Any], Callable[..., Array]]:
@@ -155,7 +170,7 @@ def _empty(subject: Subject, count: int) -> list[np.ndarray]:
 
 def _form(subject: Subject) -> dict[str, Any]:
     recipe = {"optimizer": "adam", "rates": list(RATES), "steps": STEPS, "parts": PARTS, "kept": list(KEPT)}
-    return {"runs": recipe, "examples": subject.probe.examples}
+    return {"runs": recipe | {"held_out": 0.5, "every": EVERY}, "examples": subject.probe.examples}
 
 
 def _traced(subject: Subject) -> Callable[..., Any]:

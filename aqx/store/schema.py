@@ -99,6 +99,16 @@ MIGRATIONS: tuple[str, ...] = (
         bfloat16_overflows BOOLEAN NOT NULL, bfloat16_loses_digits BOOLEAN NOT NULL
     );
     """,
+    # Short runs have losses of held-out examples now: those of before are computed anew.
+    """
+    DELETE FROM embedding_rows WHERE embedding_id IN (SELECT embedding_id FROM embedding_runs);
+    DELETE FROM embeddings WHERE embedding_id IN (SELECT embedding_id FROM embedding_runs);
+    DELETE FROM embedding_runs;
+    DELETE FROM runs;
+    DELETE FROM runs_aside;
+    DELETE FROM runs_claims;
+    DELETE FROM runs_forms;
+    """,
 )
 
 

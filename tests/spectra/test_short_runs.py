@@ -20,6 +20,7 @@ import toy
 from click.testing import CliRunner
 from flax import linen as nn
 from flax import nnx
+from store_helpers import put
 
 import aqx
 from aqx.cli import main
@@ -28,7 +29,7 @@ from aqx.errors import StoreError, TaskError
 from aqx.spectra import compute_runs, compute_spectra
 from aqx.spectra.compute import accepted, accepted_without_layers
 from aqx.spectra.engine import Engine
-from aqx.spectra.short_runs import DIVERGED, KEPT, RATES, SHORT_RUNS, STEPS, ShortRuns
+from aqx.spectra.short_runs import DIVERGED, EVERY, KEPT, RATES, SHORT_RUNS, STEPS, ShortRuns
 from aqx.store import Database, count_spectra, invalid_spectra, load_spectra, spectra_form
 from aqx.store.health import check_file
 from aqx.store.kinds import RUNS, SPECTRA
@@ -66,7 +67,7 @@ class Plain(nn.Module):
 
 
 def by_hand(task: aqx.Task, name: str) -> np.ndarray:
-    """The losses of one function, one step after the other, Adam written out in NumPy."""
+    """The held-out losses of one function, one step after the other, Adam written out in NumPy."""
     act = aqx.activation(name)
     x, y = map(jnp.asarray, task.batch())
     model, variables = build_model(task, act, x)
@@ -84,8 +85,9 @@ def by_hand(task: aqx.Task, name: str) -> np.ndarray:
     def loss(weights, rows):
         return task.loss(outputs(weights, x[rows]), y[rows]).mean()
 
-    random, value_and_gradient = np.random.default_rng(0), jax.jit(jax.value_and_grad(loss))
-    order = np.concatenate([random.permutation(len(x)).reshape(-1, 8) for _ in range(STEPS // 2)])
+    random, gradient, loss_of = np.random.default_rng(0), jax.jit(jax.grad(loss)), jax.jit(loss)
+    trained, held_out = random.permutation(16).reshape(2, 8)
+    order = [random.permutation(trained) for _ in range(STEPS)]
     found = []
     for rate in RATES:
         leaves, tree = jax.tree.flatten(weights)
@@ -94,16 +96,16 @@ def by_hand(task: aqx.Task, name: str) -> np.ndarray:
         values = []
         for step in range(STEPS):
             here = jax.tree.unflatten(tree, [jnp.asarray(leaf, jnp.float32) for leaf in leaves])
-            value, gradient = value_and_gradient(here, order[step])
-            values.append(float(value))
+            if step % EVERY == 0:
+                values.append(float(loss_of(here, held_out)))
             now = rate * (1 + math.cos(math.pi * step / STEPS)) / 2
-            for i, g in enumerate(map(np.asarray, jax.tree.leaves(gradient))):
+            for i, g in enumerate(map(np.asarray, jax.tree.leaves(gradient(here, order[step])))):
                 m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.999 * v[i] + 0.001 * g * g
                 m_hat, v_hat = m[i] / (1 - 0.9 ** (step + 1)), v[i] / (1 - 0.999 ** (step + 1))
                 leaves[i] = leaves[i] - now * m_hat / (np.sqrt(v_hat) + 1e-8)
         here = jax.tree.unflatten(tree, [jnp.asarray(leaf, jnp.float32) for leaf in leaves])
-        means = [np.mean(values[end - 8 : end]) for end in KEPT]
-        found.append([*means, float(loss(here, np.arange(len(x))))])
+        values.append(float(loss_of(here, held_out)))
+        found.append([*(values[end // EVERY] for end in KEPT), min(values[1:])])
     return np.array(found)
 
 
@@ -115,6 +117,7 @@ def test_they_are_the_losses_of_plain_steps(task: aqx.Task):
     assert found.reasons() == [None] * len(NAMES)
     for name, rows in zip(NAMES, found.losses, strict=True):
         np.testing.assert_allclose(rows, by_hand(task, name), rtol=2e-3)
+        assert (rows[:, -1] <= rows[:, :-1].min(axis=1)).all()
     assert engine.shapes == 2  # one program for each
     assert np.ptp(found.losses[:, :, -1], axis=0).min() > 1e-3  # the functions differ
 
@@ -139,13 +142,13 @@ def test_the_whole_batch_where_the_model_takes_no_half():
     whole = dataclasses.replace(toy.task, apply=apply)
     found = Engine(accepted_without_layers(whole), descriptor=SHORT_RUNS).start([aqx.activation("tanh(x)")])()
     assert found.reasons() == [None]
-    assert (np.diff(found.losses[0], axis=1) < 0).all()  # of the same examples at every step
+    assert (np.diff(found.losses[0, :, : len(KEPT)], axis=1) < 0).all()  # of the same examples at every step
 
 
 def test_what_breaks_is_invalid_with_its_reason_and_what_diverges_at_one_rate_is_not(tmp_path: Path):
     broken = ShortRuns(np.ones((3, len(RATES), len(KEPT) + 1)), {})
     broken.losses[0, 0, 2:] = np.nan  # at the lower rate alone
-    broken.losses[1, :, -1] = np.inf
+    broken.losses[1, :, len(KEPT) - 1] = np.inf
     broken.losses[2] = np.nan
     assert broken.reasons() == [
         None,
@@ -283,3 +286,17 @@ def test_enumerating_more_leaves_what_is_stored(enumerated: Path, tmp_path: Path
     compute_runs(path, toy.task)
     enumerate_space(Database(path), aqx.Space(["unary(x)"], ["sin"]))
     assert compute_runs(path, toy.task).computed == 1
+
+
+def test_those_of_an_earlier_version_are_computed_anew(enumerated: Path, tmp_path: Path):
+    path = Path(shutil.copy(enumerated, tmp_path / "earlier.duckdb"))
+    compute_runs(path, toy.task)
+    compute_spectra(path, toy.task)
+    study = aqx.Study(path, toy.task)
+    study.suggest()  # an embedding that knows of them
+    put(study.db, "schema_version", "9")
+    later = Database(path)
+    assert count_spectra(later, 1, RUNS) == {"valid": 0, "invalid": 0} and spectra_form(later, 1, RUNS) is None
+    assert compute_spectra(path, toy.task).computed == 0 and compute_runs(path, toy.task).computed == 8
+    assert [each.name for each in aqx.Study(path, toy.task).suggest()] == [each.name for each in study.suggest()]
+    assert check_file(path).problems == []
