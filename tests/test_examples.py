@@ -110,6 +110,7 @@ def curved(path: Path) -> Callable[..., Study]:
     return make
 
 
+@pytest.mark.slow
 def test_log_trials_to_tensorboard(path: Path, task: str, run, capsys: pytest.CaptureFixture[str]):
     run("log_trials.py", path, "--task", task, "--budget", 1, "--tensorboard", "runs")
     assert "best: Record(" in capsys.readouterr().out

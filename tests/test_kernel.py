@@ -220,7 +220,7 @@ def test_every_operator_is_that_of_the_switch_to_the_bit(name: str):
 
 
 @few
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16", "float32"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_the_composition(shape: str, dtype: str):
     act, x = example(shape), normals(7, dtype=dtype)

@@ -70,6 +70,7 @@ def test_local_search_goes_to_neighbours_of_the_best(features: Features):
     assert sorted(everything.evaluated[0]) == list(range(CLASSES))
 
 
+@pytest.mark.slow
 def test_a_landscape_has_short_runs_that_are_kept(tmp_path: Path):
     names = ["relu(x)", "tanh(x)", "sin(x)", "cos(x)", "erf(x)", "square(x)"]
     table = ResultTable(tuple(names), np.zeros(6, np.int64), {"val_acc": np.arange(6.0)}, (None,) * 6)

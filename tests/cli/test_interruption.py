@@ -145,6 +145,7 @@ task = Task("endless", toy.Net, toy.batch, losses.softmax_cross_entropy, train=t
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_in_the_middle_of_a_program_that_python_cannot_interrupt(tmp_path: Path, monkeypatch, number: int):
     """XLA runs a whole training; the claim is given back all the same."""

@@ -64,7 +64,7 @@ def test_a_point_for_each_function_with_a_result(searched: Path):
     assert [point["cost"] for point in found["points"]] == sorted(point["cost"] for point in found["points"])
 
 
-@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize("size", [pytest.param(WIDE, marks=pytest.mark.slow), PHONE], ids=["wide", "phone"])
 def test_the_page_draws_it(searched: Path, size: tuple[int, int]):
     compute_costs(str(searched), measure=sizes)
     out = write_report(searched, searched.parent / "report.html")

@@ -76,6 +76,7 @@ def filled(path) -> Database:
     return db
 
 
+@pytest.mark.slow
 def test_spectra_and_short_runs_of_both_kinds_have_one_form(db_path):
     db = filled(db_path)
     report = compute_spectra(db, EITHER)

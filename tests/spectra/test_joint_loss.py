@@ -73,6 +73,7 @@ def test_factors_are_those_of_the_whole_batch_s_gradient(case: str):
         assert np.abs(g).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["tokens", *(pytest.param(case, marks=pytest.mark.slow) for case in LOSSES if case != "tokens")]
 )

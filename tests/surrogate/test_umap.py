@@ -19,12 +19,14 @@ def union(planted) -> np.ndarray:
     return embed(planted[0], "paper")
 
 
+@pytest.mark.slow
 def test_union_is_two_dimensional_and_determined_by_the_seed(planted, union):
     assert union.shape == (150, 2) and union.dtype == np.float32
     assert np.isfinite(union).all()
     np.testing.assert_array_equal(union, embed(planted[0], "paper"))
 
 
+@pytest.mark.slow
 def test_union_keeps_neighbours_of_both_features(planted, union):
     """Near in outputs, or near in spectra (by L1), means near in the union."""
     features, _ = planted
@@ -36,6 +38,7 @@ def test_union_keeps_neighbours_of_both_features(planted, union):
         assert np.take_along_axis(apart, nearest, axis=1).mean() < 0.5 * apart.mean()
 
 
+@pytest.mark.slow
 def test_union_is_umap_learns_own(planted, union):
     import umap
 
@@ -46,6 +49,7 @@ def test_union_is_umap_learns_own(planted, union):
     np.testing.assert_array_equal(union, (by_outputs + by_spectra).embedding_)
 
 
+@pytest.mark.slow
 def test_nearest_neighbours_in_the_union_predict_results(planted, union):
     _, values = planted
     held_out = np.arange(150) % 2 == 1
@@ -55,6 +59,7 @@ def test_nearest_neighbours_in_the_union_predict_results(planted, union):
     assert (np.diff(found.mean) <= 1e-12).all(), "the highest prediction comes first"
 
 
+@pytest.mark.slow
 def test_candidates_without_spectra_are_placed_by_their_outputs(planted):
     features, values = planted
     spectra = features.spectra.copy()
@@ -66,6 +71,7 @@ def test_candidates_without_spectra_are_placed_by_their_outputs(planted):
     assert len(set(found.index)) == 10
 
 
+@pytest.mark.slow
 def test_equal_candidates_share_a_place(planted):
     features, _ = planted
     twice = Features(features.names * 2, np.tile(features.outputs, (2, 1)), np.tile(features.spectra, (2, 1)))
@@ -83,6 +89,7 @@ def test_tiny_and_degenerate_inputs_embed(count, spectra, outputs):
     assert np.isfinite(embedding).all()
 
 
+@pytest.mark.slow
 def test_progress_is_reported(planted):
     seen: list[tuple[int, int, str]] = []
     embed(planted[0], "paper", progress=lambda *step: seen.append(step))

@@ -244,7 +244,7 @@ SEEDS = [4, 2, 2**33 + 1]
 @pytest.mark.parametrize(
     ("name", "seeds"),
     [
-        pytest.param(name, seeds, marks=[pytest.mark.slow] * ((name, seeds) != ("sine", SEEDS)))
+        pytest.param(name, seeds, marks=[pytest.mark.slow] * ((name, seeds) != ("digits", SEEDS)))
         for name in builtin_tasks()
         for seeds in (SEEDS, [4, 4, 4])
     ],
