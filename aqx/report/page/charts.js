@@ -86,7 +86,7 @@ part("verdict-section", () => report.confirmation, () => {
     showlegend: false,
     shapes: c.rows.filter(r => best && r.name === best && isNumber(r.difference)).map(r => ({type: "line", yref: "paper", y0: 0, y1: 1,
       x0: r.difference, x1: r.difference, line: {color: colour("warm"), width: 1.3, dash: "dash"}})),
-    xaxis: {title: {text: `${plainText(c.metric)}, difference to ${plainText(c.reference)}`}, zerolinecolor: colour("quiet"), zerolinewidth: 1.5},
+    xaxis: {title: {text: `${plainText(c.metric)},${isNarrow() ? "<br>" : " "}difference to ${chunked(c.reference, isNarrow() ? 18 : 42)}`}, zerolinecolor: colour("quiet"), zerolinewidth: 1.5},
     yaxis: {tickvals: compared.map((_, i) => i), ticktext: compared.map(r => chunked(r.name, isNarrow() ? 18 : 42)),
       range: [-0.6, compared.length - 0.4]},
   }), CONFIG);

@@ -105,6 +105,12 @@ function markers() {
   return {x: all.map(r => atlas.x[r]), y: all.map(r => atlas.y[r]), color: all.map((_, i) => colour(i < rows.length ? "found" : "ink"))};
 }
 
+// Away from the nearer edge, where there is no room for half of a name on either side.
+function labelPlace(label) {
+  const share = (atlas.x[label.row] - WHOLE[0]) / (WHOLE[1] - WHOLE[0]), room = isNarrow() ? 0.5 : 0.15;
+  return share > 1 - room ? "top left" : share < room ? "top right" : "top center";
+}
+
 let mapBusy = false;
 async function drawMap() {
   const element = byId("map"), old = element.layout;
@@ -118,7 +124,7 @@ async function drawMap() {
     {x: m.x, y: m.y, mode: "markers", hoverinfo: "skip",
       marker: {size: 15, symbol: "circle-open", color: m.color, line: {width: 2.5}}},
     {x: report.map.labels.map(l => atlas.x[l.row]), y: report.map.labels.map(l => atlas.y[l.row]), mode: "markers+text",
-      text: report.map.labels.map(l => (l.found ? "◆ " : "") + chunked(l.name, 24)), textposition: "top center", hoverinfo: "skip",
+      text: report.map.labels.map(l => (l.found ? "◆ " : "") + chunked(l.name, 24)), textposition: report.map.labels.map(labelPlace), hoverinfo: "skip",
       textfont: {color: report.map.labels.map(l => colour(l.found ? "found" : "ink")), size: 11},
       marker: {size: 13, symbol: report.map.labels.map(l => l.found ? "diamond-open" : "square-open"),
         color: report.map.labels.map(l => colour(l.found ? "found" : "ink")), line: {width: 1.6}}},
