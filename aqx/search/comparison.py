@@ -19,7 +19,7 @@ from aqx.search.confirmation import confirmation_seeds
 from aqx.search.ledger import Ledger, Record, done_in_search, rank_functions
 from aqx.search.queue import Queue
 from aqx.search.retraining import Means, Progress, Retraining, Training, fresh_seeds, training_of_job
-from aqx.search.verdict import Verdict, half_width, interval_of, verdict_of
+from aqx.search.verdict import Judged, Verdict, half_width, interval_of, verdict_of
 from aqx.simplify import full_name
 from aqx.store.claims import Wanted
 from aqx.store.trial_rows import Purpose, Status
@@ -36,37 +36,18 @@ Way = Literal["learnt", "frozen", "plain"]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A function trained in one of three ways on fresh seeds.
+class Compared(Judged):
+    """A function trained in one of three ways on fresh seeds, compared with the plain way.
+
+    Its `name` is what was trained: where the function has no constants, the learnt one is a·f(b·x).
 
     Attributes:
         function: as it was found.
         way: "learnt" with constants that are learnt; "frozen" with those learnt on other seeds; "plain" as it is.
-        name: what was trained: where the function has no constants, the learnt one is a·f(b·x).
-        mean: of the metric over the seeds; nan if all trainings failed.
-        low: lower end of its 95 % interval (Student's t).
-        high: upper end.
-        difference: mean difference to the plain function, over the seeds that both finished.
-        difference_low: lower end of the difference's interval; all intervals hold together with 95 % confidence.
-        difference_high: upper end.
-        verdict: "better" or "worse" than the plain function where that interval excludes 0, else "no evidence";
-            "failed" where a training gave no result, "incomplete" where they have not all ended.
-        seeds: trainings that gave a result.
-        failed: trainings that ended without one.
     """
 
     function: str
     way: Way
-    name: str
-    mean: float
-    low: float
-    high: float
-    difference: float
-    difference_low: float
-    difference_high: float
-    verdict: Verdict
-    seeds: int
-    failed: int
 
 
 @dataclass(frozen=True)
@@ -270,7 +251,7 @@ def _judge(
         compared = _difference(own, plain, half, ledger.sign, way == "plain", complete)
         failed = ended - int(np.isfinite(own).sum())
         rows.append(
-            Compared(function, way, name, *interval_of(own[np.isfinite(own)]), *compared, ended - failed, failed)
+            Compared(name, *interval_of(own[np.isfinite(own)]), *compared, ended - failed, failed, function, way)
         )
     return metric, rows
 

@@ -22,8 +22,8 @@ _NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Confirmed:
-    """A function retrained on fresh seeds.
+class Judged:
+    """A function trained on fresh seeds, and what it is by the one that it is compared with.
 
     Attributes:
         name: the function.
@@ -38,14 +38,6 @@ class Confirmed:
             the confirmation have not all ended.
         seeds: trainings that gave a result.
         failed: trainings that ended without one.
-        searched: the objective that the search saw: the best of many noisy results, so optimistic; None for a baseline
-            that the search did not train.
-        is_baseline: whether it is one of the functions to compare with, and nothing that was found.
-        to_best: mean difference to the best baseline.
-        to_best_low: lower end of its interval, which allows for that the best of several baselines is the luckiest.
-        to_best_high: upper end.
-        to_best_verdict: as `verdict`, of that difference; "reference" for the best baseline itself.
-        costs: what its value and gradient cost relative to relu's, by the device that this was measured on.
     """
 
     name: str
@@ -58,6 +50,23 @@ class Confirmed:
     verdict: Verdict
     seeds: int
     failed: int
+
+
+@dataclass(frozen=True)
+class Confirmed(Judged):
+    """A function retrained on fresh seeds, compared with the reference.
+
+    Attributes:
+        searched: the objective that the search saw: the best of many noisy results, so optimistic; None for a baseline
+            that the search did not train.
+        is_baseline: whether it is one of the functions to compare with, and nothing that was found.
+        to_best: mean difference to the best baseline.
+        to_best_low: lower end of its interval, which allows for that the best of several baselines is the luckiest.
+        to_best_high: upper end.
+        to_best_verdict: as `verdict`, of that difference; "reference" for the best baseline itself.
+        costs: what its value and gradient cost relative to relu's, by the device that this was measured on.
+    """
+
     searched: float | None
     is_baseline: bool = False
     to_best: float = _NAN
