@@ -18,6 +18,7 @@ from aqx.store.driver import duckdb
 from aqx.store.engine import Engine
 from aqx.store.lock import Hold, Lock
 from aqx.store.trouble import LEFT_AS_IT_WAS, check_name, check_path, explain, warn_of_network
+from aqx.store.undo import Undo
 
 _WORK_WAIT = 120.0
 _RESULTS_WAIT = 10  # times as long as others; then they are left for later
@@ -70,7 +71,7 @@ class Database:
         self._lock = Lock(self._file + ".lock", self._file)
         self._bring_forward = bring_forward
         self.identity: str = ""
-        self._engine = Engine(self._file)
+        self._engine = Engine(self._file, Undo(self._file, self._lock.path))
         self._process = os.getpid()
         self._open = threading.local()
         check_path(self._file, create)

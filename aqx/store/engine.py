@@ -12,6 +12,7 @@ from aqx.stopping import let_through
 from aqx.store import schema
 from aqx.store.driver import duckdb
 from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, explain
+from aqx.store.undo import Undo
 
 # Measured on 400,000 rows of FLOAT[256]: row groups of 16k take 2.7 s of CPU and 366 MB, the default of 120k 3.0 s and
 # 419 MB. The storage version is pinned so that a later DuckDB writes what this one reads.
@@ -35,10 +36,12 @@ class Engine:
 
     Args:
         path: the file.
+        undo: what puts right a checkpoint that was cut off.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, undo: Undo):
         self.path: str = path
+        self._undo = undo
         self._instance: duckdb.DuckDBPyConnection | None = None
         self._folding = True
 
@@ -68,14 +71,27 @@ class Engine:
             raise StoreError(f"{self.path} has gone: it was moved or deleted while in use")
         con = self._empty().cursor()
         try:
+            if write:
+                self._restore()
             self._attach(con, write, time.monotonic() + patience)
             yield con
         except OUR_MISTAKES:
             raise
         except duckdb.Error as error:
+            if not write and self._undo.is_due():
+                raise StoreError(
+                    f"{self.path} was being written when its process was killed; whoever may write it puts it right "
+                    "by opening it, e.g. with aqx summary"
+                ) from error
             raise explain(self.path, error) from error
         finally:
             self._detach(con, write, others_wait)
+
+    def _restore(self) -> None:
+        try:
+            self._undo.restore()
+        except OSError as error:
+            raise explain(self.path, error) from error
 
     def _attach(self, con: duckdb.DuckDBPyConnection, write: bool, deadline: float) -> None:
         """Attach the file, once no program that sees no lock file of ours has it open."""
@@ -107,13 +123,24 @@ class Engine:
         try:
             con.close()
             if self._instance:
-                if write:
-                    self._checkpoint(not (self.log_bytes() < _LOG_BYTES and others_wait()))
-                self._instance.execute("DETACH DATABASE IF EXISTS aqx")
+                with contextlib.ExitStack() as stack:
+                    if write and self.log_bytes():
+                        waits = self.log_bytes() < _LOG_BYTES and others_wait()
+                        self._checkpoint(not waits and self._keeps(stack))
+                    self._instance.execute("DETACH DATABASE IF EXISTS aqx")
         except duckdb.Error:
             # What was committed is safe in the write-ahead log even where folding it into the file has failed (a full
             # disk), so this is no failure of the transaction; but the instance may no longer be trusted.
             self._drop_instance(con)
+
+    def _keeps(self, stack: contextlib.ExitStack) -> bool:
+        """Copy what a checkpoint is about to write over; whether that could be done."""
+        blocks = self._empty().execute("SELECT block_id FROM pragma_metadata_info('aqx')").fetchall()
+        try:
+            stack.enter_context(self._undo.kept([block for (block,) in blocks]))
+        except OSError:
+            return False
+        return True
 
     def _checkpoint(self, on: bool) -> None:
         """Set whether DETACH brings the log into the file."""
@@ -179,6 +206,8 @@ def _start(file: str) -> duckdb.DuckDBPyConnection:
             # The caller's thread alone: a second makes inserting a million rows no faster, would idle beside JAX's own
             # between transactions, and lets a forked child crash when it ends.
             "threads": 1,
+            # None but by DETACH: what a checkpoint writes over is copied first.
+            "checkpoint_threshold": "1TB",
             "async_threads": 0,
             "temp_directory": file + ".tmp",
             "disabled_compression_methods": _COMPRESSION,

@@ -21,6 +21,7 @@ from aqx.stopping import let_through
 # whether anybody waits. Elsewhere (macOS) such a lock is not apart from the file's, and there are no turns.
 _HAS_TURNS = hasattr(fcntl, "F_OFD_SETLKW")
 _TURN, _WORK, _PLACES = 0, 1, 16  # which byte is for turns, which for `one_at_a_time`, the first of `few_at_a_time`
+_SIGNED = 512  # bytes at the file's beginning that say who holds it alone; `Undo` has its own
 _LOOK_SECONDS = 0.02
 _TELL_SECONDS = 5.0
 _log = logging.getLogger("aqx")
@@ -57,8 +58,7 @@ class Hold:
         """Say who holds the lock alone, for who waits in vain."""
         if self._alone:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, 0)
-                os.pwrite(self._fd, text.encode(), 0)
+                os.pwrite(self._fd, text.encode()[:_SIGNED].ljust(_SIGNED), 0)
 
 
 class Lock:
@@ -148,7 +148,8 @@ class Lock:
     def holder(self) -> str:
         """Return who holds the lock alone, for people: process, host, since when; "" where it is not known."""
         try:
-            number, day, hour, host = Path(self.path).read_text().split(" ", 3)
+            with open(self.path, "rb") as file:
+                number, day, hour, host = file.read(_SIGNED).decode().rstrip().split(" ", 3)
             pid = int(number)
         except (OSError, ValueError):
             return ""
