@@ -26,6 +26,7 @@ from aqx.store import Database
 from aqx.store.files import check_ending
 from aqx.store.functions import candidate_names
 from aqx.tasks import Task
+from aqx.tasks.loading import as_task
 from aqx.training.run import Job, Lost, Outcome, Training, run, workplace
 
 Progress = Callable[[int, int, str], None]
@@ -55,7 +56,7 @@ class BuildReport:
 
 
 def build_table(
-    task: Task,
+    task: Task | str,
     space: Space,
     out: str | os.PathLike[str],
     *,
@@ -95,7 +96,7 @@ def build_table(
             trainings raises.
         StoreError: the table cannot be read or written.
     """
-    out = check_ending(out)
+    out, task = check_ending(out), as_task(task)
     if task.train is None:
         raise TaskError(f"task {task.name!r} has no train function; give Task(train=…)")
     if seeds < 1:

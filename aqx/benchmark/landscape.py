@@ -26,6 +26,7 @@ from aqx.store.features import StoredEmbedding, find_embedding, load_embedding, 
 from aqx.store.tasks import register_task
 from aqx.surrogate import PRESETS, Features, Preset
 from aqx.tasks import Task
+from aqx.tasks.loading import as_task
 from aqx.tree import Tree, parse
 
 Progress = Callable[[int, int, str], None]
@@ -74,7 +75,7 @@ class Landscape:
 
 def landscape_of(
     table: ResultTable,
-    task: Task,
+    task: Task | str,
     *,
     objective: str | None = None,
     direction: str | None = None,
@@ -104,6 +105,7 @@ def landscape_of(
         TaskError: the task does not keep its contract.
         StoreError: the database cannot be used.
     """
+    task = as_task(task)
     objective, direction = objective or task.objective, direction or _direction(task, objective or task.objective)
     if objective not in table.metrics:
         raise InputError(f"objective={objective!r} is not in the table; its metrics are {', '.join(table.metrics)}")

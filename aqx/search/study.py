@@ -41,8 +41,8 @@ from aqx.store.kinds import RUNS
 from aqx.store.spectra import invalid_spectra
 from aqx.store.subjects import remove_spectra
 from aqx.store.trial_rows import Status, by_training
-from aqx.tasks import Task, load_task
-from aqx.tasks.loading import without_learning
+from aqx.tasks import Task
+from aqx.tasks.loading import as_task, without_learning
 from aqx.tasks.task import FileReference, NamedReference
 from aqx.tasks.version import version_of_task
 
@@ -115,7 +115,7 @@ class Study:
         enter: bool = True,
         accept_changed: bool = False,
     ):
-        self.task: Task = load_task(task) if isinstance(task, str) else task
+        self.task: Task = as_task(task)
         if seed < 0:
             raise InputError(f"seed={seed!r} cannot seed a study; give an integer from 0")
         self.preset: surrogates.Preset = surrogates.as_preset(surrogate)

@@ -33,6 +33,7 @@ from aqx.spectra.workload import LEASE_SECONDS, Workload, enter
 from aqx.stopping import is_stop
 from aqx.store import Database, any_valid
 from aqx.tasks import Task, build_model
+from aqx.tasks.loading import as_task
 from aqx.tree import parse
 
 # A batch is what is lost when a process dies, and what one process has more to do than another at the end.
@@ -84,7 +85,7 @@ class RunsReport(SpectraReport):
 @own_settings()
 def compute_spectra(
     db: Database | str | os.PathLike[str],
-    task: Task,
+    task: Task | str,
     *,
     limit: int | None = None,
     batch: int | None = None,
@@ -130,7 +131,7 @@ def compute_spectra(
         FISHER,
         SpectraReport,
         db,
-        lambda: subject or accepted(task, fisher, sharing),
+        lambda: subject or accepted(as_task(task), fisher, sharing),
         names=names,
         first=first,
         limit=limit,
@@ -143,7 +144,7 @@ def compute_spectra(
 @own_settings()
 def compute_runs(
     db: Database | str | os.PathLike[str],
-    task: Task,
+    task: Task | str,
     *,
     limit: int | None = None,
     batch: int | None = None,
@@ -181,7 +182,7 @@ def compute_runs(
         SHORT_RUNS,
         RunsReport,
         db,
-        lambda: subject or accepted_without_layers(task),
+        lambda: subject or accepted_without_layers(as_task(task)),
         names=names,
         first=first,
         limit=limit,
@@ -439,7 +440,7 @@ def renewed(db: Database, number: Callable[[], int], subject: Subject, descripto
     return subject
 
 
-def check(task: Task, names: Sequence[str] | None = None) -> float:
+def check(task: Task | str, names: Sequence[str] | None = None) -> float:
     """Compare the fast spectra with the plain reference on a task's own model.
 
     Args:
@@ -453,6 +454,7 @@ def check(task: Task, names: Sequence[str] | None = None) -> float:
         TaskError: the task does not keep its contract.
         InputError: not one of the functions can be compared; of some that cannot, a warning says why.
     """
+    task = as_task(task)
     subject = prepare(task)
     engines, found, refused = _Engines(subject, FISHER), list[float](), list[str]()
     for name in task.baselines if names is None else names:

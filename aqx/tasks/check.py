@@ -21,6 +21,7 @@ from aqx.stopping import is_stop
 from aqx.tasks.derived import Alone
 from aqx.tasks.guard import guard
 from aqx.tasks.inputs import not_applicable, rectified
+from aqx.tasks.loading import as_task
 from aqx.tasks.model import apply_model, build_model, losses_of
 from aqx.tasks.task import Task
 from aqx.tree import parse
@@ -74,7 +75,7 @@ class CheckReport:
 
 
 @own_settings()
-def check_task(task: Task, *, run_training: bool = False, second: bool = False) -> CheckReport:
+def check_task(task: Task | str, *, run_training: bool = False, second: bool = False) -> CheckReport:
     """Try everything that a task promises, training only on request.
 
     Args:
@@ -95,6 +96,7 @@ def check_task(task: Task, *, run_training: bool = False, second: bool = False) 
         >>> check_task(load_task("mnist1d")).parameters
         15210
     """
+    task = as_task(task)
     x, y, n = check_batch(task)
     taken = [1]
     if not not_applicable(task, 2, x):  # most models end here, before anything is initialised

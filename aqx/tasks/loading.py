@@ -95,6 +95,23 @@ def load_task(reference: str) -> Task:
         return task_in(load_file(os.path.abspath(os.path.expanduser(path))), name)
 
 
+def as_task(task: Task | str) -> Task:
+    """Return a task that was given as such or by reference, as `load_task` takes it.
+
+    Raises:
+        TaskError: it is neither, or `load_task` raises it.
+
+    Example:
+        >>> as_task("mnist1d") is as_task(as_task("mnist1d"))
+        True
+    """
+    if isinstance(task, str):
+        return load_task(task)
+    if not isinstance(task, Task):
+        raise TaskError(f"task is of type {type(task).__name__}; give an aqx.Task, or the reference of one as a text")
+    return task
+
+
 def is_built_in(reference: str) -> bool:
     """Return whether a reference is a built-in task's, or that of one with its constants learnt.
 

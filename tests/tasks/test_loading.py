@@ -6,12 +6,19 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import aqx
+from aqx import Study, spectra
+from aqx.benchmark import build_table
 from aqx.errors import TaskError
-from aqx.tasks import Task, builtin_tasks, load_task
+from aqx.spectra import compute_runs, compute_spectra
+from aqx.store import Database
+from aqx.tasks import Task, builtin_tasks, check_task, load_task
 
 ROOT = Path(__file__).parents[2]
 FILE = """
@@ -212,3 +219,33 @@ def test_a_task_that_nothing_holds_cannot_be_pickled(task_file: Path):
     with pytest.raises(TaskError, match="no module or file holds it; bind it to a name") as caught:
         pickle.dumps(changed)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda task, db: check_task(task),
+        lambda task, db: Study(db, task),
+        lambda task, db: compute_spectra(db, task),
+        lambda task, db: compute_runs(db, task),
+        lambda task, db: spectra.check(task, ["relu(x)"]),
+        lambda task, db: build_table(task, aqx.Space("unary(x)"), db.path.with_name("table.csv")),
+    ],
+    ids=["check_task", "Study", "compute_spectra", "compute_runs", "check", "build_table"],
+)
+def test_what_takes_a_task_takes_its_reference(use: Callable[[Any, Database], object], db_path: Path):
+    db = Database(db_path, create=True)
+    for wrong, said in (("mnist", "mnist1d"), (5, "type int"), (Task, "type type"), (None, "type NoneType")):
+        with pytest.raises(TaskError, match=said) as error:
+            use(wrong, db)
+        assert "\n" not in str(error.value)
+    referred: list[str] = []
+
+    def seen(reference: str) -> Task:
+        referred.append(reference)
+        raise TaskError("seen")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TaskError, match="seen"):
+        patch.setattr("aqx.tasks.loading.load_task", seen)
+        use("sine", db)
+    assert referred == ["sine"]
