@@ -1,10 +1,11 @@
 """Measure suggestions of a new process: the first, the next ones, and the memory they take.
 
-scripts/bench_suggest [--cycles 11] [--only small large] [--data FOLDER] [--no-plain]
+scripts/bench_suggest [--cycles 11] [--only small runs large] [--data FOLDER] [--no-plain]
 
 Two databases are made first, each with 100 results: `small`, 5,000 classes and some of the paper's space and of
 Act-Bench's, all with mnist1d's Fisher spectra, and `large`, the whole space of the paper, about 400,000 classes, all of
-them candidates, 500 with spectra. `fit` is the first suggestion that finds no stored embedding, `first` that of a later
+them candidates, 500 with spectra. On request there is `runs`, which is `small` with short runs of all classes; these
+take some minutes. `fit` is the first suggestion that finds no stored embedding, `first` that of a later
 process: its start and imports, opening the study, and the suggestion; `next` is the median of cycles of `ask` and
 `tell`, each of which sees one result more; after "of" stand the seconds of the processor, all threads together, which a
 busy machine stretches. The answer is checked against an embedding fitted anew. The plain way is the published
@@ -34,8 +35,10 @@ from aqx import surrogate
 from aqx.enumeration import enumerate_space
 from aqx.search.ledger import seed_of_trial
 from aqx.search.study import Study
+from aqx.spectra import compute_runs
 from aqx.store import Database, functions, invalid_spectra, load_spectra
 from aqx.store.features import load_features
+from aqx.store.kinds import RUNS, SPECTRA
 
 TASK = "mnist1d"
 RESULTS = 100
@@ -46,8 +49,14 @@ def make(path: Path, name: str) -> None:
     """Fill a database with classes, spectra and results, under another name until it is complete."""
     if path.exists():
         return
-    draft = path.with_suffix(".draft")
-    db, task = Database(draft, create=True), aqx.load_task(TASK)
+    draft, task = path.with_suffix(".draft"), aqx.load_task(TASK)
+    if name == "runs":
+        make(path.with_name("small.duckdb"), "small")
+        shutil.copy(path.with_name("small.duckdb"), draft)
+        compute_runs(draft, task)
+        draft.rename(path)
+        return
+    db = Database(draft, create=True)
     enumerate_space(db, aqx.Space.act_bench() if name == "small" else aqx.Space.paper())
     missing = SMALL - functions.count_functions(db)["usable"]
     while missing > 0:
@@ -90,13 +99,15 @@ def measure(path: Path, started: float, cycles: int) -> dict[str, object]:
 def plain(path: Path, preset: str) -> dict[str, object]:
     """Return what a suggestion is, and the seconds it takes, where all is fitted anew."""
     study = Study(path, TASK)
-    rows, (spectrum_ids, spectra) = load_features(study.db, study.task_id), load_spectra(study.db, study.task_id)
+    rows, described = load_features(study.db, study.task_id), []
     row_of = {class_id: row for row, class_id in enumerate(functions.candidate_names(study.db))}
+    stored = [load_spectra(study.db, study.task_id, kind) for kind in (SPECTRA, RUNS)]
     begun = time.perf_counter()
-    matrix = np.full((len(row_of), spectra.shape[1]), np.nan, np.float32)
-    for class_id, features in zip(spectrum_ids, spectra, strict=True):
-        matrix[row_of[class_id]] = features
-    embedding = surrogate.embed(surrogate.Features(rows.names.tolist(), rows.outputs, matrix), preset)
+    for class_ids, features in stored:
+        described.append(np.full((len(row_of), features.shape[1]), np.nan, np.float32))
+        described[-1][[row_of[class_id] for class_id in class_ids]] = features
+    spectra, runs = described
+    embedding = surrogate.embed(surrogate.Features(rows.names.tolist(), rows.outputs, spectra, runs=runs), preset)
     records = [record for record in study.records() if record.class_id in row_of]
     broken = invalid_spectra(study.db, study.task_id)
     (chosen,) = surrogate.suggest(
@@ -121,7 +132,7 @@ def main() -> None:
     """Measure each database and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=11, help="suggestions of which the median is taken")
-    parser.add_argument("--only", nargs="+", choices=["small", "large"], default=["small", "large"])
+    parser.add_argument("--only", nargs="+", choices=["small", "runs", "large"], default=["small", "large"])
     parser.add_argument("--data", type=Path, help="a folder that keeps the databases for the next time")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain way, which takes minutes")
     for hidden in ("--make", "--measure", "--plain"):

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from aqx.errors import Exhausted, InputError
 from aqx.surrogate.prediction import (
+    ENOUGH,
     SHORT_RUNS,
     SPECTRUM,
     Known,
@@ -246,14 +247,16 @@ class Fitted:
 
     @property
     def _starts(self) -> bool:
-        """Whether the next choice is one of the first, or of those for which there are no results yet.
+        """Whether the next choice goes by the short runs alone.
 
-        These go by the short runs alone.
+        It does where there are no results to learn from, and while it is one of the first; but results enough that
+        nobody chose, such as imported ones, tell more.
         """
         if not self.preset.informed or not self.preset.knows_runs(self.embedding):
             return False
         chosen = len(np.unique(np.concatenate([self.observed, self.pending]))) - self.given
-        return chosen < self.preset.informed or not self.results.suffice(self.preset)
+        first = chosen < self.preset.informed and len(np.unique(self.observed)) < ENOUGH
+        return first or not self.results.suffice(self.preset)
 
     def _described(self, rows: np.ndarray) -> np.ndarray:
         """Those of some rows whose short runs are known; where the spectra of some are known too, these alone."""

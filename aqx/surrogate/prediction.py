@@ -87,7 +87,7 @@ class Known:
 SPECTRUM, SHORT_RUNS = 1, 2
 # So many of the worse half by short runs are believed to fail, until there are so many results. Measured: see the guide
 # `early`. The better half is left to the results: in it the best by short runs are not the best of every task.
-_POOR, _ENOUGH = 5, 20
+_POOR, ENOUGH = 5, 20
 
 
 def poor_by_runs(
@@ -100,7 +100,7 @@ def poor_by_runs(
     A start by short runs shows a model good candidates alone: uncertain of the bad ones, it would look at them next.
     """
     rows = np.flatnonzero(known.parts & SHORT_RUNS > 0)
-    if not preset.informed or len(rows) < 4 * _POOR or len(np.unique(observed)) >= _ENOUGH:
+    if not preset.informed or len(rows) < 4 * _POOR or len(np.unique(observed)) >= ENOUGH:
         return rows[:0]
     order = np.argsort(embedding[rows, preset.without_runs :].mean(axis=1), kind="stable")
     return rows[order[(np.linspace(0.05, 0.5, _POOR) * (len(rows) - 1)).astype(int)]]

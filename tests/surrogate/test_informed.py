@@ -12,7 +12,7 @@ from aqx.errors import InputError
 from aqx.surrogate import PRESETS, Features, embed, fit, predict, suggest, undescribed
 from aqx.surrogate.embeddings import fit_scores, scores_on
 from aqx.surrogate.gaussian_process import gaussian_process
-from aqx.surrogate.prediction import Known, Results, poor_by_runs
+from aqx.surrogate.prediction import ENOUGH, Known, Results, poor_by_runs
 
 ENSEMBLE = PRESETS["ensemble"]
 CLASSES, LOSSES = 120, 4
@@ -119,6 +119,14 @@ def test_the_start_takes_the_best_by_mixtures_and_then_the_model_chooses(feature
     assert len(first) > 1  # not the same one in every search
     together = suggest(coordinates, [], [], n=ENSEMBLE.informed + 2)
     assert len(set(together.index)) == ENSEMBLE.informed + 2
+
+
+def test_results_enough_that_nobody_chose_spare_the_start(features: Features, coordinates: np.ndarray):
+    """Such as imported ones: a model that knows many results is not blind to any part of the space."""
+    truth = -np.log(features.runs[:, 0])
+    for count, start in ((ENOUGH - 1, True), (ENOUGH, False)):
+        chosen = suggest(coordinates, np.arange(count), truth[:count], given=count)
+        assert np.isnan(chosen.mean).all() == start
 
 
 def test_who_breaks_the_model_or_is_taken_is_not_in_the_start(coordinates: np.ndarray):
