@@ -12,7 +12,7 @@ from aqx.stopping import let_through
 from aqx.store import schema
 from aqx.store.driver import duckdb
 from aqx.store.trouble import LEFT_AS_IT_WAS, OUR_MISTAKES, explain
-from aqx.store.undo import Undo
+from aqx.store.undo import BLOCK, Undo
 
 # Measured on 400,000 rows of FLOAT[256]: row groups of 16k take 2.7 s of CPU and 366 MB, the default of 120k 3.0 s and
 # 419 MB. The storage version is pinned so that a later DuckDB writes what this one reads.
@@ -208,6 +208,7 @@ def _start(file: str) -> duckdb.DuckDBPyConnection:
             "threads": 1,
             # None but by DETACH: what a checkpoint writes over is copied first.
             "checkpoint_threshold": "1TB",
+            "default_block_size": BLOCK,
             "async_threads": 0,
             "temp_directory": file + ".tmp",
             "disabled_compression_methods": _COMPRESSION,

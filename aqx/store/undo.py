@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 # How a file of DuckDB's is made: its headers, then blocks.
 _HEADERS = 3 * 4096
-_BLOCK = 262144
+BLOCK = 262144
 _PLACE = 4096  # of the copies in the lock file, whose beginning says who holds it
 _HEAD = struct.Struct("<8sIQ")  # a name, the checksum of what follows, and how many blocks that is
 _NAME = b"aqx undo"
@@ -46,10 +46,10 @@ class Undo:
         """
         # The file is closed last: who closes a file loses the locks that DuckDB has on it in this process.
         with _opened(self.path, os.O_RDONLY) as file:
-            copies = [os.pread(file, _BLOCK, _start(block)) for block in blocks]
+            copies = [os.pread(file, BLOCK, _start(block)) for block in blocks]
             rest = b"".join([struct.pack(f"<{len(blocks)}q", *blocks), os.pread(file, _HEADERS, 0), *copies])
             with _opened(self.lock, os.O_RDWR) as kept:
-                os.pwrite(kept, _HEAD.pack(_NAME, zlib.crc32(rest), len(blocks)) + rest, _PLACE)
+                _write(kept, _HEAD.pack(_NAME, zlib.crc32(rest), len(blocks)) + rest, _PLACE)
                 _synchronise(kept)
             yield
 
@@ -64,7 +64,7 @@ class Undo:
             with _opened(self.path, os.O_RDWR) as file, contextlib.suppress(BlockingIOError):
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for block, copy in damaged.items():
-                    os.pwrite(file, copy, _start(block))
+                    _write(file, copy, _start(block))
                 os.fsync(file)
 
     def is_due(self) -> bool:
@@ -76,7 +76,7 @@ class Undo:
         try:
             with _opened(self.path, os.O_RDONLY) as file, _opened(self.lock, os.O_RDONLY) as kept:
                 copies = _read(kept, os.pread(file, _HEADERS, 0))
-                return {block: copy for block, copy in copies.items() if copy != os.pread(file, _BLOCK, _start(block))}
+                return {block: copy for block, copy in copies.items() if copy != os.pread(file, BLOCK, _start(block))}
         except OSError:  # no lock file, or none of this user's
             return {}
 
@@ -84,20 +84,28 @@ class Undo:
 def _read(kept: int, header: bytes) -> dict[int, bytes]:
     """The copies that belong to this header, if they are whole."""
     name, checksum, count = _HEAD.unpack(os.pread(kept, _HEAD.size, _PLACE).ljust(_HEAD.size))
-    place = _PLACE + _HEAD.size
-    if name != _NAME or os.pread(kept, _HEADERS, place + 8 * count) != header:
+    place, size = _PLACE + _HEAD.size, 8 * count + _HEADERS + BLOCK * count
+    if name != _NAME or place + size > os.fstat(kept).st_size:
         return {}
-    size = 8 * count + _HEADERS + _BLOCK * count
+    if os.pread(kept, _HEADERS, place + 8 * count) != header:
+        return {}
     rest = os.pread(kept, size, place)
-    if len(rest) != size or zlib.crc32(rest) != checksum:
+    if zlib.crc32(rest) != checksum:
         return {}
-    starts = range(8 * count + _HEADERS, size, _BLOCK)
+    starts = range(8 * count + _HEADERS, size, BLOCK)
     blocks = struct.unpack_from(f"<{count}q", rest)
-    return {block: rest[start : start + _BLOCK] for block, start in zip(blocks, starts, strict=True)}
+    return {block: rest[start : start + BLOCK] for block, start in zip(blocks, starts, strict=True)}
+
+
+def _write(fd: int, data: bytes, place: int) -> None:
+    """Write all of it; a call of the system may write less."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], place + written)
 
 
 def _start(block: int) -> int:
-    return _HEADERS + _BLOCK * block
+    return _HEADERS + BLOCK * block
 
 
 @contextlib.contextmanager

@@ -107,9 +107,19 @@ def test_what_was_copied_by_half_is_not_put_back(cut_off: CutOff):
     cut_off.leave([])
     cut = bytearray(cut_off.kept)
     cut[len(cut) // 2 :] = os.urandom(len(cut) - len(cut) // 2)
-    for kept in (cut_off.kept[: len(cut_off.kept) // 2], bytes(cut)):
+    odd = bytearray(cut_off.kept)
+    odd[PAGE + 12 : PAGE + 20] = b"\xff" * 8  # how many blocks
+    for kept in (cut_off.kept[: len(cut_off.kept) // 2], bytes(cut), bytes(odd), b""):
         Path(f"{cut_off.path}.lock").write_bytes(kept)
         assert not Undo(str(cut_off.path), f"{cut_off.path}.lock").is_due()
+    cut_off.check()
+
+
+def test_what_the_system_writes_in_parts_is_written_whole(db_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, place: pwrite(fd, data[:10_000], place))
+    cut_off = CutOff(db_path, monkeypatch, many_blocks=False)
+    cut_off.leave(cut_off.written[:1])
     cut_off.check()
 
 
