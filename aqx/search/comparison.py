@@ -15,12 +15,21 @@ from jaxtyping import Float
 from aqx.constants import WRITTEN, text_of, to_float32
 from aqx.errors import InputError
 from aqx.learnable import parametrised
-from aqx.search.confirmation import confirmation_seeds
+from aqx.search.confirmation import Choice, confirmation_seeds
 from aqx.search.ledger import Ledger, Record, done_in_search, rank_functions
 from aqx.search.queue import Queue
 from aqx.search.retraining import Means, Progress, Retraining, Training, fresh_seeds, training_of_job
-from aqx.search.verdict import Judged, Verdict, half_width, interval_of, verdict_of
-from aqx.simplify import full_name
+from aqx.search.verdict import (
+    Judged,
+    Verdict,
+    difference_of,
+    half_width,
+    has_metric,
+    interval_of,
+    test_metric_of,
+    value_of,
+    verdict_of,
+)
 from aqx.store.claims import Wanted
 from aqx.store.trial_rows import Purpose, Status
 from aqx.tree import parse
@@ -111,9 +120,9 @@ class LearningPlan:
         seeds = [*self.harvest, *self.seeds]
         return Retraining(*self.learning[:2], self._jobs(self.functions.values(), seeds), self.learning.other_versions)
 
-    def kept(self) -> Retraining:
+    def kept(self, results: Mapping[Training, Record] | None = None) -> Retraining:
         """The trainings that keep constants: the plain functions, and the frozen ones as far as they are known."""
-        names = [*self.functions, *self.frozen().values()]
+        names = [*self.functions, *self.frozen(results).values()]
         return Retraining(*self.keeping[:2], self._jobs(names, self.seeds), self.keeping.other_versions)
 
     def _jobs(self, names: Collection[str], seeds: Sequence[int]) -> list[Wanted]:
@@ -148,7 +157,8 @@ class LearningPlan:
 
     def verdict(self) -> LearningComparison:
         """Judge by what has ended so far."""
-        learnt, kept = self.learnt.results(), self.kept()
+        learnt = self.learnt.results()
+        kept = self.kept(learnt)
         frozen, results = self.frozen(learnt), kept.results()
         harvested = all(training_of_job(job) in learnt for job in self._jobs(self.functions.values(), self.harvest))
         missing = [function for function in self.functions if function not in frozen]
@@ -177,40 +187,32 @@ class LearningPlan:
         )
 
 
-def plan_comparison(
-    learning: Side, keeping: Side, top: int, seeds: int, functions: Sequence[str], version: str | None
-) -> LearningPlan:
+def plan_comparison(learning: Side, keeping: Side, choice: Choice, version: str | None) -> LearningPlan:
     """Choose what is compared; see `Study.compare_learning`.
 
     Args:
         learning: the task that learns constants.
         keeping: the same task without.
-        top: how many of the best of the search on the first.
-        seeds: of each training that is compared.
-        functions: these instead of the search's best.
+        choice: which functions, of the search on the first task or by name, and on how many seeds.
         version: of the first task's code; results of another one do not count.
 
     Raises:
-        InputError: a number is too small, a name does not parse, or there is nothing to compare.
+        InputError: there is nothing to compare.
     """
-    if top < 1:
-        raise InputError(f"top={top} is too few; give 1 or more")
-    if seeds < 2:
-        raise InputError(f"seeds={seeds} is too few for an interval; give 2 or more")
-    if isinstance(functions, str):
-        raise InputError(f"functions={functions!r} is one name; give a list of names")
-    names = [str(parse(full_name(name))) for name in functions]
+    names = choice.functions
     if not names:
         of_version = learning.ledger.counts_as(version)
         records = [record for record in learning.ledger.records() if of_version(record)]
-        names = [ranking.name for ranking in rank_functions(done_in_search(records), learning.ledger.goal)[:top]]
+        names = [
+            ranking.name for ranking in rank_functions(done_in_search(records), learning.ledger.goal)[: choice.top]
+        ]
     if not names:
         raise InputError("nothing has been trained yet; search first, or name functions to compare")
     return LearningPlan(
         learning,
         keeping,
         {name: name if parse(name).constants else str(parametrised(name)) for name in names},
-        confirmation_seeds(learning.queue.settings.seed, seeds),
+        confirmation_seeds(learning.queue.settings.seed, choice.seeds),
         fresh_seeds(learning.queue.settings.seed, HARVEST, _HARVEST_SEEDS),
     )
 
@@ -233,15 +235,9 @@ def _judge(
 ) -> tuple[str, list[Compared]]:
     """The metric, and a row for each function and way; differences are to the plain function of the same name."""
     done = [r for _, records in of.values() for r in records if r is not None and r.status is Status.DONE]
-    test = ledger.objective.replace("val", "test", 1)
-    metric = test if done and all(isinstance(r.metrics.get(test), int | float) for r in done) else ledger.objective
-
-    def value(record: Record | None) -> float:
-        if record is None or record.status is not Status.DONE:
-            return math.nan
-        return float(record.metrics.get(metric, math.nan))
-
-    values = {key: np.array([value(record) for record in records], float) for key, (_, records) in of.items()}
+    test = test_metric_of(ledger.objective)
+    metric = test if done and all(has_metric(r, test) for r in done) else ledger.objective
+    values = {key: np.array([value_of(record, metric) for record in records]) for key, (_, records) in of.items()}
     whole = np.array([row for row in values.values() if np.isfinite(row).all()])
     half = half_width(whole, sum(way != "plain" for _, way in of))
     rows = []
@@ -264,10 +260,9 @@ def _difference(
     is_plain: bool,
     complete: bool,
 ) -> tuple[float, float, float, Verdict]:
-    """The mean difference over the seeds that both finished, its interval and the verdict."""
+    """The difference to the plain way, its interval and the verdict."""
     if is_plain or not complete:
         return math.nan, math.nan, math.nan, "reference" if is_plain else "incomplete"
-    paired = np.isfinite(own) & np.isfinite(plain)
-    difference = float((own - plain)[paired].mean()) if paired.any() else math.nan
-    ends = (difference - half, difference + half) if paired.all() else (math.nan, math.nan)
-    return difference, *ends, verdict_of(False, bool(paired.all()), sign, ends)
+    difference, low, high = difference_of(own, plain, half)
+    finished = bool(np.isfinite(own).all() and np.isfinite(plain).all())
+    return difference, low, high, verdict_of(False, finished, sign, (low, high))

@@ -480,7 +480,7 @@ class Study:
         settings = {"seed": self.seed, "retry": self.retry_policy, "accept_changed": self._accept_changed}
         keeping = Study(self.db, plain, surrogate=self.preset, callbacks=self.callbacks, enter=False, **settings)
         self._compare_versions()
-        return plan_comparison(self._side(), keeping._side(), top, seeds, functions, self.version)
+        return plan_comparison(self._side(), keeping._side(), Choice(top, seeds, functions), self.version)
 
     def _side(self) -> Side:
         of_version = self.ledger.counts_as(self.version)

@@ -167,16 +167,14 @@ def judge(
     """
     names = {**winners, **baselines}
     done = [record for record in results.values() if record.status is Status.DONE and record.class_id in names]
-    if done and not any(_has(record, metric) for record in done):
+    if done and not any(has_metric(record, metric) for record in done):
         metric, lacking = goal.metric, ()  # what the search had, these trainings never return
     columns = (goal.metric, metric)
-    values = {wanted: {name: np.full(len(seeds), np.nan) for name in names.values()} for wanted in columns}
-    for class_id, name in names.items():
-        for position, seed in enumerate(seeds):
-            record = results.get((class_id, seed))
-            if record is not None and record.status is Status.DONE:
-                for wanted, table in values.items():
-                    table[name][position] = float(record.metrics.get(wanted, np.nan))
+    trained = {name: [results.get((class_id, seed)) for seed in seeds] for class_id, name in names.items()}
+    values = {
+        column: {name: np.array([value_of(record, column) for record in records]) for name, records in trained.items()}
+        for column in columns
+    }
     # The search's own numbers are the best of many; fresh ones choose better, and the test metric stays unseen.
     fresh = sorted(
         (name for class_id, name in winners.items() if class_id not in chosen),
@@ -189,7 +187,7 @@ def judge(
     kept = {name: values[metric][name] for name in shown}
     if reference not in kept:
         reference = next(iter(baselines.values()))
-    lacks = {names[record.class_id] for record in done if not _has(record, metric)}
+    lacks = {names[record.class_id] for record in done if not has_metric(record, metric)}
     rows = compare(kept, reference, goal.sign, searched, tuple(baselines.values()))
     rows = [_lacking(row) if row.name in lacks else row for row in rows]
     if ended < wanted:
@@ -200,7 +198,15 @@ def judge(
     return Confirmation(metric, reference, rows, ended, wanted, best, named)
 
 
-def _has(record: Record, metric: str) -> bool:
+def value_of(record: Record | None, metric: str) -> float:
+    """The metric of a training; nan where it has not ended with a result, or without that metric."""
+    if record is None or record.status is not Status.DONE:
+        return _NAN
+    return float(record.metrics.get(metric, _NAN))
+
+
+def has_metric(record: Record, metric: str) -> bool:
+    """Whether a training returned the metric."""
     return isinstance(record.metrics.get(metric), int | float)
 
 
@@ -258,17 +264,15 @@ def compare(
     rows = []
     for name, results in values.items():
         finite = np.isfinite(results)
-        paired = finite & np.isfinite(values[reference])
-        difference = float(np.mean((results - values[reference])[paired])) if paired.any() else np.nan
-        # A function that failed now and then has no mean to compare, only some lucky runs.
-        ends = (difference - half, difference + half) if paired.all() else (np.nan, np.nan)
+        difference, low, high = difference_of(results, values[reference], half)
         rows.append(
             Confirmed(
                 name,
                 *interval_of(results[finite]),
                 difference,
-                *ends,
-                verdict_of(name == reference, bool(finite.all()), sign, ends),
+                low,
+                high,
+                verdict_of(name == reference, bool(finite.all()), sign, (low, high)),
                 int(finite.sum()),
                 int((~finite).sum()),
                 searched.get(name),
@@ -313,6 +317,15 @@ def half_width(values: np.ndarray, comparisons: int) -> float:
     return float(stats.t.ppf(level, freedom) * np.sqrt(2 * variance / values.shape[1]))
 
 
+def difference_of(results: np.ndarray, others: np.ndarray, half: float) -> tuple[float, float, float]:
+    """The mean difference over the seeds that both finished, and the ends of its interval; see `compare`."""
+    paired = np.isfinite(results) & np.isfinite(others)
+    difference = float(np.mean((results - others)[paired])) if paired.any() else _NAN
+    # A function that failed now and then has no mean to compare, only some lucky runs.
+    ends = (difference - half, difference + half) if paired.all() else (_NAN, _NAN)
+    return difference, *ends
+
+
 def verdict_of(is_reference: bool, finished: bool, sign: int, ends: tuple[float, float]) -> Verdict:
     """Return the word for a difference, by the ends of its interval."""
     if is_reference:
@@ -333,15 +346,20 @@ def interval_of(values: np.ndarray) -> tuple[float, float, float]:
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
+def test_metric_of(objective: str) -> str:
+    """The test metric that belongs to a validation objective."""
+    return objective.replace("val", "test", 1)
+
+
 def reported_metric(records: Iterable[Record], objective: str) -> str:
     """Return the test metric that belongs to a validation objective, where a training of the search has one."""
-    test = objective.replace("val", "test", 1)
-    return test if any(_has(record, test) for record in _trained(records)) else objective
+    test = test_metric_of(objective)
+    return test if any(has_metric(record, test) for record in _trained(records)) else objective
 
 
 def without_metric(records: Iterable[Record], metric: str) -> tuple[str, ...]:
     """Return the names of the functions that the search has trained without this metric."""
-    return tuple(dict.fromkeys(record.name for record in _trained(records) if not _has(record, metric)))
+    return tuple(dict.fromkeys(record.name for record in _trained(records) if not has_metric(record, metric)))
 
 
 def _trained(records: Iterable[Record]) -> list[Record]:

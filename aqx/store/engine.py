@@ -124,8 +124,8 @@ class Engine:
             con.close()
             if self._instance:
                 with contextlib.ExitStack() as stack:
-                    if write and self.log_bytes():
-                        waits = self.log_bytes() < _LOG_BYTES and others_wait()
+                    if write and (size := self.log_bytes()):
+                        waits = size < _LOG_BYTES and others_wait()
                         self._checkpoint(not waits and self._keeps(stack))
                     self._instance.execute("DETACH DATABASE IF EXISTS aqx")
         except duckdb.Error:
