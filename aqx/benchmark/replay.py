@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from aqx import surrogate
+from aqx.benchmark.descriptors import Descriptors
 from aqx.benchmark.local import LOCAL, climb, neighbours
 from aqx.errors import InputError
 from aqx.surrogate import Features, Preset
@@ -76,6 +77,7 @@ def replay(
     usable: Bool[np.ndarray, " C"] | None = None,
     embedding: Float[np.ndarray, "C K"] | None = None,
     spectra: int | None = None,
+    runs: int | None = None,
     batch: int = 1,
     baselines: Sequence[int] | Int[np.ndarray, " B"] = (),
     workers: int = 1,
@@ -104,6 +106,8 @@ def replay(
         embedding: of the features for this policy, from `surrogate.embed`; default computed, with seed 0.
         spectra: know Fisher spectra only of the classes that `Study.search(spectra=…)` would have computed them for;
             default of all.
+        runs: know short runs only of the classes that `Study.search(runs=…)` would have computed them for; default of
+            all.
         batch: evaluations that are chosen together, before any of them is known, as a GPU trains them by one program.
         baselines: rows that every search evaluates first, as `Landscape.baselines`.
         workers: processes; the policy must pickle for more than one.
@@ -131,8 +135,8 @@ def replay(
     seed_list = _seeds(seeds)
     if not 1 <= start <= evaluations:
         raise InputError(f"start={start} must be from 1 to evaluations={evaluations}")
-    for what, number in (("workers", workers), ("batch", batch)):
-        if number < 1:
+    for what, number in (("workers", workers), ("batch", batch), ("spectra", spectra), ("runs", runs)):
+        if number is not None and number < 1:
             raise InputError(f"{what}={number} is too few; give 1 or more")
     first = _baselines(baselines, chosen, evaluations)
     if chosen.sum() < evaluations:
@@ -149,7 +153,7 @@ def replay(
         coordinates = surrogate.embed(features, preset, 0) if embedding is None else embedding
     near = neighbours(features.names) if preset is LOCAL else None
     searches = [
-        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra, batch, first, near)
+        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra, runs, batch, first, near)
         for n, seed in enumerate(seed_list.tolist())
     ]
     rows = np.empty((len(searches), evaluations), np.int64)
@@ -196,6 +200,7 @@ def _search(
     evaluations: int,
     start: int,
     spectra: int | None,
+    runs: int | None,
     batch: int,
     first: list[int],
     near: list[np.ndarray] | None,
@@ -213,29 +218,10 @@ def _search(
         rows = first or order[:start].tolist()
     choices = _generator(seed, 2).integers(2**31, size=evaluations)
     began = time.perf_counter()
-    whole, described = coordinates, np.ones(len(coordinates), bool)
-    if spectra is not None and preset.outputs_alone is not None:
-        coordinates = coordinates.copy()
-        coordinates[:, preset.outputs_alone :] = np.nan
-        described[:] = False
+    descriptors = Descriptors.of(coordinates, usable, preset, spectra, runs)
     while len(rows) < evaluations:
-        if not described.all():
-            wanted = surrogate.undescribed(
-                coordinates, rows, seen[rows], described | ~usable, spectra or 0, preset, seed
-            )
-            coordinates[wanted], described[wanted] = whole[wanted], True
-        seed_here, count = int(choices[len(rows)]), min(batch, evaluations - len(rows))
-        chosen = surrogate.suggest(
-            coordinates,
-            rows,
-            seen[rows],
-            preset=preset,
-            seed=seed_here,
-            candidates=usable,
-            n=count,
-            given=len(first),
-        )
-        rows += chosen.index.tolist()
+        fitted = descriptors.fitted(rows, seen[rows], int(choices[len(rows)]), given=len(first))
+        rows += fitted.suggest(min(batch, evaluations - len(rows)), usable).index.tolist()
     return np.array(rows, np.int64), time.perf_counter() - began
 
 

@@ -63,6 +63,8 @@ def replay_policies(
     seeds: int | Sequence[int] = 20,
     evaluations: int = 100,
     start: int = 8,
+    spectra: int | None = None,
+    runs: int | None = None,
     batch: int = 1,
     baselines: bool = False,
     workers: int = 1,
@@ -76,6 +78,8 @@ def replay_policies(
         seeds: as in `replay`.
         evaluations: as in `replay`.
         start: as in `replay`.
+        spectra: as in `replay`.
+        runs: as in `replay`.
         batch: as in `replay`.
         baselines: begin every search with the task's baselines, as `Study.search` does.
         workers: as in `replay`.
@@ -104,6 +108,8 @@ def replay_policies(
                 present=landscape.present,
                 usable=landscape.usable,
                 embedding=landscape.embeddings.get(preset.name),
+                spectra=spectra,
+                runs=runs,
                 batch=batch,
                 baselines=landscape.baselines if baselines else (),
                 workers=workers,

@@ -157,6 +157,10 @@ def import_(file: str, out: str, quiet: bool, as_json: bool) -> None:
 @click.option("--evaluations", type=Count(), default=100, show_default=True, help="Of each search.")
 @click.option("--start", type=Count(), default=8, show_default=True, help="Random ones among them.")
 @click.option("--baselines", is_flag=True, help="Begin with the task's baselines, as aqx search does.")
+@click.option(
+    "--spectra", type=Count(), metavar="N", help="Spectra of those that a search --spectra N computes them for."
+)
+@click.option("--runs", type=Count(), metavar="N", help="Short runs of those that a search --runs N computes them for.")
 @click.option("--no-runs", is_flag=True, help="Without short runs: they are not computed.")
 @click.option("--batch", type=Count(), default=1, show_default=True, help="Evaluations chosen together.")
 @click.option("--workers", type=Count(most=MOST_WORKERS), default=1, show_default=True, help="Searches at a time.")
@@ -184,6 +188,8 @@ def replay(
     evaluations: int,
     start: int,
     baselines: bool,
+    spectra: int | None,
+    runs: int | None,
     no_runs: bool,
     batch: int,
     workers: int,
@@ -226,6 +232,8 @@ def replay(
             seeds=seeds,
             evaluations=evaluations,
             start=start,
+            spectra=spectra,
+            runs=runs,
             batch=batch,
             baselines=baselines,
             workers=workers,

@@ -374,13 +374,11 @@ class Queue:
         settled = table.has_runs | ~table.usable | self._among(table, self._without_runs)
         if settled.all():
             return
-        if len(table) <= most:
-            rows = np.flatnonzero(~settled)
-        elif not table.has_runs.any():  # ids are hashes, so that every k-th is a random sample
-            rows = np.arange(0, len(table), -(-len(table) // max(1, most // 3)))
+        if len(table) <= most or not table.has_runs.any():
+            rows = surrogate.first_runs(len(table), most)
             rows = rows[~settled[rows]]
         else:
-            rows = self._ready(snapshot).fitted.undescribed(settled, most // 3)
+            rows = self._ready(snapshot).fitted.undescribed(settled, surrogate.promising_runs(most))
         if len(rows):
             names = functions.class_names(self.ledger.db, table.class_ids(rows))
             from aqx.spectra import compute_runs  # brings Flax, which is slow to import

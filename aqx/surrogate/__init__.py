@@ -5,7 +5,7 @@ from aqx.surrogate.features import Features
 from aqx.surrogate.fitted import Fitted, Suggestions, fit
 from aqx.surrogate.prediction import predict
 from aqx.surrogate.presets import DEFAULT, PRESETS, Preset, Projection, as_preset
-from aqx.surrogate.suggestions import embed, rank, suggest, undescribed
+from aqx.surrogate.suggestions import embed, first_runs, promising_runs, rank, suggest, undescribed
 
 __all__ = [
     "DEFAULT",
@@ -18,8 +18,10 @@ __all__ = [
     "as_preset",
     "draw_map",
     "embed",
+    "first_runs",
     "fit",
     "predict",
+    "promising_runs",
     "rank",
     "suggest",
     "undescribed",

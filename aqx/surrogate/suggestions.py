@@ -153,3 +153,32 @@ def undescribed(
         than a fifth of those, as spectra are computed many at a time, or while there is nothing to predict from.
     """
     return fit_with(embedding, observed, values, (), preset, seed, model_seed=seed).undescribed(described, among)
+
+
+def first_runs(candidates: int, most: int) -> Int[np.ndarray, " R"]:
+    """Find the candidates that get short runs before the first choice, where at most so many are to have them.
+
+    Args:
+        candidates: how many there are, in an order that has nothing to do with what they are, as that of class ids.
+        most: how many are to have short runs.
+
+    Returns:
+        All rows of a space that has no more; of a larger one every k-th, about `promising_runs(most)` of them.
+
+    Example:
+        >>> from aqx.surrogate import first_runs
+        >>> first_runs(4, 9), first_runs(1000, 9)
+        (array([0, 1, 2, 3]), array([  0, 334, 668]))
+    """
+    return np.arange(0, candidates, 1 if candidates <= most else -(-candidates // promising_runs(most)))
+
+
+def promising_runs(most: int) -> int:
+    """Return how many of the most promising candidates are to have short runs, of at most so many that get them.
+
+    Example:
+        >>> from aqx.surrogate import promising_runs
+        >>> promising_runs(300)
+        100
+    """
+    return max(1, most // 3)

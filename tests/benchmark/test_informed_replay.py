@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import toy
 
+from aqx import surrogate
 from aqx.benchmark import ResultTable, landscape_of, replay, replay_policies
+from aqx.benchmark.descriptors import Descriptors
 from aqx.benchmark.local import neighbours
 from aqx.errors import InputError
 from aqx.store import Database, count_spectra
@@ -89,3 +91,40 @@ def test_a_landscape_has_short_runs_that_are_kept(tmp_path: Path):
     other = tmp_path / "other.duckdb"
     landscape_of(table, toy.task, features=other, presets=(PRESETS["paper"],))
     assert count_spectra(Database(other), 1, RUNS)["valid"] == 0  # no preset uses them
+
+
+def test_short_runs_and_spectra_come_as_a_search_computes_them():
+    rng = np.random.default_rng(1)
+    count, most = 200, 60
+    good = rng.normal(size=count)
+    outputs = np.hstack([good[:, None] + rng.normal(size=(count, 4), scale=0.3), rng.normal(size=(count, 8))])
+    spectra, runs = outputs[:, :6] + 0.1, np.exp(-good[:, None] + rng.normal(size=(count, 3), scale=0.1))
+    features = Features([f"f{i}" for i in range(count)], outputs, spectra, runs=runs)
+    preset = PRESETS["ensemble"]
+    whole, usable = surrogate.embed(features, preset, 0), np.arange(count) % 7 > 0
+    descriptors = Descriptors.of(whole, usable, preset, 20, most)
+
+    def known(columns: slice) -> set[int]:
+        return set(np.flatnonzero(np.isfinite(descriptors.known[:, columns]).all(axis=1)).tolist())
+
+    of_runs, of_spectra = slice(preset.without_runs, None), slice(preset.outputs_alone, preset.without_runs)
+    assert known(of_runs) == set(range(0, count, 10)) and not known(of_spectra)  # a third of them, evenly
+    rows = [int(descriptors.fitted([], np.empty(0), 0, given=0).suggest(1, usable).index[0])]
+    while len(rows) < 12:
+        fitted = descriptors.fitted(rows, good[rows], len(rows), given=0)
+        rows += fitted.suggest(1, usable).index.tolist()
+    later = known(of_runs) - set(range(0, count, 10))
+    assert {row for row in rows if row % 10} <= later and 20 <= len(later) <= most
+    assert good[list(later)].mean() > good.mean() and not {row for row in later if row % 7 == 0}
+    assert 20 <= len(known(of_spectra)) <= most
+
+    for numbers in ({"spectra": 20, "runs": most}, {"spectra": 20}, {"runs": most}):
+        curves = replay(features, good, seeds=2, evaluations=12, usable=usable, **numbers)
+        assert (curves.evaluated % 7 > 0).all() and curves.regret[:, -1].max() < np.ptp(good) / 4
+    everything = replay(features, good, seeds=2, evaluations=12, spectra=count, runs=count)
+    np.testing.assert_array_equal(
+        everything.evaluated[:, :5], replay(features, good, seeds=2, evaluations=12).evaluated[:, :5]
+    )
+    for numbers in ({"spectra": 0}, {"runs": 0}):
+        with pytest.raises(InputError, match="is too few"):
+            replay(features, good, seeds=1, evaluations=12, **numbers)

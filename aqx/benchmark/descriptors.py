@@ -1,0 +1,93 @@
+"""`Descriptors`: what a replayed search knows of its candidates, where spectra and short runs are computed for some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from aqx import surrogate
+from aqx.surrogate import Fitted, Preset
+
+
+@dataclass
+class _Part:
+    """Columns of the coordinates that candidates get by and by.
+
+    Attributes:
+        columns: which.
+        known: the candidates that have them, or never get them [C].
+        promising: how many of the most promising are to have them.
+    """
+
+    columns: slice
+    known: Bool[np.ndarray, " C"]
+    promising: int
+
+
+@dataclass
+class Descriptors:
+    """The coordinates that a search knows: short runs and spectra come by and by, as `Study.search` computes them.
+
+    Attributes:
+        whole: what can be known [C, K].
+        known: what is known [C, K].
+        preset: the surrogate.
+        parts: what comes by and by.
+    """
+
+    whole: Float[np.ndarray, "C K"]
+    known: Float[np.ndarray, "C K"]
+    preset: Preset
+    parts: list[_Part]
+
+    @classmethod
+    def of(
+        cls,
+        whole: Float[np.ndarray, "C K"],
+        usable: Bool[np.ndarray, " C"],
+        preset: Preset,
+        spectra: int | None,
+        runs: int | None,
+    ) -> Descriptors:
+        """Hide what a search has not computed before its first choice; a number that is None hides nothing."""
+        parts: list[_Part] = []
+        if runs is not None and preset.knows_runs(whole):
+            parts.append(_Part(slice(preset.without_runs, None), ~usable, surrogate.promising_runs(runs)))
+        if spectra is not None and preset.outputs_alone is not None:
+            columns = slice(preset.outputs_alone, preset.without_runs)
+            parts.append(_Part(columns, ~usable, spectra))
+        descriptors = cls(whole, whole.copy(), preset, parts)
+        for part in parts:
+            descriptors.known[:, part.columns] = np.nan
+        if runs is not None and preset.knows_runs(whole):
+            descriptors._learn(parts[0], surrogate.first_runs(len(whole), runs))
+        return descriptors
+
+    def fitted(self, rows: Sequence[int], values: Float[np.ndarray, " N"], seed: int, given: int) -> Fitted:
+        """Learn what a search computes before its next choice, and fit the surrogate.
+
+        Args:
+            rows: evaluated so far.
+            values: their results, higher is better.
+            seed: as in `surrogate.fit`.
+            given: as in `surrogate.fit`.
+
+        Returns:
+            The surrogate that the next choice is made by.
+        """
+        fitted = surrogate.fit(self.known, rows, values, preset=self.preset, seed=seed, given=given)
+        for part in self.parts:
+            if part.known.all():
+                continue
+            wanted = fitted.undescribed(part.known, part.promising)
+            if len(wanted):
+                self._learn(part, wanted)
+                fitted = surrogate.fit(self.known, rows, values, preset=self.preset, seed=seed, given=given)
+        return fitted
+
+    def _learn(self, part: _Part, rows: Int[np.ndarray, " R"]) -> None:
+        self.known[rows, part.columns] = self.whole[rows, part.columns]
+        part.known[rows] = True
