@@ -283,7 +283,7 @@ def _distinct(candidates: Sequence[Layer]) -> list[Layer]:
     # Axes that say the same of the kernel may differ for the dummies; only those that do are worth a trace.
     by_layout = {}
     for candidate in candidates:
-        by_layout.setdefault(tuple(leaf.shape for leaf in candidate.zeros()) + candidate.axes, candidate)
+        by_layout.setdefault((*map(candidate.stored, candidate.tap.shapes), *candidate.axes), candidate)
     return list(by_layout.values())
 
 

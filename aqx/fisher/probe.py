@@ -111,7 +111,7 @@ def probe_model(
 
     def tappable(*layers: Layer) -> str:
         """Why the model cannot be traced with taps on these layers; empty where it can."""
-        dummies = {layer.path: layer.zeros()._asdict() for layer in layers}
+        dummies = jax.eval_shape(lambda: {layer.path: layer.zeros()._asdict() for layer in layers})
         try:
             jax.eval_shape(lambda d: flavour.run(model, variables, d, x, apply, settings), dummies)
         except Exception as error:  # whatever Flax or the model raises
