@@ -112,13 +112,17 @@ def search(
             progress=progress,
         )
     failed = sum(record.status == "failed" for record in finished)
-    best, left_out = study.best(), study.left_out()
+    best, incumbent, left_out = study.best(), study.incumbent(), study.left_out()
     if as_json:
         found = best and {"name": best.name, "trial": best.id, "objective": best.objective}
+        likely = incumbent and {"name": incumbent.name, "objective": incumbent.objective}
         result = {"finished": len(finished), "failed": failed, "metric": study.task.objective, "best": found}
+        result["incumbent"] = likely
         show_json({**result, "left_out": left_out})
         return
     found = f"; best so far {printable(simplest(best.name))}: {cell(best.objective)}, {OPTIMISTIC}" if best else ""
+    if best and incumbent and incumbent.class_id != best.class_id:
+        found += f"; {printable(simplest(incumbent.name))} is likely better: about {cell(incumbent.objective)}"
     reasons = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
     if reasons:
         say(f"classes left out of the search: {', '.join(reasons)}")

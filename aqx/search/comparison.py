@@ -203,9 +203,9 @@ def plan_comparison(learning: Side, keeping: Side, choice: Choice, version: str 
     if not names:
         of_version = learning.ledger.counts_as(version)
         records = [record for record in learning.ledger.records() if of_version(record)]
-        names = [
-            ranking.name for ranking in rank_functions(done_in_search(records), learning.ledger.goal)[: choice.top]
-        ]
+        believed = learning.queue.believed(learning.other_versions)
+        ranked = rank_functions(done_in_search(records), learning.ledger.goal, believed)
+        names = [ranking.name for ranking in ranked[: choice.top]]
     if not names:
         raise InputError("nothing has been trained yet; search first, or name functions to compare")
     return LearningPlan(

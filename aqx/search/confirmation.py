@@ -154,7 +154,10 @@ def plan_confirmation(ledger: Ledger, queue: Queue, choice: Choice, version: str
         baselines.setdefault(compared, choice.reference)
     if not baselines:
         raise InputError(f"task {task.name!r} has no baselines to compare with; give Task(baselines=…)")
-    searched = rank_functions(done_in_search(records), goal)
+    other_versions = frozenset(record.trial_id for record in stored if not of_version(record))
+    # The luckiest of many noisy results are not the best of them.
+    believed = {} if functions else queue.believed(other_versions)
+    searched = rank_functions(done_in_search(records), goal, believed)
     if not searched and not choice.functions:
         if done_in_search(stored):
             raise InputError(
@@ -180,7 +183,7 @@ def plan_confirmation(ledger: Ledger, queue: Queue, choice: Choice, version: str
         confirmation_seeds(queue.settings.seed, choice.seeds),
         {ranking.name: ranking.objective for ranking in searched},
         () if metric == goal.metric else without_metric(records, metric),
-        frozenset(record.trial_id for record in stored if not of_version(record)),
+        other_versions,
     )
 
 

@@ -342,12 +342,15 @@ def done_in_search(records: Iterable[AnyTrial]) -> list[AnyTrial]:
     return [record for record in records if record.status is Status.DONE and record.purpose.is_searched]
 
 
-def rank_functions(records: Iterable[Record], goal: Objective) -> list[Ranking]:
+def rank_functions(
+    records: Iterable[Record], goal: Objective, believed: Mapping[str, float] | None = None
+) -> list[Ranking]:
     """Order functions by the mean of their results, the best first.
 
     Args:
         records: trials of the search.
         goal: which results are better.
+        believed: what results are worth by class, to order by in their place.
     """
     results: dict[str, list[Record]] = {}
     for record in records:
@@ -357,7 +360,8 @@ def rank_functions(records: Iterable[Record], goal: Objective) -> list[Ranking]:
         Ranking(group[0].name, group[0].class_id, math.fsum(r.objective or 0.0 for r in group) / len(group), len(group))
         for group in results.values()
     ]
-    return sorted(ranking, key=lambda r: -goal.sign * r.objective)
+    worth = believed or {}
+    return sorted(ranking, key=lambda r: -goal.sign * worth.get(r.class_id or "", r.objective))
 
 
 def load_results(db: str | os.PathLike[str] | Database, task: str | None = None) -> Ledger:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -314,6 +314,24 @@ class Queue:
             known = described_classes(self.ledger.db, self.ledger.task_id, RUNS)
             return [class_id for class_id in table.class_ids(order[table.usable[order]]) if class_id not in known]
         return table.class_ids(order[(table.usable & ~table.has_spectrum)[order]])
+
+    def believed(self, other_versions: Collection[int] = ()) -> dict[str, float]:
+        """Return what the surrogate believes that results of the search are worth without their noise, by class.
+
+        Args:
+            other_versions: trials that do not count.
+
+        Returns:
+            Means of the posterior, in the unit of the objective; none where there are too few results, or the surrogate
+            has no posterior.
+        """
+        snapshot = self.ledger.snapshot()
+        snapshot = replace(snapshot, trials=[t for t in snapshot.trials if t.trial_id not in other_versions])
+        if not len(self._candidates(snapshot)):
+            return {}
+        ready = self._ready(snapshot)
+        rows, means = ready.fitted.posterior()
+        return dict(zip(ready.table.class_ids(rows), (self.ledger.sign * means).tolist(), strict=True))
 
     def put_back(self, *trial_ids: int) -> list[Record]:
         """Queue functions to be trained once more, by trials of theirs that have ended; see `Study.retry`."""

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from aqx import surrogate as surrogates
@@ -556,6 +557,18 @@ class Study:
     def top(self, n: int = 10) -> list[Ranking]:
         """Return the n best functions by the mean of their results in the search."""
         return rank_functions(done_in_search(self.records()), self.task.goal)[:n]
+
+    def incumbent(self) -> Ranking | None:
+        """Return the function that the surrogate believes to be the best of those trained, or None.
+
+        Its `objective` is the mean of the posterior: what the results are believed to be worth without their noise.
+        With fewer than 20 results, or a surrogate without a posterior, it is the best by the mean of its results.
+        """
+        believed = self.queue.believed()
+        ranked = rank_functions(done_in_search(self.records()), self.task.goal, believed)
+        if not ranked:
+            return None
+        return replace(ranked[0], objective=believed.get(ranked[0].class_id or "", ranked[0].objective))
 
     def to_dataframe(self) -> Any:
         """Return all trials as a pandas DataFrame, or where pandas is not installed as a dict of NumPy arrays.

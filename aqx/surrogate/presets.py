@@ -56,6 +56,7 @@ class Preset:
         without_runs: how many coordinates, the first ones, need no short runs; the others are those of the runs, which
             are left out where no candidate has any, and nan for a candidate without. None where runs are not used.
         informed: so many first choices go by the short runs alone, spread out, where there are any.
+        posterior: predicts what results are worth without their noise; None where nothing does.
         form: raise it when `embed` is changed: stored embeddings of another form are not used.
     """
 
@@ -69,6 +70,7 @@ class Preset:
     form: int = 1
     without_runs: int | None = None
     informed: int = 0
+    posterior: Model | None = None
 
     def knows_runs(self, embedding: np.ndarray) -> bool:
         """Whether the coordinates of an embedding have a part of short runs."""
@@ -145,6 +147,7 @@ PRESETS: dict[str, Preset] = {
             outputs_alone=_OUTPUTS,
             without_runs=_WITHOUT_RUNS,
             informed=5,
+            posterior=gaussian_process(_GROUPS),
         ),
         Preset("paper", umap_union, nearest_neighbours),
         Preset("random", Projection(_fit_nothing, _on_nothing), None),
