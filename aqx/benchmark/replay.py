@@ -26,8 +26,9 @@ _SEED = 2**32  # what a NumPy seed may not reach
 class Curves:
     """N searches of one policy over E evaluations each, among C classes.
 
-    After k evaluations a search would return the *incumbent*, the class with the best result that it has seen. What
-    it is worth is its true value, the mean over all its seeds, which the search does not know.
+    After k evaluations a search would return the *incumbent*: the class with the best result that it has seen, or the
+    one that it believes in. What it is worth is its true value, the mean over all its seeds, which the search does not
+    know.
 
     Attributes:
         policy: the policy's name.
@@ -80,6 +81,7 @@ def replay(
     runs: int | None = None,
     batch: int = 1,
     baselines: Sequence[int] | Int[np.ndarray, " B"] = (),
+    posterior: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Curves:
@@ -110,6 +112,8 @@ def replay(
             all.
         batch: evaluations that are chosen together, before any of them is known, as a GPU trains them by one program.
         baselines: rows that every search evaluates first, as `Landscape.baselines`.
+        posterior: the incumbent is the best by the mean of the posterior, as `Study.incumbent` returns it, where the
+            policy has one and there are results enough; default the best result.
         workers: processes; the policy must pickle for more than one.
         progress: called as progress(done, total, note).
 
@@ -153,18 +157,18 @@ def replay(
         coordinates = surrogate.embed(features, preset, 0) if embedding is None else embedding
     near = neighbours(features.names) if preset is LOCAL else None
     searches = [
-        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra, runs, batch, first, near)
+        (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra, runs, batch, first, near, posterior)
         for n, seed in enumerate(seed_list.tolist())
     ]
-    rows = np.empty((len(searches), evaluations), np.int64)
+    rows, believed = np.empty((2, len(searches), evaluations), np.int64)
     spent = 0.0
-    for done, (n, order, seconds) in enumerate(_run(searches, workers, preset), 1):
-        rows[n] = order
+    for done, (n, order, best, seconds) in enumerate(_run(searches, workers, preset), 1):
+        rows[n], believed[n] = order, best
         spent += seconds
         if progress:
             progress(done, len(searches), preset.name)
     choices = len(searches) * (evaluations - start)
-    return _curves(preset.name, seed_list, rows, seen, truth, sign, spent / max(choices, 1))
+    return _curves(preset.name, seed_list, rows, believed, seen, truth, sign, spent / max(choices, 1))
 
 
 def as_policy(policy: Any) -> Preset:
@@ -204,14 +208,17 @@ def _search(
     batch: int,
     first: list[int],
     near: list[np.ndarray] | None,
-) -> tuple[np.ndarray, float]:
-    """The rows that one search evaluates, in order, and how long it took to choose them."""
+    posterior: bool,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The rows that one search evaluates, in order, those that it believes in, and how long it took to choose."""
+    nothing = np.full(evaluations, -1)
     order = _generator(seed, 0).permutation(np.flatnonzero(usable))
     if near is not None:
-        return climb(near, seen, first or order[:start].tolist(), order, evaluations, _generator(seed, 3)), 0.0
+        climbed = climb(near, seen, first or order[:start].tolist(), order, evaluations, _generator(seed, 3))
+        return climbed, nothing, 0.0
     if preset.model is None:
         others = order[~np.isin(order, first)]
-        return np.concatenate([np.array(first, np.int64), others])[:evaluations], 0.0
+        return np.concatenate([np.array(first, np.int64), others])[:evaluations], nothing, 0.0
     if preset.informed and preset.knows_runs(coordinates):
         rows, preset = list(first), preset if first else replace(preset, informed=min(start, preset.informed))
     else:
@@ -222,7 +229,19 @@ def _search(
     while len(rows) < evaluations:
         fitted = descriptors.fitted(rows, seen[rows], int(choices[len(rows)]), given=len(first))
         rows += fitted.suggest(min(batch, evaluations - len(rows)), usable).index.tolist()
-    return np.array(rows, np.int64), time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    believed = _believed(descriptors.known, rows, seen, preset) if posterior else nothing
+    return np.array(rows, np.int64), believed, seconds
+
+
+def _believed(coordinates: np.ndarray, rows: list[int], seen: np.ndarray, preset: Preset) -> np.ndarray:
+    """The best by the posterior after each evaluation [E]; -1 where there is none."""
+    found = np.full(len(rows), -1)
+    for k in range(1, len(rows) + 1):
+        observed, means = surrogate.fit(coordinates, rows[:k], seen[rows[:k]], preset=preset).posterior()
+        if len(observed):
+            found[k - 1] = observed[np.where(np.isfinite(seen[observed]), means, -np.inf).argmax()]
+    return found
 
 
 def _baselines(baselines: Any, usable: np.ndarray, evaluations: int) -> list[int]:
@@ -236,8 +255,10 @@ def _baselines(baselines: Any, usable: np.ndarray, evaluations: int) -> list[int
     return rows.tolist()
 
 
-def _run(searches: list[tuple[Any, ...]], workers: int, preset: Preset) -> Iterator[tuple[int, np.ndarray, float]]:
-    """Run searches here or in processes; yield the number, rows and seconds of each as it ends."""
+def _run(
+    searches: list[tuple[Any, ...]], workers: int, preset: Preset
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, float]]:
+    """Run searches here or in processes; yield the number of each, and what `_search` returns, as it ends."""
     workers = 1 if preset.model is None else min(workers, len(searches))
     if workers == 1:
         for n, search in enumerate(searches):
@@ -259,6 +280,7 @@ def _curves(
     policy: str,
     seeds: np.ndarray,
     rows: np.ndarray,
+    believed: np.ndarray,
     seen: np.ndarray,
     truth: np.ndarray,
     sign: float,
@@ -271,7 +293,8 @@ def _curves(
     improves = results > np.concatenate([np.full((len(rows), 1), -np.inf), records[:, :-1]], axis=1)
     # The evaluation that made the record; the first of equal results stays the incumbent.
     at = np.maximum.accumulate(np.where(improves, np.arange(rows.shape[1]), -1), axis=1)
-    incumbents = np.where(at >= 0, np.take_along_axis(rows, np.maximum(at, 0), axis=1), -1)
+    luckiest = np.where(at >= 0, np.take_along_axis(rows, np.maximum(at, 0), axis=1), -1)
+    incumbents = np.where(believed >= 0, believed, luckiest)
     worth = np.where(np.isfinite(truth), truth, np.nanmin(truth))
     ranks = _ranks(truth)
     last = 1 + np.isfinite(truth).sum()

@@ -67,6 +67,7 @@ def replay_policies(
     runs: int | None = None,
     batch: int = 1,
     baselines: bool = False,
+    posterior: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> list[Curves]:
@@ -82,6 +83,7 @@ def replay_policies(
         runs: as in `replay`.
         batch: as in `replay`.
         baselines: begin every search with the task's baselines, as `Study.search` does.
+        posterior: as in `replay`.
         workers: as in `replay`.
         progress: called as progress(done, total, note).
 
@@ -112,6 +114,7 @@ def replay_policies(
                 runs=runs,
                 batch=batch,
                 baselines=landscape.baselines if baselines else (),
+                posterior=posterior,
                 workers=workers,
                 progress=passed_on,
             )

@@ -163,6 +163,7 @@ def import_(file: str, out: str, quiet: bool, as_json: bool) -> None:
 @click.option("--runs", type=Count(), metavar="N", help="Short runs of those that a search --runs N computes them for.")
 @click.option("--no-runs", is_flag=True, help="Without short runs: they are not computed.")
 @click.option("--batch", type=Count(), default=1, show_default=True, help="Evaluations chosen together.")
+@click.option("--posterior", is_flag=True, help="The incumbent is the best by the posterior mean, not the luckiest.")
 @click.option("--workers", type=Count(most=MOST_WORKERS), default=1, show_default=True, help="Searches at a time.")
 @click.option(
     "--features",
@@ -192,6 +193,7 @@ def replay(
     runs: int | None,
     no_runs: bool,
     batch: int,
+    posterior: bool,
     workers: int,
     features: str | None,
     plot: str | None,
@@ -236,6 +238,7 @@ def replay(
             runs=runs,
             batch=batch,
             baselines=baselines,
+            posterior=posterior,
             workers=workers,
             progress=progress,
         )

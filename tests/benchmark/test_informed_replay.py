@@ -128,3 +128,20 @@ def test_short_runs_and_spectra_come_as_a_search_computes_them():
     for numbers in ({"spectra": 0}, {"runs": 0}):
         with pytest.raises(InputError, match="is too few"):
             replay(features, good, seeds=1, evaluations=12, **numbers)
+
+
+def test_an_incumbent_by_the_posterior_is_not_the_luckiest():
+    rng = np.random.default_rng(2)
+    truth = rng.normal(size=150)
+    outputs = np.hstack([truth[:, None] + rng.normal(size=(150, 6), scale=0.1), rng.normal(size=(150, 2))])
+    features = Features([f"f{i}" for i in range(150)], outputs)
+    values = truth[:, None] + rng.normal(size=(150, 8), scale=0.7)  # a search sees one of eight trainings of a class
+    values[np.argsort(truth)[:5]] = np.nan
+    settings = {"seeds": 8, "evaluations": 40}
+    luckiest, believed = (replay(features, values, posterior=posterior, **settings) for posterior in (False, True))
+    np.testing.assert_array_equal(believed.evaluated, luckiest.evaluated)
+    np.testing.assert_array_equal(believed.incumbents[:, :19], luckiest.incumbents[:, :19])  # too few to tell noise
+    assert believed.regret[:, 19:].mean() < 0.95 * luckiest.regret[:, 19:].mean()
+    assert all(row in order for row, order in zip(believed.incumbents[:, -1], believed.evaluated, strict=True))
+    drawn = [replay(features, values, "random", posterior=posterior, **settings) for posterior in (False, True)]
+    np.testing.assert_array_equal(drawn[0].regret, drawn[1].regret)
