@@ -122,7 +122,7 @@ def search(
         return
     found = f"; best so far {printable(simplest(best.name))}: {cell(best.objective)}, {OPTIMISTIC}" if best else ""
     if best and incumbent and incumbent.class_id != best.class_id:
-        found += f"; {printable(simplest(incumbent.name))} is likely better: about {cell(incumbent.objective)}"
+        found += f"; the surrogate believes more in {printable(simplest(incumbent.name))}: {cell(incumbent.objective)}"
     reasons = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
     if reasons:
         say(f"classes left out of the search: {', '.join(reasons)}")

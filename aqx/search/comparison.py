@@ -16,7 +16,7 @@ from aqx.constants import WRITTEN, text_of, to_float32
 from aqx.errors import InputError
 from aqx.learnable import parametrised
 from aqx.search.confirmation import Choice, confirmation_seeds
-from aqx.search.ledger import Ledger, Record, done_in_search, rank_functions
+from aqx.search.ledger import Ledger, Record, done_in_search, rank_functions, rank_in_turn
 from aqx.search.queue import Queue
 from aqx.search.retraining import Means, Progress, Retraining, Training, fresh_seeds, training_of_job
 from aqx.search.verdict import (
@@ -204,7 +204,8 @@ def plan_comparison(learning: Side, keeping: Side, choice: Choice, version: str 
         of_version = learning.ledger.counts_as(version)
         records = [record for record in learning.ledger.records() if of_version(record)]
         believed = learning.queue.believed(learning.other_versions)
-        ranked = rank_functions(done_in_search(records), learning.ledger.goal, believed)
+        goal = learning.ledger.goal
+        ranked = rank_in_turn(rank_functions(done_in_search(records), goal), believed, goal)
         names = [ranking.name for ranking in ranked[: choice.top]]
     if not names:
         raise InputError("nothing has been trained yet; search first, or name functions to compare")

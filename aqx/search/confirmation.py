@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from aqx.errors import InputError
-from aqx.search.ledger import Ledger, done_in_search, rank_functions
+from aqx.search.ledger import Ledger, done_in_search, rank_functions, rank_in_turn
 from aqx.search.queue import Queue
 from aqx.search.retraining import Retraining, fresh_seeds
 from aqx.search.verdict import SCREENED, Confirmation, judge, reported_metric, with_costs, without_metric
@@ -155,9 +155,7 @@ def plan_confirmation(ledger: Ledger, queue: Queue, choice: Choice, version: str
     if not baselines:
         raise InputError(f"task {task.name!r} has no baselines to compare with; give Task(baselines=…)")
     other_versions = frozenset(record.trial_id for record in stored if not of_version(record))
-    # The luckiest of many noisy results are not the best of them.
-    believed = {} if functions else queue.believed(other_versions)
-    searched = rank_functions(done_in_search(records), goal, believed)
+    searched = rank_functions(done_in_search(records), goal)
     if not searched and not choice.functions:
         if done_in_search(stored):
             raise InputError(
@@ -167,7 +165,8 @@ def plan_confirmation(ledger: Ledger, queue: Queue, choice: Choice, version: str
             )
         raise InputError("nothing has been trained yet; search first")
     metric = reported_metric(records, goal.metric)
-    best = [ranking for ranking in searched if ranking.class_id not in baselines]
+    found = [ranking for ranking in searched if ranking.class_id not in baselines]
+    best = found if functions else rank_in_turn(found, queue.believed(other_versions), goal)
     best = best[: choice.top if metric == goal.metric else SCREENED * choice.top]
     winners: dict[str | None, str] = {ranking.class_id: ranking.name for ranking in best}
     if functions:

@@ -342,15 +342,12 @@ def done_in_search(records: Iterable[AnyTrial]) -> list[AnyTrial]:
     return [record for record in records if record.status is Status.DONE and record.purpose.is_searched]
 
 
-def rank_functions(
-    records: Iterable[Record], goal: Objective, believed: Mapping[str, float] | None = None
-) -> list[Ranking]:
+def rank_functions(records: Iterable[Record], goal: Objective) -> list[Ranking]:
     """Order functions by the mean of their results, the best first.
 
     Args:
         records: trials of the search.
         goal: which results are better.
-        believed: what results are worth by class, to order by in their place.
     """
     results: dict[str, list[Record]] = {}
     for record in records:
@@ -360,8 +357,30 @@ def rank_functions(
         Ranking(group[0].name, group[0].class_id, math.fsum(r.objective or 0.0 for r in group) / len(group), len(group))
         for group in results.values()
     ]
-    worth = believed or {}
-    return sorted(ranking, key=lambda r: -goal.sign * worth.get(r.class_id or "", r.objective))
+    return sorted(ranking, key=lambda r: -goal.sign * r.objective)
+
+
+def rank_believed(ranking: Sequence[Ranking], believed: Mapping[str, float], goal: Objective) -> list[Ranking]:
+    """Order functions by what their results are believed to be worth, the best first, with that as their objective.
+
+    Args:
+        ranking: by their results.
+        believed: by class; a function that is not in it is taken as it was seen.
+        goal: which results are better.
+    """
+    worth = [replace(one, objective=believed.get(one.class_id or "", one.objective)) for one in ranking]
+    return sorted(worth, key=lambda one: -goal.sign * one.objective)
+
+
+def rank_in_turn(ranking: Sequence[Ranking], believed: Mapping[str, float], goal: Objective) -> list[Ranking]:
+    """Order functions by what is believed of them and by their results, in turn.
+
+    The luckiest of many noisy results is not the best of them; but what the surrogate does not believe may be true.
+    Measured: see the guide `early`.
+    """
+    both = zip(rank_believed(ranking, believed, goal), ranking, strict=True)
+    by_name = {one.name: one for one in ranking}
+    return [by_name[name] for name in dict.fromkeys(one.name for pair in both for one in pair)]
 
 
 def load_results(db: str | os.PathLike[str] | Database, task: str | None = None) -> Ledger:

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any
 
 from aqx import surrogate as surrogates
@@ -27,6 +26,7 @@ from aqx.search.ledger import (
     Record,
     Unattended,
     done_in_search,
+    rank_believed,
     rank_functions,
 )
 from aqx.search.loop import Loop, check_candidates
@@ -564,11 +564,8 @@ class Study:
         Its `objective` is the mean of the posterior: what the results are believed to be worth without their noise.
         With fewer than 20 results, or a surrogate without a posterior, it is the best by the mean of its results.
         """
-        believed = self.queue.believed()
-        ranked = rank_functions(done_in_search(self.records()), self.task.goal, believed)
-        if not ranked:
-            return None
-        return replace(ranked[0], objective=believed.get(ranked[0].class_id or "", ranked[0].objective))
+        ranking = rank_functions(done_in_search(self.records()), self.task.goal)
+        return next(iter(rank_believed(ranking, self.queue.believed(), self.task.goal)), None)
 
     def to_dataframe(self) -> Any:
         """Return all trials as a pandas DataFrame, or where pandas is not installed as a dict of NumPy arrays.

@@ -38,7 +38,11 @@ def test_the_incumbent_is_not_the_luckiest(told: Study):
 
 def test_a_confirmation_chooses_by_what_is_believed(told: Study):
     plan = told.confirmation_plan(top=3, seeds=2)
-    assert not {LUCKY} & set(plan.winners.values()) and set(plan.winners.values()) <= set(GOOD)
+    incumbent = told.incumbent()
+    assert incumbent is not None
+    # In turn: the best by belief, the luckiest, the second best by belief, which is the second best by its result too.
+    winners = list(plan.winners.values())
+    assert winners[:2] == [incumbent.name, LUCKY] and winners[2] in GOOD
     assert plan.searched[LUCKY] == 0.9  # what the search saw is told as it was
     assert told.confirmation_plan(top=3, seeds=2).winners == plan.winners
     named = told.confirmation_plan(top=3, seeds=2, functions=[LUCKY])
