@@ -52,13 +52,21 @@ class Descriptors:
         spectra: int | None,
         runs: int | None,
     ) -> Descriptors:
-        """Hide what a search has not computed before its first choice; a number that is None hides nothing."""
+        """Hide what a search has not computed before its first choice.
+
+        Args:
+            whole: the coordinates [C, K].
+            usable: which classes may be evaluated [C]; the others get nothing.
+            preset: the surrogate.
+            spectra: as in `replay`.
+            runs: as in `replay`, but not 0.
+        """
         parts: list[_Part] = []
         if runs is not None and preset.knows_runs(whole):
             parts.append(_Part(slice(preset.without_runs, None), ~usable, surrogate.promising_runs(runs)))
         if spectra is not None and preset.outputs_alone is not None:
             columns = slice(preset.outputs_alone, preset.without_runs)
-            parts.append(_Part(columns, ~usable, spectra))
+            parts.append(_Part(columns, ~usable if spectra else np.ones_like(usable), spectra))
         descriptors = cls(whole, whole.copy(), preset, parts)
         for part in parts:
             descriptors.known[:, part.columns] = np.nan

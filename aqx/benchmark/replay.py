@@ -107,9 +107,9 @@ def replay(
         usable: which classes may be evaluated; default all [C].
         embedding: of the features for this policy, from `surrogate.embed`; default computed, with seed 0.
         spectra: know Fisher spectra only of the classes that `Study.search(spectra=…)` would have computed them for;
-            default of all.
-        runs: know short runs only of the classes that `Study.search(runs=…)` would have computed them for; default of
-            all.
+            0 for of none, default of all.
+        runs: know short runs only of the classes that `Study.search(runs=…)` would have computed them for; 0 for of
+            none, default of all.
         batch: evaluations that are chosen together, before any of them is known, as a GPU trains them by one program.
         baselines: rows that every search evaluates first, as `Landscape.baselines`.
         posterior: the incumbent is the best by the mean of the posterior, as `Study.incumbent` returns it, where the
@@ -139,9 +139,14 @@ def replay(
     seed_list = _seeds(seeds)
     if not 1 <= start <= evaluations:
         raise InputError(f"start={start} must be from 1 to evaluations={evaluations}")
-    for what, number in (("workers", workers), ("batch", batch), ("spectra", spectra), ("runs", runs)):
-        if number is not None and number < 1:
-            raise InputError(f"{what}={number} is too few; give 1 or more")
+    for what, number, least in (
+        ("workers", workers, 1),
+        ("batch", batch, 1),
+        ("spectra", spectra, 0),
+        ("runs", runs, 0),
+    ):
+        if number is not None and number < least:
+            raise InputError(f"{what}={number} is too few; give {least} or more")
     first = _baselines(baselines, chosen, evaluations)
     if chosen.sum() < evaluations:
         raise InputError(f"evaluations={evaluations}, but only {chosen.sum()} classes can be evaluated; give fewer")
@@ -155,6 +160,8 @@ def replay(
         coordinates = np.zeros((len(features), 0), np.float32)
     else:
         coordinates = surrogate.embed(features, preset, 0) if embedding is None else embedding
+    if runs == 0:
+        coordinates = coordinates[:, : preset.without_runs]
     near = neighbours(features.names) if preset is LOCAL else None
     searches = [
         (coordinates, seen[n], chosen, preset, seed, evaluations, start, spectra, runs, batch, first, near, posterior)

@@ -158,9 +158,11 @@ def import_(file: str, out: str, quiet: bool, as_json: bool) -> None:
 @click.option("--start", type=Count(), default=8, show_default=True, help="Random ones among them.")
 @click.option("--baselines", is_flag=True, help="Begin with the task's baselines, as aqx search does.")
 @click.option(
-    "--spectra", type=Count(), metavar="N", help="Spectra of those that a search --spectra N computes them for."
+    "--spectra", type=Count(0), metavar="N", help="Spectra of those that a search --spectra N computes them for."
 )
-@click.option("--runs", type=Count(), metavar="N", help="Short runs of those that a search --runs N computes them for.")
+@click.option(
+    "--runs", type=Count(0), metavar="N", help="Short runs of those that a search --runs N computes them for."
+)
 @click.option("--no-runs", is_flag=True, help="Without short runs: they are not computed.")
 @click.option("--batch", type=Count(), default=1, show_default=True, help="Evaluations chosen together.")
 @click.option("--posterior", is_flag=True, help="The incumbent is the best by the posterior mean, not the luckiest.")

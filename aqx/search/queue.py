@@ -327,7 +327,8 @@ class Queue:
         """
         snapshot = self.ledger.snapshot()
         snapshot = replace(snapshot, trials=[t for t in snapshot.trials if t.trial_id not in other_versions])
-        if not len(self._candidates(snapshot)):
+        results = sum(trial.status is Status.DONE for trial in _searched(snapshot.trials))
+        if self.preset.posterior is None or results < surrogate.ENOUGH or not len(self._candidates(snapshot)):
             return {}
         ready = self._ready(snapshot)
         rows, means = ready.fitted.posterior()

@@ -125,7 +125,13 @@ def test_short_runs_and_spectra_come_as_a_search_computes_them():
     np.testing.assert_array_equal(
         everything.evaluated[:, :5], replay(features, good, seeds=2, evaluations=12).evaluated[:, :5]
     )
-    for numbers in ({"spectra": 0}, {"runs": 0}):
+    without = replay(features, good, seeds=2, evaluations=12, embedding=whole[:, : preset.without_runs])
+    np.testing.assert_array_equal(replay(features, good, seeds=2, evaluations=12, runs=0).evaluated, without.evaluated)
+    outputs_alone = replay(Features(features.names, outputs), good, seeds=2, evaluations=12)
+    nothing = replay(features, good, seeds=2, evaluations=12, spectra=0, runs=0)
+    np.testing.assert_array_equal(nothing.evaluated[:, :8], outputs_alone.evaluated[:, :8])
+    assert nothing.regret[:, -1].mean() < np.ptp(good) / 2
+    for numbers in ({"spectra": -1}, {"runs": -1}):
         with pytest.raises(InputError, match="is too few"):
             replay(features, good, seeds=1, evaluations=12, **numbers)
 
