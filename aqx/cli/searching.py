@@ -64,7 +64,7 @@ OPTIMISTIC = "the best of many noisy results, so optimistic; aqx confirm gives a
     "--runs",
     type=Count(0),
     metavar="N",
-    help="N candidates get short runs: all, or in a larger space the promising; default 10 per training, from 300.",
+    help="N candidates get short runs: all, or in a larger space the promising; default 150 a training, 300 to 3,000.",
 )
 @options.quiet
 @options.as_json

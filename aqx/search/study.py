@@ -54,7 +54,8 @@ _log = logging.getLogger("aqx")
 # and .007, 16 at once .017 and .007, 64 at once .026 and .015.
 TOGETHER = 8
 # Candidates get short runs, unless a search is told otherwise: a run takes a hundredth of a small training or more.
-RUNS_PER_TRAINING, FEWEST_RUNS, MOST_RUNS = 10, 300, 3000
+RUNS_PER_TRAINING, FEWEST_RUNS, MOST_RUNS = 150, 300, 3000
+WORTH_A_START = 10  # times as many classes as trainings: where there are fewer, a start matters little
 
 # What is called with every trial that ends: (study, record).
 Callback = Callable[["Study", Record], object]
@@ -276,9 +277,9 @@ class Study:
             spectra: how many of the most promising candidates are to have a spectrum; 0 computes none. A model of which
                 spectra cannot be computed is searched without, with a warning.
             runs: how many candidates are to have short runs: all of a space that has no more, and else an even sample
-                and the most promising; 0 computes none. By default ten for each training of the budget, and from 300
-                to 3,000; but none where `spectra` is 0, nor where the budget is a tenth of the space or more,
-                of which a start matters little.
+                and the most promising; 0 computes none. By default 150 for each training of the budget, and from 300
+                to 3,000, so that 20 trainings choose among all of act_bench; but none where `spectra` is 0, nor where
+                the budget is a tenth of the space or more, of which a start matters little.
             time_limit: seconds that one training may take, by default the task's: one that takes longer is ended with
                 its process, and has failed. With a limit, one worker is a process of its own too, so the task must be
                 such that it can be sent there, and a script that searches needs its `if __name__ == "__main__":`. What
@@ -315,7 +316,7 @@ class Study:
             if budget and self.task.train is not None:
                 check_candidates(self.queue, snapshot)
         if runs is None:
-            wanted = spectra > 0 and RUNS_PER_TRAINING * budget < snapshot.features.classes
+            wanted = spectra > 0 and WORTH_A_START * budget < snapshot.features.classes
             runs = min(max(FEWEST_RUNS, RUNS_PER_TRAINING * budget), MOST_RUNS) if wanted else 0
         with shown(progress, "search") as told:
             if budget and max_cost is not None:
