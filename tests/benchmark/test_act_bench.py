@@ -59,6 +59,12 @@ def test_a_table_of_the_paper_s_space_is_large():
     assert {parse(name).size for name in table.names} == {4} and np.isfinite(table.metrics["val_loss"]).mean() > 0.8
 
 
+def test_a_sample_of_clothes():
+    table = load_table(TABLES / "fashion-cnn.parquet")
+    assert table.task == "fashion-cnn" and len(set(table.names)) == len(table) > 150
+    assert np.isfinite(table.metrics["val_acc"]).sum() > 100
+
+
 @pytest.mark.slow
 def test_the_default_surrogate_is_far_ahead_of_chance():
     landscape = landscape_of(load_table(TABLES / "sine.parquet"), load_task("sine"))
