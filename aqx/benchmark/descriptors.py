@@ -61,18 +61,15 @@ class Descriptors:
             spectra: as in `replay`.
             runs: as in `replay`, but not 0.
         """
-        parts: list[_Part] = []
+        found = cls(whole, whole.copy(), preset, [])
         if runs is not None and preset.knows_runs(whole):
-            parts.append(_Part(slice(preset.without_runs, None), ~usable, surrogate.promising_runs(runs)))
+            part = _Part(slice(preset.without_runs, None), ~usable, surrogate.promising_runs(runs))
+            found._hide(part)
+            found._learn(part, surrogate.first_runs(len(whole), runs))
         if spectra is not None and preset.outputs_alone is not None:
             columns = slice(preset.outputs_alone, preset.without_runs)
-            parts.append(_Part(columns, ~usable if spectra else np.ones_like(usable), spectra))
-        descriptors = cls(whole, whole.copy(), preset, parts)
-        for part in parts:
-            descriptors.known[:, part.columns] = np.nan
-        if runs is not None and preset.knows_runs(whole):
-            descriptors._learn(parts[0], surrogate.first_runs(len(whole), runs))
-        return descriptors
+            found._hide(_Part(columns, ~usable if spectra else np.ones_like(usable), spectra))
+        return found
 
     def fitted(self, rows: Sequence[int], values: Float[np.ndarray, " N"], seed: int, given: int) -> Fitted:
         """Learn what a search computes before its next choice, and fit the surrogate.
@@ -86,15 +83,20 @@ class Descriptors:
         Returns:
             The surrogate that the next choice is made by.
         """
-        fitted = surrogate.fit(self.known, rows, values, preset=self.preset, seed=seed, given=given)
+
+        def fit() -> Fitted:
+            return surrogate.fit(self.known, rows, values, preset=self.preset, seed=seed, given=given)
+
+        fitted = fit()
         for part in self.parts:
-            if part.known.all():
-                continue
-            wanted = fitted.undescribed(part.known, part.promising)
-            if len(wanted):
+            if not part.known.all() and len(wanted := fitted.undescribed(part.known, part.promising)):
                 self._learn(part, wanted)
-                fitted = surrogate.fit(self.known, rows, values, preset=self.preset, seed=seed, given=given)
+                fitted = fit()
         return fitted
+
+    def _hide(self, part: _Part) -> None:
+        self.parts.append(part)
+        self.known[:, part.columns] = np.nan
 
     def _learn(self, part: _Part, rows: Int[np.ndarray, " R"]) -> None:
         self.known[rows, part.columns] = self.whole[rows, part.columns]

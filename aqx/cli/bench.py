@@ -225,7 +225,7 @@ def replay(
             direction=direction,
             presets=presets,
             features=features,
-            runs=not no_runs,
+            runs=not no_runs and runs != 0,
             progress=progress,
         )
     say(str(landscape), error=True)

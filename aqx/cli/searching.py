@@ -112,13 +112,13 @@ def search(
             progress=progress,
         )
     failed = sum(record.status == "failed" for record in finished)
-    best, incumbent, left_out = study.best(), study.incumbent(), study.left_out()
+    records = study.records()
+    best, incumbent, left_out = study.best(records), study.incumbent(records), study.left_out()
     if as_json:
         found = best and {"name": best.name, "trial": best.id, "objective": best.objective}
         likely = incumbent and {"name": incumbent.name, "objective": incumbent.objective}
         result = {"finished": len(finished), "failed": failed, "metric": study.task.objective, "best": found}
-        result["incumbent"] = likely
-        show_json({**result, "left_out": left_out})
+        show_json({**result, "incumbent": likely, "left_out": left_out})
         return
     found = f"; best so far {printable(simplest(best.name))}: {cell(best.objective)}, {OPTIMISTIC}" if best else ""
     if best and incumbent and incumbent.class_id != best.class_id:

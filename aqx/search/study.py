@@ -53,7 +53,8 @@ _log = logging.getLogger("aqx")
 # Trainings of one program on a GPU. Replayed on mnist1d, 6 searches, regret after 50 and 100 trainings: 8 at once .011
 # and .007, 16 at once .017 and .007, 64 at once .026 and .015.
 TOGETHER = 8
-# Candidates get short runs, unless a search is told otherwise: a run takes a hundredth of a small training or more.
+# Candidates get short runs, unless a search is told otherwise: so many that 20 trainings choose among all of act_bench.
+# Measured: see the guide `early`; a part of them was no help on some tables.
 RUNS_PER_TRAINING, FEWEST_RUNS, MOST_RUNS = 150, 300, 3000
 WORTH_A_START = 10  # times as many classes as trainings: where there are fewer, a start matters little
 
@@ -559,13 +560,16 @@ class Study:
         """Return the n best functions by the mean of their results in the search."""
         return rank_functions(done_in_search(self.records()), self.task.goal)[:n]
 
-    def incumbent(self) -> Ranking | None:
+    def incumbent(self, records: Sequence[Record] | None = None) -> Ranking | None:
         """Return the function that the surrogate believes to be the best of those trained, or None.
 
         Its `objective` is the mean of the posterior: what the results are believed to be worth without their noise.
         With fewer than 20 results, or a surrogate without a posterior, it is the best by the mean of its results.
+
+        Args:
+            records: from `records()`, where they are at hand.
         """
-        ranking = rank_functions(done_in_search(self.records()), self.task.goal)
+        ranking = rank_functions(done_in_search(self.records() if records is None else records), self.task.goal)
         return next(iter(rank_believed(ranking, self.queue.believed(), self.task.goal)), None)
 
     def to_dataframe(self) -> Any:
