@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -12,15 +13,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from aqx.fisher.factors import Factors, Tap, gpu_in_use
-from aqx.fisher.tridiagonal import eigenvalues_by_bisection
+from aqx.fisher.tridiagonal import eigenvalues_of_batches
 
 _BLOCKED = 256
 _LOWER = np.uint8(ord("L"))
 # On a GPU, matrices from this dimension on go by bisection. On an H100 the library's solver takes 4,702 µs for each of
 # dimension 577, bisection 214; of 145, 17.5 and 12.4; of 65, 3.7 and 2.1.
 _BISECTED = 33
-# Matrices that are smaller than the largest by no more than this are filled up to it with zeros.
-_FILLED_UP = 0.03
 
 
 class Factor(NamedTuple):
@@ -63,29 +62,8 @@ def eigenvalues_of_G(tap: Tap, sums: Factors) -> Float[Array, "S B p"]:
 
 def eigenvalues_of(factors: Sequence[Factor]) -> list[Float[Array, "_ _ _"]]:
     """Eigenvalues of many factors, ascending; nan for those that are not finite."""
-    return [_finished(*each) for each in zip(factors, _solved([factor.matrices for factor in factors]), strict=True)]
-
-
-def _solved(batches: Sequence[Float[Array, "_ _ _ _"]]) -> list[Float[Array, "_ _ _"]]:
-    if not gpu_in_use():
-        return [eigvalsh(matrices) for matrices in batches]
-    # Matrices of about one size share the launches, which are what small ones cost; a CPU takes all one by one anyway.
-    solved: dict[int, Array] = {}
-    left = dict(enumerate(batches))
-    while left:
-        size = max(matrices.shape[-1] for matrices in left.values())
-        lacking = {i: size - matrices.shape[-1] for i, matrices in left.items()}
-        members = {i: left.pop(i) for i, lack in lacking.items() if lack <= _FILLED_UP * size}
-        filled = [_filled_up(matrices.reshape(-1, *matrices.shape[2:]), lacking[i]) for i, matrices in members.items()]
-        parts = jnp.split(eigvalsh(jnp.concatenate(filled)), np.cumsum([len(part) for part in filled])[:-1])
-        for (i, matrices), values in zip(members.items(), parts, strict=True):
-            # Factors have no negative eigenvalues, so that the zeros filled in are the smallest but for rounding.
-            solved[i] = values[:, lacking[i] :].reshape(matrices.shape[:-1])
-    return [solved[i] for i in range(len(batches))]
-
-
-def _filled_up(matrices: Float[Array, "K d d"], lacking: int) -> Float[Array, "K e e"]:
-    return jnp.pad(matrices, ((0, 0), (0, lacking), (0, lacking)))
+    solved = _eigvalsh_of_all([factor.matrices for factor in factors])
+    return [_finished(*each) for each in zip(factors, solved, strict=True)]
 
 
 def _finished(factor: Factor, values: Float[Array, "S B k"]) -> Float[Array, "S B d"]:
@@ -106,18 +84,38 @@ def eigvalsh(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
 
     On a CPU straight from LAPACK's syevd in its values-only mode: `jnp.linalg.eigvalsh` computes the vectors too and
     drops them (measured: 1.3 to 2.5 times slower). Large matrices are first reduced by blocks (1.4 to 1.8 times faster
-    from 577 on, one thread). On a GPU large ones go through `eigenvalues_by_bisection`, all at once.
+    from 577 on, one thread). On a GPU large ones go through `eigenvalues_of_batches`, all at once.
     """
+    return _eigvalsh_of_all([matrices])[0]
+
+
+def _eigvalsh_of_all(batches: Sequence[Array]) -> list[Array]:
+    """The eigenvalues of each batch of symmetric matrices."""
+    if not batches:
+        return []
     if not gpu_in_use():  # tracing the other way costs a second where matrices are large
-        return jax.lax.platform_dependent(matrices, cpu=_on_cpu, default=jnp.linalg.eigvalsh)
-    return jax.lax.platform_dependent(matrices, cpu=_on_cpu, cuda=_on_gpu, rocm=_on_gpu, default=jnp.linalg.eigvalsh)
+        return [jax.lax.platform_dependent(each, cpu=_on_cpu, default=jnp.linalg.eigvalsh) for each in batches]
+    forms = {"cpu": _each(_on_cpu), "cuda": _on_gpu, "rocm": _on_gpu, "default": _each(jnp.linalg.eigvalsh)}
+    return list(jax.lax.platform_dependent(*batches, **forms))
 
 
-def _on_gpu(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
-    *batch, d, _ = matrices.shape
-    if d < _BISECTED:
-        return jnp.linalg.eigvalsh(matrices)
-    return eigenvalues_by_bisection(matrices.reshape(-1, d, d)).reshape(*batch, d)
+def _each(solve: Callable[[Array], Array]) -> Callable[..., tuple[Array, ...]]:
+    return lambda *batches: tuple(map(solve, batches))
+
+
+def _on_gpu(*batches: Array) -> tuple[Array, ...]:
+    flat = [each.reshape(-1, *each.shape[-2:]) for each in batches]
+    large = [i for i, each in enumerate(flat) if each.shape[-1] >= _BISECTED]
+    found = dict(zip(large, eigenvalues_of_batches([flat[i] for i in large]) if large else (), strict=True))
+    # Small matrices of one size share a call.
+    small = sorted(set(range(len(flat))) - {*large}, key=lambda i: flat[i].shape[-1])
+    for _, same in itertools.groupby(small, lambda i: flat[i].shape[-1]):
+        members = list(same)
+        values = jnp.linalg.eigvalsh(jnp.concatenate([flat[i] for i in members]))
+        ends = np.cumsum([len(flat[i]) for i in members])
+        found.update(zip(members, jnp.split(values, ends[:-1]), strict=True))
+    # Of float32 among float64, the values come in float64.
+    return tuple(found[i].reshape(each.shape[:-1]).astype(each.dtype) for i, each in enumerate(batches))
 
 
 def _on_cpu(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:

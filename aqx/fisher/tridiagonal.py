@@ -1,29 +1,40 @@
 """Eigenvalues of many symmetric matrices at once: blocked Householder reduction, then bisection with Sturm counts.
 
-For devices whose solver takes large matrices one by one. Every step works on all matrices together; a matrix passes
-through memory once per column, so that 577 × 577 moves 0.5 GB.
+For devices whose solver takes large matrices one by one. Every step works on all matrices together, and those of a
+smaller dimension join when the larger ones are reduced to it. A matrix passes through memory once per column, so that
+577 × 577 moves 0.5 GB.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 # Columns reduced before the rest of the matrix is brought up to date: that moves two matrices' bytes a panel, and each
-# column six rows for each of the panel. Of 577 × 577, 16 columns move 0.49 GB in all, 32 columns 0.54.
+# column six rows for each of the panel. Of 577 × 577, 16 columns move 0.53 GB in all, 32 columns 0.59.
 _PANEL = 16
-# A loop over panels takes this part of the columns, then it is made smaller: each loop compiles for 0.3 s.
-_SHARE = 4
+# A loop over panels takes this part of the columns, then it is made smaller: each loop compiles for 0.3 s. 512 spectra
+# of a CNN with factors of 577 and 289 move 348 GB by 24 loops with 4, 371 by 20 with 3, 430 by 15 with 2.
+_SHARE = 3
 _WHOLE = 128  # what is as small goes on to its end in one loop
 # Steps of the Sturm recurrence in one kernel: 256 matrices of 577 take 9.4 ms with 16, 3.8 with 32, 7.5 with 64.
 _UNROLLED = 32
+
+
+class Reduced(NamedTuple):
+    """Tridiagonal matrices of one size: those that joined the reduction together."""
+
+    members: list[tuple[int, int]]  # which batches, and how many zeros stand before the diagonal of each
+    diagonal: Float[Array, "K d"]
+    off: Float[Array, "K d-1"]
 
 
 def eigenvalues_by_bisection(matrices: Float[Array, "K d d"], panel: int | None = None) -> Float[Array, "K d"]:
@@ -38,24 +49,58 @@ def eigenvalues_by_bisection(matrices: Float[Array, "K d d"], panel: int | None 
         >>> [round(float(value), 4) for value in eigenvalues_by_bisection(jnp.array([[[2.0, 1.0], [1.0, 2.0]]]))[0]]
         [1.0, 3.0]
     """
-    return _solver(panel)(matrices)
+    return eigenvalues_of_batches([matrices], panel)[0]
+
+
+def eigenvalues_of_batches(
+    batches: Sequence[Float[Array, "_ _ _"]], panel: int | None = None
+) -> list[Float[Array, "_ _"]]:
+    """Eigenvalues of batches of symmetric matrices, as `eigenvalues_by_bisection` of each, in fewer, larger steps."""
+    return list(_solver(panel)(*batches))
 
 
 @cache
-def _solver(panel: int | None) -> Callable[..., Float[Array, "K d"]]:
+def _solver(panel: int | None) -> Callable[..., tuple[Float[Array, "_ _"], ...]]:
     @jax.custom_batching.custom_vmap
-    def solve(matrices: Float[Array, "K d d"]) -> Float[Array, "K d"]:
+    def solve(*batches: Float[Array, "_ _ _"]) -> tuple[Float[Array, "_ _"], ...]:
         # Largest element between 1 and 2: no square over- or underflows where it matters. Powers of two round nothing.
-        scale = _power_of_two(jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True))
-        scaled = matrices / jnp.where(scale == 0, 1, scale)
-        return tridiagonal_eigenvalues(*tridiagonalise(scaled, panel)) * scale[:, 0]
+        scales = [_power_of_two(jnp.max(jnp.abs(each), axis=(1, 2), keepdims=True)) for each in batches]
+        scaled = [each / jnp.where(scale == 0, 1, scale) for each, scale in zip(batches, scales, strict=True)]
+        found: dict[int, Array] = {}
+        for reduced in tridiagonalise(scaled, panel):
+            counts = [len(batches[i]) for i, _ in reduced.members]
+            lacking = np.repeat([lack for _, lack in reduced.members], counts)
+            values = tridiagonal_eigenvalues(_with_lowest(reduced.diagonal, reduced.off, lacking), reduced.off)
+            parts = jnp.split(values, np.cumsum(counts)[:-1])
+            for (i, lack), part in zip(reduced.members, parts, strict=True):
+                found[i] = part[:, lack:] * scales[i][:, 0]
+        return tuple(found[i] for i in range(len(batches)))
 
     # More matrices: JAX's own rule would write each column's v and w by a scatter, in five kernels instead of one.
     @solve.def_vmap
-    def _(size: int, batched: Any, matrices: Float[Array, "N K d d"]) -> tuple[Float[Array, "N K d"], bool]:
-        return solve(matrices.reshape(-1, *matrices.shape[2:])).reshape(size, *matrices.shape[1:3]), True
+    def _(size: int, batched: Sequence[bool], *batches: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
+        many = [
+            each if is_batched else jnp.broadcast_to(each, (size, *each.shape))
+            for each, is_batched in zip(batches, batched, strict=True)
+        ]
+        values = solve(*[each.reshape(-1, *each.shape[2:]) for each in many])
+        return tuple(each.reshape(size, -1, each.shape[-1]) for each in values), (True,) * len(values)
 
     return solve
+
+
+def _with_lowest(diagonal: Float[Array, "K d"], off: Float[Array, "K d-1"], lacking: np.ndarray) -> Array:
+    """The diagonal with a bound of all eigenvalues from below in the place of its first few, so that it sorts first."""
+    if not lacking.any():
+        return diagonal
+    lowest = (diagonal - _radii(off)).min(1, keepdims=True)
+    return jnp.where(np.arange(diagonal.shape[1]) < lacking[:, None], lowest, diagonal)
+
+
+def _radii(off: Float[Array, "K _"]) -> Float[Array, "K d"]:
+    """How far from each element of the diagonal an eigenvalue may lie (Gershgorin)."""
+    beside = jnp.pad(jnp.abs(off), ((0, 0), (1, 1)))
+    return beside[:, :-1] + beside[:, 1:]
 
 
 def _power_of_two(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -65,38 +110,52 @@ def _power_of_two(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return lax.bitcast_convert_type((bits >> information.nmant) << information.nmant, values.dtype)
 
 
-def tridiagonalise(
-    matrices: Float[Array, "K d d"], panel: int | None = None
-) -> tuple[Float[Array, "K d"], Float[Array, "K d-1"]]:
-    """Reduce K symmetric matrices to tridiagonal ones of the same eigenvalues: their diagonals and off-diagonals.
+def tridiagonalise(batches: Sequence[Float[Array, "_ _ _"]], panel: int | None = None) -> list[Reduced]:
+    """Reduce symmetric matrices to tridiagonal ones of the same eigenvalues, those of similar size together.
 
     Householder reflections v are gathered in panels, A ← A − V Wᵀ − W Vᵀ: within a panel A is only read, once per
-    column, and the update is one matrix product.
+    column, and the update is one matrix product. Matrices that are smaller wait until the others are reduced to their
+    size; what they still lack, less than a panel, is filled up with zeros before the diagonal.
 
     Args:
-        matrices: of elements up to about 2.
+        batches: [K, d, d] each, of elements up to about 2.
         panel: columns per panel.
 
     Source: Dongarra, Hammarling & Sorensen 1989 (LAPACK's latrd and sytrd).
     """
-    size = matrices.shape[-1]
     width = panel or _PANEL
     whole = _WHOLE if panel is None else _SHARE * panel
-    diagonal, off = [], []
+    sizes = [each.shape[-1] for each in batches]
+    waiting = sorted(range(len(batches)), key=lambda i: -sizes[i])
+    size = sizes[waiting[0]]
+    matrices = jnp.zeros((0, size, size), batches[0].dtype)
+    groups: list[tuple[list[tuple[int, int]], list[Array]]] = []
+    counts: list[int] = []
     while size:
-        # Of what is small the whole; columns beyond the last find nothing to do, and are cut off.
-        panels = -(-size // width) if size <= whole else size // (_SHARE * width)
-        matrices, (diagonals, offs) = lax.scan(partial(_reduce_panel, width), matrices, width * jnp.arange(panels))
-        done = min(size, panels * width)
-        diagonal.append(diagonals.reshape(panels * width, -1)[:done])
-        off.append(offs.reshape(panels * width, -1)[:done])
+        members: list[tuple[int, int]] = []
+        while waiting and size - sizes[waiting[0]] < width:
+            i, lack = waiting[0], size - sizes[waiting[0]]
+            matrices = jnp.concatenate([matrices, jnp.pad(batches[i], ((0, 0), (lack, 0), (lack, 0)))])
+            members.append((waiting.pop(0), lack))
+        if members:
+            groups.append((members, []))
+            counts.append(sum(len(batches[i]) for i, _ in members))
+        panels = (size - sizes[waiting[0]]) // width if waiting else -(-size // width)
+        if size > whole:
+            panels = min(panels, max(1, size // (_SHARE * width)))
+        matrices, found = lax.scan(partial(_reduce_panel, width), matrices, width * jnp.arange(panels))
+        done = min(size, panels * width)  # columns beyond the last find nothing to do, and are cut off
+        columns = found.reshape(panels * width, 2, -1)[:done]
+        for (_, parts), part in zip(groups, jnp.split(columns, np.cumsum(counts)[:-1], axis=2), strict=True):
+            parts.append(part)
         matrices, size = matrices[:, done:, done:], size - done
-    return jnp.concatenate(diagonal).T, jnp.concatenate(off)[:-1].T
+    ends = [(members, jnp.concatenate(parts)) for members, parts in groups]
+    return [Reduced(members, columns[:, 0].T, columns[:-1, 1].T) for members, columns in ends]
 
 
 def _reduce_panel(
     width: int, A: Float[Array, "K d d"], start: Array
-) -> tuple[Float[Array, "K d d"], tuple[Float[Array, "w K"], Float[Array, "w K"]]]:
+) -> tuple[Float[Array, "K d d"], Float[Array, "w 2 K"]]:
     """A after the reduction of some columns from `start` on, and what these leave on the diagonal and beside it.
 
     What is left of and above a reduced column is not kept up, and not looked at again.
@@ -133,7 +192,7 @@ def _reduce_panel(
     # V Wᵀ + W Vᵀ as one product, which cuBLAS adds to A in place.
     V_W, W_V = (part.reshape(count, 2 * width, d) for part in (pairs, pairs[:, :, ::-1]))
     update = jnp.matmul(-jnp.swapaxes(V_W, 1, 2), W_V, precision=lax.Precision.HIGHEST)
-    return A + update, (found[:, :, 0].T, found[:, :, 1].T)
+    return A + update, jnp.moveaxis(found, 0, 2)
 
 
 def tridiagonal_eigenvalues(diagonal: Float[Array, "K d"], off: Float[Array, "K d-1"]) -> Float[Array, "K d"]:
@@ -152,8 +211,7 @@ def tridiagonal_eigenvalues(diagonal: Float[Array, "K d"], off: Float[Array, "K 
     information = jnp.finfo(dtype)
     squares = jnp.pad(off * off, ((0, 0), (1, 0)))
     smallest = information.tiny * jnp.maximum(1, squares.max(1, keepdims=True))
-    beside = jnp.pad(jnp.abs(off), ((0, 0), (1, 1)))
-    radius = beside[:, :-1] + beside[:, 1:]
+    radius = _radii(off)
     norm = (jnp.abs(diagonal) + radius).max(1, keepdims=True)
     margin = 4 * information.eps * norm + 2 * smallest
     low, high = (diagonal - radius).min(1, keepdims=True) - margin, (diagonal + radius).max(1, keepdims=True) + margin

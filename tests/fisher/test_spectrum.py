@@ -82,11 +82,36 @@ def test_a_cpu_beside_a_gpu_computes_as_one_alone(beside_a_gpu: None, monkeypatc
     np.testing.assert_allclose(program.compile()(MATRICES), expected, atol=1e-5)
 
 
-def test_factors_of_about_one_size_are_solved_together_on_a_gpu(beside_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
-    solved = []
-    monkeypatch.setattr(
-        spectrum, "eigvalsh", lambda matrices: solved.append(matrices.shape) or jnp.linalg.eigvalsh(matrices)
+# The larger of them wait for none, 37 joins 53 a column before it would, 35 and 34 join each other, 11 is too small.
+SIZES = ((2, 53), (1, 37), (3, 35), (1, 34), (2, 11), (1, 11))
+
+
+def test_a_gpu_reduces_matrices_of_all_sizes_together(beside_a_gpu: None):
+    """By the program for a GPU, computed here."""
+    random = np.random.default_rng(1)
+    batches = [random.normal(size=(count, 1, d, d)).astype(np.float32) for count, d in SIZES]
+    batches = [each + each.swapaxes(-1, -2) for each in batches]  # of both signs
+    found = jax.jit(spectrum._on_gpu)(*batches)
+    under_vmap = jax.jit(jax.vmap(spectrum._on_gpu, (None, 0, 0, 0, 0, 0)))(
+        batches[0][0], *(np.stack([each, 2 * each]) for each in batches[1:])
     )
+    for i, (each, values) in enumerate(zip(batches, found, strict=True)):
+        expected = np.linalg.eigvalsh(each.astype(np.float64))
+        np.testing.assert_allclose(values, expected, atol=2e-6 * np.abs(expected).max())
+        twice = np.stack([expected[0], expected[0]] if i == 0 else [expected, 2 * expected])
+        np.testing.assert_allclose(under_vmap[i], twice, atol=4e-6 * np.abs(expected).max())
+
+
+def test_a_gpu_keeps_the_dtype_of_each(beside_a_gpu: None):
+    with jax.enable_x64(True):
+        single, double = np.eye(35, dtype=np.float32)[None], np.eye(40)[None]
+        found = [np.asarray(values) for values in jax.jit(spectrum._on_gpu)(single, double)]
+    assert [values.dtype for values in found] == [np.float32, np.float64]
+    assert (found[0] == 1).all() and (found[1] == 1).all()
+
+
+def test_factors_that_are_not_finite_or_lack_rows_on_a_gpu(beside_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spectrum, "_BISECTED", 4)
     yes, no = jnp.array(True), jnp.array(False)
     squares = MATRICES @ MATRICES  # positive semidefinite, as factors are
     factors = [
@@ -95,9 +120,7 @@ def test_factors_of_about_one_size_are_solved_together_on_a_gpu(beside_a_gpu: No
         Factor(jnp.asarray(squares[None, 2:, :11, :11]), yes, 0),
         Factor(jnp.asarray(squares[None, 2:]), no, 0),
     ]
-    monkeypatch.setattr(spectrum, "_FILLED_UP", 0.1)
     found = [np.asarray(values) for values in eigenvalues_of(factors)]
-    assert solved == [(4, 12, 12), (3, 5, 5)]
     assert [values.shape for values in found] == [(2, 1, 12), (1, 3, 8), (1, 1, 11), (1, 1, 12)]
     truth = squares.astype(np.float64)
     np.testing.assert_allclose(found[0][:, 0], np.linalg.eigvalsh(truth[:2]), atol=1e-4)
