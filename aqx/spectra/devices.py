@@ -63,6 +63,14 @@ def on_cpu() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
+def full_precision() -> contextlib.AbstractContextManager[Any]:
+    """A context in which a GPU multiplies float32 as such.
+
+    Else with the 11 bits of TF32: features were 0.7 % of the median distance from the CPU's.
+    """
+    return jax.default_matmul_precision("highest")
+
+
 def compiled_quickly(lowered: Any) -> Any:
     """Compile a program of many matrix products of different shapes for a GPU."""
     try:

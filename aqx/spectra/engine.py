@@ -17,10 +17,11 @@ from threadpoolctl import threadpool_limits
 
 from aqx.activation import Activation
 from aqx.errors import TaskError, one_line
+from aqx.kernel import form_in_use
 from aqx.machine import cores, free_memory
 from aqx.numerics.settings import own_settings
 from aqx.spectra.descriptor import Descriptor
-from aqx.spectra.devices import AXIS, agreed, candidate_mesh, compiled_quickly, on_every_device
+from aqx.spectra.devices import AXIS, agreed, candidate_mesh, compiled_quickly, full_precision, on_every_device
 from aqx.spectra.fisher_spectra import FISHER
 from aqx.spectra.subject import Subject
 from aqx.stopping import is_stop
@@ -34,10 +35,11 @@ _WIDEST = 1024
 _WIDER = 8
 # Assumed where the system does not say how much memory is free.
 _UNKNOWN_MEMORY = 2 << 30
-# The share of the free memory that candidates in flight may take together. Programs for a GPU are known to take four
-# times what is told from their values: it keeps copies in other orders of axes, and computes what it can early.
+# The share of the free memory that candidates in flight may take together. A GPU's programs take 0.7 to 1.5 times what
+# is told from their values (spectra and short runs of ten tasks, compiled for an H100); with switches in place of the
+# kernel, which keep the values of all operators, up to four times.
 _MEMORY = 0.5
-_MEMORY_OF_GPU = 0.2
+_MEMORY_WITH_SWITCHES = 0.2
 
 
 @dataclass
@@ -177,7 +179,7 @@ class Engine:
 
     def _width_that_fits(self) -> int:
         """The largest power of two of candidates, up to `_WIDEST`, that the memory holds."""
-        share = _MEMORY if self._on_cpu else _MEMORY_OF_GPU
+        share = _MEMORY if self._on_cpu or form_in_use() == "kernel" else _MEMORY_WITH_SWITCHES
         fits = int(share * self._free_memory() / max(1, self.descriptor.bytes_each(self.subject)))
         # Process 0's memory decides for all, as they must run the same programs.
         return agreed(1 << (max(1, min(fits, _WIDEST)).bit_length() - 1))
@@ -216,32 +218,11 @@ class Engine:
         return run
 
     def _compile(self, arguments: tuple[Any, ...], width: int) -> Any:
-        compute = self.descriptor.program(self.subject, self._on_cpu)
-
-        def described(acts: Activation, *shared: Any) -> Any:
-            if width > 1:
-                return jax.vmap(lambda act: compute(act, *shared))(acts)
-            act = jax.tree.map(lambda leaf: leaf[0], acts)
-            return jax.tree.map(lambda leaf: leaf[None], compute(act, *shared))
-
-        described.__name__ = self.descriptor.kind.table  # what a compiler's log calls the program
-        everywhere, shared = PartitionSpec(), PartitionSpec(AXIS)
-        sharded = jax.shard_map(
-            described,
-            mesh=self.mesh,
-            in_specs=(shared, everywhere, everywhere, everywhere, everywhere),
-            out_specs=shared,
-            check_vma=False,
-        )
-        # Process 0 needs what the devices of the others have computed.
-        out = None if jax.process_count() == 1 else NamedSharding(self.mesh, everywhere)
-        jitted = jax.jit(sharded, out_shardings=out)
+        program = program_for(self.mesh, self.subject, self.descriptor, width)
         if self._on_cpu:
-            return jitted.lower(*arguments).compile()
-        # A GPU multiplies float32 with the 11 bits of TF32 unless told otherwise: features were 0.7 % of the median
-        # distance from the CPU's.
-        with jax.default_matmul_precision("highest"):
-            return compiled_quickly(jitted.lower(*arguments))
+            return program.lower(*arguments).compile()
+        with full_precision():
+            return compiled_quickly(program.lower(*arguments))
 
     def _check_memory(self, needed: int, width: int) -> None:
         """Refuse a program that will not fit before it is tried: then it is known how many candidates would."""
@@ -288,6 +269,33 @@ class Engine:
             for array, mine in zip(whole, step or (), strict=False):
                 array[list(part)] = mine[: len(part)]
         return whole
+
+
+def program_for(mesh: Mesh, subject: Subject, descriptor: Descriptor[Any], width: int) -> Any:
+    """The jitted program that computes `width` candidates on each device of a mesh.
+
+    It takes a stack of candidates, what is fixed for all of them, and the subject's state, x and y.
+    """
+    compute = descriptor.program(subject, _on_cpu(mesh))
+
+    def described(acts: Activation, *shared: Any) -> Any:
+        if width > 1:
+            return jax.vmap(lambda act: compute(act, *shared))(acts)
+        act = jax.tree.map(lambda leaf: leaf[0], acts)
+        return jax.tree.map(lambda leaf: leaf[None], compute(act, *shared))
+
+    described.__name__ = descriptor.kind.table  # what a compiler's log calls the program
+    everywhere, shared = PartitionSpec(), PartitionSpec(AXIS)
+    sharded = jax.shard_map(
+        described,
+        mesh=mesh,
+        in_specs=(shared, everywhere, everywhere, everywhere, everywhere),
+        out_specs=shared,
+        check_vma=False,
+    )
+    # Process 0 needs what the devices of the others have computed.
+    out = None if jax.process_count() == 1 else NamedSharding(mesh, everywhere)
+    return jax.jit(sharded, out_shardings=out)
 
 
 def _of_candidates(error: BaseException) -> Exception:

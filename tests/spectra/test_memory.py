@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import pytest
 
+from aqx.spectra import engine
+from aqx.spectra.fisher_spectra import FISHER
 from aqx.spectra.memory import peak_bytes
+from aqx.spectra.subject import prepare
+from aqx.tasks import load_task
 
 X = jnp.zeros((256,), jnp.float32)
 KILO = X.nbytes
@@ -34,3 +41,12 @@ def test_the_inside_of_calls_counts_and_branches_count_once():
     assert peak(branch, 0, X) <= 3 * KILO
     assert peak(lambda x: jax.lax.scan(lambda y, _: (inner(y), None), x, None, length=5)[0], X) < 300 * KILO
     assert peak(lambda x: x, X) == 0
+
+
+@pytest.mark.parametrize(("form", "width"), [("kernel", 8), ("switch", 4)])
+def test_switches_on_a_gpu_are_left_more_room(form: str, width: int, monkeypatch: pytest.MonkeyPatch):
+    subject = dataclasses.replace(prepare(load_task("mnist1d")), bytes_each=1000)
+    monkeypatch.setattr(engine, "_on_cpu", lambda mesh: False)
+    monkeypatch.setattr(engine, "form_in_use", lambda: form)
+    monkeypatch.setattr(engine.Engine, "_free_memory", lambda self: 20_000)
+    assert engine.Engine(subject, descriptor=FISHER).width == width
