@@ -18,6 +18,7 @@ from aqx.activation import Activation
 from aqx.losses import softmax_cross_entropy
 from aqx.population import TrainMany
 from aqx.tasks.builtin.array_training import Recipe, train_classifier, train_classifiers
+from aqx.tasks.builtin.blocks import repeat, unrolled
 from aqx.tasks.builtin.data import Split, cached_arrays
 from aqx.tasks.task import Task
 
@@ -27,7 +28,7 @@ RECIPE = Recipe(steps=400, batch=100, rate=2e-3)
 
 
 class Layer(nn.Module):
-    """One hidden layer, in the form that `nn.scan` repeats."""
+    """One hidden layer, in the form that `repeat` takes."""
 
     act: Activation
 
@@ -45,7 +46,7 @@ class DeepMLP(nn.Module):
     def __call__(self, x: Float[ArrayLike, "N 64"]) -> Float[Array, "N 10"]:
         hidden = nn.Dense(WIDTH)(jnp.asarray(x))
         # Scanned, the traced activation is compiled at one place instead of twelve.
-        layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=DEPTH)
+        layers = repeat(Layer, DEPTH, unrolled(DEPTH))
         hidden, _ = layers(self.act)(hidden, None)
         return nn.Dense(10)(hidden)
 

@@ -15,6 +15,7 @@ from aqx.activation import Activation
 from aqx.losses import softmax_cross_entropy
 from aqx.population import TrainMany
 from aqx.tasks.builtin.array_training import Recipe, train_classifier, train_classifiers
+from aqx.tasks.builtin.blocks import repeat, unrolled
 from aqx.tasks.builtin.digits import load_data
 from aqx.tasks.task import Task
 
@@ -27,7 +28,7 @@ FISHER_BATCH = 128
 
 
 class Block(nn.Module):
-    """Attention and an MLP, the latter without a residual, in the form that `nn.scan` repeats."""
+    """Attention and an MLP, the latter without a residual, in the form that `repeat` takes."""
 
     act: Activation
 
@@ -48,7 +49,7 @@ class ViT(nn.Module):
         patches = jnp.asarray(x).reshape(-1, 2, 4, 4, 2).swapaxes(2, 3).reshape(-1, 8, 8)
         tokens = nn.Dense(WIDTH)(patches)
         tokens += self.param("position", nn.initializers.normal(0.5), (8, WIDTH))
-        blocks = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=DEPTH)
+        blocks = repeat(Block, DEPTH, unrolled(DEPTH))
         tokens, _ = blocks(self.act)(tokens, None)
         return nn.Dense(10)(nn.LayerNorm()(tokens).mean(axis=1))
 

@@ -12,7 +12,7 @@ from aqx.activation import Activation
 from aqx.losses import softmax_cross_entropy
 from aqx.population import TrainMany
 from aqx.tasks.builtin.array_training import Recipe, train_classifier, train_classifiers
-from aqx.tasks.builtin.blocks import convolve
+from aqx.tasks.builtin.blocks import convolve, repeat, unrolled
 from aqx.tasks.builtin.mnist1d import load_data
 from aqx.tasks.task import Task
 
@@ -24,7 +24,7 @@ FISHER_BATCH = 128
 
 
 class Layer(nn.Module):
-    """One hidden convolution, in the form that `nn.scan` repeats."""
+    """One hidden convolution, in the form that `repeat` takes."""
 
     act: Activation
 
@@ -41,7 +41,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: Float[ArrayLike, "N 40"]) -> Float[Array, "N 10"]:
         hidden = nn.Conv(FEATURES, (KERNEL,), strides=4, conv_general_dilated=convolve)(jnp.asarray(x)[..., None])
-        layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=DEPTH)
+        layers = repeat(Layer, DEPTH, unrolled(DEPTH))
         hidden, _ = layers(self.act)(hidden, None)
         return nn.Dense(10)(hidden.reshape(len(hidden), -1))
 

@@ -179,6 +179,30 @@ def test_one_program_serves_a_shape(name: str, compiled: list[float]):
     assert {name.split("_")[0] for name in first} == {"train", "val", "test"}
 
 
+@pytest.mark.parametrize("name", ["digits", "digits-cnn", "digits-vit", "mnist1d-cnn"])
+def test_layers_are_a_loop_on_a_cpu_and_written_out_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch):
+    task = load_task(name)
+    x = jnp.asarray(task.batch()[0][:4])
+    model = task.build_model(activation("add(swish(x),tanh(x))"))
+    variables = model.init(jax.random.key(0), x)
+
+    def value(variables):
+        return (model.apply(variables, x) ** 2).sum()
+
+    def loops() -> set[int]:
+        equations = jax.make_jaxpr(lambda variables: value(variables))(variables).jaxpr.eqns
+        return {each.params["length"] // each.params["unroll"] for each in equations if each.primitive.name == "scan"}
+
+    (turns,) = loops()
+    looped = jax.jit(jax.value_and_grad(value))(variables)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert turns > 1 and loops() == {1}
+    written_out = jax.jit(jax.value_and_grad(lambda variables: value(variables)))(variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), looped, written_out)
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert loops() == {turns}, "what is small is computed on the CPU beside a GPU"
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize(
     ("shape", "kernel", "strides"), [((3, 11, 2), (5, 2, 4), (4,)), ((2, 8, 7, 3), (3, 2, 3, 5), (2, 1))]
