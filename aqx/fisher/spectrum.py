@@ -93,14 +93,13 @@ def _eigvalsh_of_all(batches: Sequence[Array]) -> list[Array]:
     """The eigenvalues of each batch of symmetric matrices."""
     if not batches:
         return []
-    if not gpu_in_use():  # tracing the other way costs a second where matrices are large
-        return [jax.lax.platform_dependent(each, cpu=_on_cpu, default=jnp.linalg.eigvalsh) for each in batches]
-    forms = {"cpu": _each(_on_cpu), "cuda": _on_gpu, "rocm": _on_gpu, "default": _each(jnp.linalg.eigvalsh)}
-    return list(jax.lax.platform_dependent(*batches, **forms))
+    # Tracing the other way costs a second where matrices are large.
+    on_gpu = {"cuda": _on_gpu, "rocm": _on_gpu} if gpu_in_use() else {}
+    return list(jax.lax.platform_dependent(*batches, cpu=_on_cpu, default=_by_jax, **on_gpu))
 
 
-def _each(solve: Callable[[Array], Array]) -> Callable[..., tuple[Array, ...]]:
-    return lambda *batches: tuple(map(solve, batches))
+def _by_jax(*batches: Array) -> tuple[Array, ...]:
+    return tuple(map(jnp.linalg.eigvalsh, batches))
 
 
 def _on_gpu(*batches: Array) -> tuple[Array, ...]:
@@ -118,7 +117,11 @@ def _on_gpu(*batches: Array) -> tuple[Array, ...]:
     return tuple(found[i].reshape(each.shape[:-1]).astype(each.dtype) for i, each in enumerate(batches))
 
 
-def _on_cpu(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
+def _on_cpu(*batches: Array) -> tuple[Array, ...]:
+    return tuple(map(_by_lapack, batches))
+
+
+def _by_lapack(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
     prefix = {"float32": "s", "float64": "d"}.get(str(matrices.dtype))
     if prefix is None or not _lapack_is_bound(prefix):
         return jnp.linalg.eigvalsh(matrices)
