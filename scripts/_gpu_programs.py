@@ -81,12 +81,8 @@ def spectra(name: str, width: int, device: Any) -> dict[str, Figure]:
     program = program_for(_h100.mesh_of(device), subject, FISHER, width)
     arguments = (acts, FISHER.fixed(subject), subject.state, subject.x, subject.y)
 
-    def finish(lowered: Any) -> Any:
-        with full_precision():
-            return compiled_quickly(lowered)
-
     with full_precision():
-        made = _h100.compiled(program, *arguments, on=device, split=1, finish=finish)
+        made = _h100.compiled(program, *arguments, on=device, split=1, finish=compiled_quickly)
     return figures(made) | {"MB_each": made.bytes / width / 1e6, "told_MB_each": subject.bytes_each / 1e6}
 
 

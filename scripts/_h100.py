@@ -214,7 +214,7 @@ def _moved(instruction: _Instruction, operands: list[str], fused: list[_Instruct
         if users and all(_is_first(parameter.name, each, "slice", "dynamic-slice") for each in users):
             moved += sum(_size(each.type) for each in users)
         elif not users or not all(_is_first(parameter.name, each, "dynamic-update-slice") for each in users):
-            moved += _size(operands[int(re.match(r"\d+", parameter.rest)[0])])  # type: ignore[index]
+            moved += _size(operands[int(parameter.rest.partition(")")[0])])
     written = _size(fused[-1].type)  # of the instruction, where it runs beside others, operands are a part
     for each in (each for each in fused if each.operation == "dynamic-update-slice"):
         written += _size(types.get(each.operands[1], "")) - _size(each.type)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from aqx.fisher.factors import Factors, Tap, gpu_in_use
-from aqx.fisher.tridiagonal import eigenvalues_of_batches
+from aqx.fisher.tridiagonal import eigenvalues_by_bisection
 
 _BLOCKED = 256
 _LOWER = np.uint8(ord("L"))
@@ -84,7 +84,7 @@ def eigvalsh(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
 
     On a CPU straight from LAPACK's syevd in its values-only mode: `jnp.linalg.eigvalsh` computes the vectors too and
     drops them (measured: 1.3 to 2.5 times slower). Large matrices are first reduced by blocks (1.4 to 1.8 times faster
-    from 577 on, one thread). On a GPU large ones go through `eigenvalues_of_batches`, all at once.
+    from 577 on, one thread). On a GPU large ones go through `eigenvalues_by_bisection`, all at once.
     """
     return _eigvalsh_of_all([matrices])[0]
 
@@ -105,7 +105,7 @@ def _by_jax(*batches: Array) -> tuple[Array, ...]:
 def _on_gpu(*batches: Array) -> tuple[Array, ...]:
     flat = [each.reshape(-1, *each.shape[-2:]) for each in batches]
     large = [i for i, each in enumerate(flat) if each.shape[-1] >= _BISECTED]
-    found = dict(zip(large, eigenvalues_of_batches([flat[i] for i in large]) if large else (), strict=True))
+    found = dict(zip(large, eigenvalues_by_bisection([flat[i] for i in large]) if large else (), strict=True))
     # Small matrices of one size share a call.
     small = sorted(set(range(len(flat))) - {*large}, key=lambda i: flat[i].shape[-1])
     for _, same in itertools.groupby(small, lambda i: flat[i].shape[-1]):

@@ -37,25 +37,24 @@ class Reduced(NamedTuple):
     off: Float[Array, "K d-1"]
 
 
-def eigenvalues_by_bisection(matrices: Float[Array, "K d d"], panel: int | None = None) -> Float[Array, "K d"]:
-    """Eigenvalues of K symmetric matrices, ascending, to a few roundings of the largest.
+def eigenvalues_by_bisection(
+    batches: Sequence[Float[Array, "_ _ _"]], panel: int | None = None
+) -> list[Float[Array, "_ _"]]:
+    """Eigenvalues of batches of symmetric matrices, ascending, to a few roundings of the largest of a matrix.
 
     Args:
-        matrices: finite ones; both triangles are read.
+        batches: [K, d, d] each, of finite matrices; both triangles are read.
         panel: as in `tridiagonalise`.
+
+    Returns:
+        The eigenvalues [K, d] of each batch.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> [round(float(value), 4) for value in eigenvalues_by_bisection(jnp.array([[[2.0, 1.0], [1.0, 2.0]]]))[0]]
+        >>> (values,) = eigenvalues_by_bisection([jnp.array([[[2.0, 1.0], [1.0, 2.0]]])])
+        >>> [round(float(value), 4) for value in values[0]]
         [1.0, 3.0]
     """
-    return eigenvalues_of_batches([matrices], panel)[0]
-
-
-def eigenvalues_of_batches(
-    batches: Sequence[Float[Array, "_ _ _"]], panel: int | None = None
-) -> list[Float[Array, "_ _"]]:
-    """Eigenvalues of batches of symmetric matrices, as `eigenvalues_by_bisection` of each, in fewer, larger steps."""
     return list(_solver(panel)(*batches))
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from aqx.fisher import spectrum
 from aqx.fisher.spectrum import Factor, eigenvalues_of, eigvalsh
+from aqx.fisher.tridiagonal import tridiagonalise
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -82,7 +83,7 @@ def test_a_cpu_beside_a_gpu_computes_as_one_alone(beside_a_gpu: None, monkeypatc
     np.testing.assert_allclose(program.compile()(MATRICES), expected, atol=1e-5)
 
 
-# The larger of them wait for none, 37 joins 53 a column before it would, 35 and 34 join each other, 11 is too small.
+# A panel of 16 columns reduces 53 to 37, which the next three join; 11 is too small.
 SIZES = ((2, 53), (1, 37), (3, 35), (1, 34), (2, 11), (1, 11))
 
 
@@ -91,6 +92,8 @@ def test_a_gpu_reduces_matrices_of_all_sizes_together(beside_a_gpu: None):
     random = np.random.default_rng(1)
     batches = [random.normal(size=(count, 1, d, d)).astype(np.float32) for count, d in SIZES]
     batches = [each + each.swapaxes(-1, -2) for each in batches]  # of both signs
+    reduced = tridiagonalise([jnp.asarray(each[:, 0]) for each in batches[:4]])
+    assert [each.members for each in reduced] == [[(0, 0)], [(1, 0), (2, 2), (3, 3)]]
     found = jax.jit(spectrum._on_gpu)(*batches)
     under_vmap = jax.jit(jax.vmap(spectrum._on_gpu, (None, 0, 0, 0, 0, 0)))(
         batches[0][0], *(np.stack([each, 2 * each]) for each in batches[1:])
@@ -120,7 +123,15 @@ def test_factors_that_are_not_finite_or_lack_rows_on_a_gpu(beside_a_gpu: None, m
         Factor(jnp.asarray(squares[None, 2:, :11, :11]), yes, 0),
         Factor(jnp.asarray(squares[None, 2:]), no, 0),
     ]
+    solved = []
+    monkeypatch.setattr(
+        spectrum,
+        "eigenvalues_by_bisection",
+        lambda batches: solved.append([each.shape for each in batches]) or list(map(jnp.linalg.eigvalsh, batches)),
+    )
+    monkeypatch.setattr(spectrum, "_on_cpu", spectrum._on_gpu)
     found = [np.asarray(values) for values in eigenvalues_of(factors)]
+    assert solved and all(shapes == [(2, 12, 12), (3, 5, 5), (1, 11, 11), (1, 12, 12)] for shapes in solved)
     assert [values.shape for values in found] == [(2, 1, 12), (1, 3, 8), (1, 1, 11), (1, 1, 12)]
     truth = squares.astype(np.float64)
     np.testing.assert_allclose(found[0][:, 0], np.linalg.eigvalsh(truth[:2]), atol=1e-4)

@@ -34,7 +34,7 @@ def matrix(spectrum: str, d: int, seed: int, diagonal: bool, scale: float) -> Fl
     return np.float32(scale * (found + found.T) / 2)
 
 
-solve = jax.jit(lambda matrices: eigenvalues_by_bisection(matrices, panel=2))
+solve = jax.jit(lambda matrices: eigenvalues_by_bisection([matrices], panel=2)[0])
 
 
 @settings(max_examples=80)
@@ -79,5 +79,5 @@ def test_reduction_keeps_trace_and_norm_in_float64():
         np.testing.assert_allclose(diagonal.sum(1), np.trace(few, axis1=1, axis2=2), rtol=1e-12)
         norms = np.sqrt((np.asarray(diagonal) ** 2).sum(1) + 2 * (np.asarray(off) ** 2).sum(1))
         np.testing.assert_allclose(norms, np.linalg.norm(few, axis=(1, 2)), rtol=1e-12)
-        found = jax.jit(lambda few: eigenvalues_by_bisection(few, panel=8))(jnp.asarray(few))
+        found = jax.jit(lambda few: eigenvalues_by_bisection([few], panel=8)[0])(jnp.asarray(few))
         np.testing.assert_allclose(found, np.linalg.eigvalsh(few), atol=1e-13 * np.abs(few).sum())

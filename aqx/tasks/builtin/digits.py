@@ -45,7 +45,6 @@ class DeepMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[ArrayLike, "N 64"]) -> Float[Array, "N 10"]:
         hidden = nn.Dense(WIDTH)(jnp.asarray(x))
-        # Scanned, the traced activation is compiled at one place instead of twelve.
         layers = repeat(Layer, DEPTH, unrolled(DEPTH))
         hidden, _ = layers(self.act)(hidden, None)
         return nn.Dense(10)(hidden)
