@@ -60,11 +60,10 @@ def as_if_there() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(kernel.forced("kernel"))
         stack.enter_context(mock.patch.object(jax, "default_backend", lambda: "gpu"))
-        with contextlib.suppress(ImportError):  # from jax 0.11 on, Pallas asks which GPU it lowers for
-            known = importlib.import_module("jax._src.pallas.triton.gpu_info")
-            (version,) = (each for each in known.GpuVersion if each.name == "H100")
-            found = known.get_gpu_info_from_version(version)
-            stack.enter_context(mock.patch.object(known, "get_gpu_info", lambda: found))
+        with contextlib.suppress(AttributeError, TypeError):  # newer versions of Pallas ask which GPU they lower for
+            device = jax.sharding.AbstractDevice(NAME, None, "gpu")
+            mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+            stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
         yield
 
 
