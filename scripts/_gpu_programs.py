@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ from _gpu import Figure, Row
 from _models import NAMES, tasks
 
 import aqx
+from aqx.fisher.triton import tiling_of
 from aqx.population import stack_of
 from aqx.spectra.devices import compiled_quickly, full_precision
 from aqx.spectra.engine import program_for
@@ -83,7 +85,17 @@ def spectra(name: str, width: int, device: Any) -> dict[str, Figure]:
 
     with full_precision():
         made = _h100.compiled(program, *arguments, on=device, split=1, finish=compiled_quickly)
-    return figures(made) | {"MB_each": made.bytes / width / 1e6, "told_MB_each": subject.bytes_each / 1e6}
+    memory = {"MB_each": made.bytes / width / 1e6, "told_MB_each": subject.bytes_each / 1e6}
+    return figures(made) | {"GB_in_reductions": bytes_of_reductions(made.text) / 1e9} | memory
+
+
+_REDUCTION = re.compile(r"\(f32\[(\d+),(\d+),\2\].* custom-call\(.*/aqx_tridiagonal/")
+
+
+def bytes_of_reductions(text: str) -> float:
+    """Return what the kernels that reduce matrices move besides: for each column, what is left of the matrix."""
+    found = [tuple(map(int, match.groups())) for match in map(_REDUCTION.search, text.splitlines()) if match]
+    return sum(count * 4 * d**3 / 3 * (1 + 2 / tiling_of(d).panel) for count, d in found)
 
 
 def population(name: str, count: int, device: Any) -> dict[str, Figure]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from _gpu import Figure, Row, on_gpu
 from _models import NAMES, spectra_plainly, tasks
@@ -21,7 +22,9 @@ from _timing import seconds
 from jax.sharding import Mesh
 
 import aqx
-from aqx.spectra.devices import AXIS
+from aqx.fisher.tridiagonal import eigenvalues_by_bisection
+from aqx.fisher.triton import eigenvalues_by_kernels
+from aqx.spectra.devices import AXIS, full_precision
 from aqx.spectra.engine import Engine
 from aqx.spectra.quantiles import spectrum_features
 from aqx.spectra.subject import prepare
@@ -29,16 +32,43 @@ from aqx.spectra.subject import prepare
 # Candidates measured, on a GPU and small; a CPU compiles the others for longer than the stage may take.
 CANDIDATES = {"mlp": 8192, "cnn": 1024, "allcnn": 32}
 SMALL = {"mlp": 16}
+MATRICES = ((4096, 65), (512, 577))  # how many, of which dimension
+SMALL_MATRICES = ((2, 40),)
 
 
 def main(small: bool) -> Iterator[Row]:
-    """Check and measure three models, then `aqx eigs`, with an empty cache of programs and a filled one."""
+    """Check and measure matrices, three models, and `aqx eigs`, with an empty cache of programs and a filled one."""
+    for count, d in SMALL_MATRICES if small else MATRICES:
+        yield Row(f"{count} matrices of {d}: eigenvalues", matrices(count, d))
     for name, count in (SMALL if small else CANDIDATES).items():
         if name == "allcnn":
             yield command_line(small)  # quick, and the largest model may be too slow for the stage
         yield Row(f"{tasks(256)[name][0]}: spectra", rate(name, count))
     if small:
         yield command_line(small)
+
+
+def matrices(count: int, d: int) -> dict[str, Figure]:
+    """Return what one takes by the kernels, by what GPUs without them use, and by JAX's library, of 8 matrices alone.
+
+    Each is checked against float64 before.
+    """
+    ways = {
+        "kernels": lambda some: eigenvalues_by_kernels([some], interpret=not on_gpu())[0],
+        "in_JAX": lambda some: eigenvalues_by_bisection([some])[0],
+        "library": jnp.linalg.eigvalsh,
+    }
+    figures: dict[str, Figure] = {}
+    with full_precision():
+        roots = jax.random.normal(jax.random.key(d), (count, d, d))
+        all_ = jnp.einsum("kij,kmj->kim", roots, roots) / d  # positive semidefinite, as factors are
+        expected = np.linalg.eigvalsh(np.asarray(all_[:4], np.float64))
+        for name, way in ways.items():
+            some, solve = all_[:8] if name == "library" else all_, jax.jit(way)
+            np.testing.assert_allclose(solve(some)[:4], expected, atol=1e-5 * expected.max(), err_msg=name)
+            took = seconds(lambda solve=solve, some=some: jax.block_until_ready(solve(some)), 3)
+            figures[f"{name}_us_each"] = 1e6 * took / len(some)
+    return figures
 
 
 def rate(name: str, count: int) -> dict[str, Figure]:

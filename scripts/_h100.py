@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aqx import kernel
+from aqx import kernel, pallas
 from aqx.spectra.devices import AXIS
 
 NAME = "NVIDIA H100 80GB HBM3"
@@ -59,6 +59,8 @@ def as_if_there() -> Iterator[None]:
     """Programs are traced as where an H100 is JAX's default device."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(kernel.forced("kernel"))
+        stack.enter_context(mock.patch.object(pallas, "trouble", lambda: None))
+        stack.enter_context(pallas.quiet())
         stack.enter_context(mock.patch.object(jax, "default_backend", lambda: "gpu"))
         with contextlib.suppress(AttributeError, TypeError):  # newer versions of Pallas ask which GPU they lower for
             device = jax.sharding.AbstractDevice(NAME, None, "gpu")

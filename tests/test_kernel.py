@@ -21,7 +21,7 @@ from operator_oracles import UNARY
 from test_operators import CROSSING, assert_right, points, representable, truth
 
 import aqx
-from aqx import kernel, operators
+from aqx import kernel, operators, pallas
 from aqx.activation import Activation, activation, stack
 from aqx.errors import InputError
 from aqx.kernel import form
@@ -476,11 +476,11 @@ def test_the_first_function_may_be_met_inside_of_a_shard_map(monkeypatch: pytest
         traced = jax.make_jaxpr(jax.shard_map(lambda act, x: act(x), **specs))(act, jnp.ones(4))
     assert "aqx_values" in str(traced)
 
-    form._trouble.cache_clear()
-    monkeypatch.setattr(form, "_tried", lambda: str(jax.sharding.get_abstract_mesh().axis_names))
+    pallas.trouble.cache_clear()
+    monkeypatch.setattr(pallas, "_tried", lambda: str(jax.sharding.get_abstract_mesh().axis_names))
     jax.make_jaxpr(jax.shard_map(lambda act, x: act(x), **specs))(act, jnp.ones(4))
     told = kernel.reason()
-    form._trouble.cache_clear()
+    pallas.trouble.cache_clear()
     assert told == "()"
 
 
@@ -550,19 +550,17 @@ def test_a_form_that_is_none_is_refused():
 
 
 def test_pallas_that_fails_means_the_switch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    from aqx.kernel import triton
-
     def fail(device: jax.Device) -> None:
         raise NotImplementedError("no Triton here\nand more")
 
-    monkeypatch.setattr(triton, "probe", fail)
+    monkeypatch.setattr(pallas, "_compile_a_small_one", fail)
     monkeypatch.setattr(jax, "devices", lambda platform: [None])
-    form._trouble.cache_clear()
+    pallas.trouble.cache_clear()
     try:
         assert kernel.form_in_use() == "switch"
         assert kernel.reason() == "Pallas does not compile for this device (NotImplementedError: no Triton here)"
     finally:
-        form._trouble.cache_clear()
+        pallas.trouble.cache_clear()
     monkeypatch.undo()
     assert kernel.reason() == "no CUDA device"
 

@@ -23,6 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "stopping": (),
     "errors": ("stopping",),
     "machine": (),
+    "pallas": (),  # whether kernels compile for the GPU
     "lazy": (),
     "duration": ("errors",),
     "writing": ("errors",),
@@ -34,7 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "operators": ("errors", "numerics"),
     "constants": ("errors",),
     "tree": ("operators", "constants"),
-    "kernel": ("tree",),  # one GPU kernel for every function of a shape
+    "kernel": ("tree", "pallas"),  # one GPU kernel for every function of a shape
     "simplify": ("tree",),  # the simplest equal name, for people to read
     "learnable": ("tree",),
     "activation": ("kernel", "numerics", "learnable"),
@@ -46,7 +47,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "costs": ("evaluation", "store", "machine"),
     "enumeration": ("evaluation", "store"),
     "surrogate": ("errors", "machine", "plane"),
-    "fisher": ("errors", "losses"),  # a library for any Flax model: it knows no task, no database, no activation
+    "fisher": ("errors", "losses", "pallas"),  # for any Flax model: it knows no task, no database, no activation
     "population": ("activation", "machine"),
     "tasks": ("lazy", "linen", "population", "losses", "objective", "duration", "writing"),
     "candidates": ("evaluation", "store", "surrogate"),

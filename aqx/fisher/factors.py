@@ -127,9 +127,8 @@ def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
     rows, expand = spec.rows, spec.settings.sharing == "expand"
     # To a GPU operations are cheap, and dozens of products for each layer take it a minute to compile.
     if expand and not spec.kept[0] and isinstance(rows, ConvRows) and patches.is_quicker(rows) and not gpu_in_use():
-        maps = a.reshape(-1, *a.shape[-len(rows.kernel) - 1 :])
-        moment = patches.patch_moment(rows, maps)[None]
-        return _with_ones(moment, patches.patch_sum(rows, maps)[None], count) if rows.bias else moment
+        moment = patches.patch_moment(rows, rows.maps(a))[None]
+        return _with_ones(moment, patches.patch_sum(rows, rows.maps(a)), count) if rows.bias else moment
     inputs = rows.inputs(a)
     if rows.one_hot:
         hits = jnp.zeros((rows.dimensions[1],), spec.dtype).at[inputs.reshape(-1)].add(1.0, mode="drop")
@@ -141,7 +140,9 @@ def _input_moment(spec: Tap, a: Array, count: int) -> Float[Array, "B d e"]:
         return jnp.concatenate([flat, jnp.ones_like(flat[..., :1])], axis=-1) if rows.bias else flat
     if not rows.bias:
         return _gram(inputs)
-    return _with_ones(_gram(inputs), inputs.sum(axis=(0, 1)), count)
+    # Patches are many times the maps: reading them once more would take as long as the product.
+    sums = patches.patch_sum(rows, rows.maps(a)) if expand and isinstance(rows, ConvRows) else inputs.sum(axis=(0, 1))
+    return _with_ones(_gram(inputs), sums, count)
 
 
 def as_computed(a: Array, g: Array) -> Array:

@@ -51,11 +51,10 @@ def patch_moment(rows: ConvRows, x: Float[Array, "M ..."]) -> Float[Array, "d d"
     return jnp.block([[blocks[i, j] if i <= j else blocks[j, i].T for j in positions] for i in positions])
 
 
-def patch_sum(rows: ConvRows, x: Float[Array, "M ..."]) -> Float[Array, " d"]:
-    """Σ p over all patches p of M maps."""
+def patch_sum(rows: ConvRows, x: Float[Array, "M ..."]) -> Float[Array, "B d"]:
+    """Σ p over all patches p of M maps, for each group."""
     # Patches of the summed map are the sums of the patches.
-    patches = rows.patches(x.sum(axis=0, keepdims=True))
-    return patches.sum(axis=tuple(range(patches.ndim - 1)))
+    return rows.inputs(x.sum(axis=0, keepdims=True)).sum(axis=(0, 1))
 
 
 @dataclass(frozen=True)

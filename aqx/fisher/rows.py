@@ -110,13 +110,16 @@ class ConvRows:
     flipped: bool = False  # stored as the kernel of the convolution that this one is the transpose of
     one_hot: bool = False
 
+    def maps(self, a: Num[Array, "..."]) -> Num[Array, "M ..."]:
+        """The input as a batch of maps, whatever axes stand before the layer's own."""
+        return a.reshape(-1, *a.shape[-len(self.kernel) - 1 :])
+
     def inputs(self, a: Num[Array, "..."]) -> Num[Array, "N T B d"]:
         """Input rows: the patches, for each group."""
         groups, d, _ = self.dimensions
-        rank, channels = len(self.kernel), a.shape[-1]
-        leading = a.shape[0] if a.ndim > rank + 1 else 1
-        patches = self.patches(a.reshape(-1, *a.shape[-rank - 1 :]))
-        split = patches.reshape(leading, -1, math.prod(self.kernel), groups, channels // groups)
+        leading = a.shape[0] if a.ndim > len(self.kernel) + 1 else 1
+        patches = self.patches(self.maps(a))
+        split = patches.reshape(leading, -1, math.prod(self.kernel), groups, a.shape[-1] // groups)
         return jnp.moveaxis(split, 2, 3).reshape(leading, -1, groups, d)
 
     def gradients(self, g: Inexact[Array, "..."]) -> Inexact[Array, "N T B p"]:

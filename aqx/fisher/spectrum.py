@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from aqx import pallas
 from aqx.fisher.factors import Factors, Tap, gpu_in_use
 from aqx.fisher.tridiagonal import eigenvalues_by_bisection
 
@@ -94,7 +95,7 @@ def _eigvalsh_of_all(batches: Sequence[Array]) -> list[Array]:
     if not batches:
         return []
     # Tracing the other way costs a second where matrices are large.
-    on_gpu = {"cuda": _on_gpu, "rocm": _on_gpu} if gpu_in_use() else {}
+    on_gpu = dict.fromkeys(("cuda", "rocm"), _on_gpu if pallas.trouble() else _by_kernels) if gpu_in_use() else {}
     return list(jax.lax.platform_dependent(*batches, cpu=_on_cpu, default=_by_jax, **on_gpu))
 
 
@@ -115,6 +116,13 @@ def _on_gpu(*batches: Array) -> tuple[Array, ...]:
         found.update(zip(members, jnp.split(values, ends[:-1]), strict=True))
     # Of float32 among float64, the values come in float64.
     return tuple(found[i].reshape(each.shape[:-1]).astype(each.dtype) for i, each in enumerate(batches))
+
+
+def _by_kernels(*batches: Array, interpret: bool = False) -> tuple[Array, ...]:
+    from aqx.fisher.triton import eigenvalues_by_kernels  # Pallas takes a fifth of a second to import
+
+    solved = eigenvalues_by_kernels([each.reshape(-1, *each.shape[-2:]) for each in batches], interpret=interpret)
+    return tuple(values.reshape(each.shape[:-1]) for each, values in zip(batches, solved, strict=True))
 
 
 def _on_cpu(*batches: Array) -> tuple[Array, ...]:

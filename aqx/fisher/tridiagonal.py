@@ -60,32 +60,49 @@ def eigenvalues_by_bisection(
 
 @cache
 def _solver(panel: int | None) -> Callable[..., tuple[Float[Array, "_ _"], ...]]:
-    @jax.custom_batching.custom_vmap
-    def solve(*batches: Float[Array, "_ _ _"]) -> tuple[Float[Array, "_ _"], ...]:
-        # Largest element between 1 and 2: no square over- or underflows where it matters. Powers of two round nothing.
-        scales = [_power_of_two(jnp.max(jnp.abs(each), axis=(1, 2), keepdims=True)) for each in batches]
-        scaled = [each / jnp.where(scale == 0, 1, scale) for each, scale in zip(batches, scales, strict=True)]
-        found: dict[int, Array] = {}
-        for reduced in tridiagonalise(scaled, panel):
-            counts = [len(batches[i]) for i, _ in reduced.members]
-            lacking = np.repeat([lack for _, lack in reduced.members], counts)
-            values = tridiagonal_eigenvalues(_with_lowest(reduced.diagonal, reduced.off, lacking), reduced.off)
-            parts = jnp.split(values, np.cumsum(counts)[:-1])
-            for (i, lack), part in zip(reduced.members, parts, strict=True):
-                found[i] = part[:, lack:] * scales[i][:, 0]
-        return tuple(found[i] for i in range(len(batches)))
+    return more_matrices(partial(_solve, panel))
 
-    # More matrices: JAX's own rule would write each column's v and w by a scatter, in five kernels instead of one.
-    @solve.def_vmap
+
+def more_matrices(solve: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    """What solves batches of matrices, where vmap makes more matrices of each batch.
+
+    JAX's own rule would write each column's v and w by a scatter, in five kernels instead of one.
+    """
+    solver = jax.custom_batching.custom_vmap(solve)
+
+    @solver.def_vmap
     def _(size: int, batched: Sequence[bool], *batches: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
         many = [
             each if is_batched else jnp.broadcast_to(each, (size, *each.shape))
             for each, is_batched in zip(batches, batched, strict=True)
         ]
-        values = solve(*[each.reshape(-1, *each.shape[2:]) for each in many])
+        values = solver(*[each.reshape(-1, *each.shape[2:]) for each in many])
         return tuple(each.reshape(size, -1, each.shape[-1]) for each in values), (True,) * len(values)
 
-    return solve
+    return solver
+
+
+def _solve(panel: int | None, *batches: Float[Array, "_ _ _"]) -> tuple[Float[Array, "_ _"], ...]:
+    scales, scaled = zip(*map(to_about_one, batches), strict=True)
+    found: dict[int, Array] = {}
+    for reduced in tridiagonalise(scaled, panel):
+        counts = [len(batches[i]) for i, _ in reduced.members]
+        lacking = np.repeat([lack for _, lack in reduced.members], counts)
+        values = tridiagonal_eigenvalues(_with_lowest(reduced.diagonal, reduced.off, lacking), reduced.off)
+        parts = jnp.split(values, np.cumsum(counts)[:-1])
+        for (i, lack), part in zip(reduced.members, parts, strict=True):
+            found[i] = part[:, lack:] * scales[i]
+    return tuple(found[i] for i in range(len(batches)))
+
+
+def to_about_one(matrices: Float[Array, "K d d"]) -> tuple[Float[Array, "K 1"], Float[Array, "K d d"]]:
+    """A scale for each matrix, and the matrix in it, its largest element between 1 and 2.
+
+    So no square over- or underflows where it matters; the scales are powers of two, which round nothing.
+    """
+    largest = jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True, initial=0)
+    scale = _power_of_two(largest)
+    return scale[:, 0], matrices / jnp.where(scale == 0, 1, scale)
 
 
 def _with_lowest(diagonal: Float[Array, "K d"], off: Float[Array, "K d-1"], lacking: np.ndarray) -> Array:
@@ -233,7 +250,10 @@ def tridiagonal_eigenvalues(diagonal: Float[Array, "K d"], off: Float[Array, "K 
         left = below > wanted
         return jnp.where(left, low, x), jnp.where(left, x, high)
 
-    # The first interval is at most 2 norms wide, the last a quarter of a rounding of the norm.
-    halvings = 3 - round(math.log2(information.eps))
-    low, high = lax.fori_loop(0, halvings, halve, (low, high))
+    low, high = lax.fori_loop(0, halvings(dtype), halve, (low, high))
     return low + (high - low) / 2
+
+
+def halvings(dtype: Any) -> int:
+    """How often an interval of at most 2 norms is halved, so that a quarter of a rounding of the norm is left."""
+    return 3 - round(math.log2(jnp.finfo(dtype).eps))

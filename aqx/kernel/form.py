@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from aqx import pallas
 from aqx.errors import InputError
 from aqx.kernel.portable import unportable
 from aqx.operators import Kind, OperatorTable
@@ -64,44 +63,14 @@ def form_in_use() -> Form:
         ...     kernel.form_in_use()
         'switch'
     """
-    return _forced.get() or ("kernel" if _trouble() is None else "switch")
+    return _forced.get() or ("kernel" if pallas.trouble() is None else "switch")
 
 
 def reason() -> str:
     """Return why `form_in_use` is what it is, for people."""
     if _forced.get():
         return "forced"
-    return _trouble() or "a CUDA device, and Pallas lowers to it"
-
-
-def _apart(function: Callable[..., Any], *args: Any) -> Any:
-    """Call in a thread of its own: what is being traced in this one, by jax.shard_map, leaves its marks on programs."""
-    with ThreadPoolExecutor(1, "aqx-kernel") as pool:
-        return pool.submit(function, *args).result()
-
-
-@functools.cache
-def _trouble() -> str | None:
-    """Why there is no kernel here, or None if there is one."""
-    return _apart(_tried)
-
-
-def _tried() -> str | None:
-    try:
-        device = jax.devices("cuda")[0]
-    except RuntimeError:
-        return "no CUDA device"
-    try:
-        from aqx.kernel.triton import probe
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            probe(device)
-    except Exception as error:  # whatever a version of Pallas, Triton or the driver raises
-        line = next(iter(str(error).strip().splitlines()), "")
-        _log.debug("no kernel for traced activations", exc_info=True)
-        return f"Pallas does not compile for this device ({type(error).__name__}: {line})"
-    return None
+    return pallas.trouble() or "a CUDA device, and Pallas lowers to it"
 
 
 def has_kernel(schema: Tree, table: OperatorTable) -> bool:
@@ -112,7 +81,7 @@ def has_kernel(schema: Tree, table: OperatorTable) -> bool:
 
 @functools.cache
 def _is_portable(table: OperatorTable, kind: Kind, arity: int) -> bool:
-    return _apart(_all_portable, table, kind, arity)
+    return pallas.apart(_all_portable, table, kind, arity)
 
 
 def _all_portable(table: OperatorTable, kind: Kind, arity: int) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from aqx import pallas
 from aqx.kernel.form import form_in_use, has_kernel
 from aqx.kernel.jets import FIRST_CONSTANT, VALUE, Partials, plus, variables_of, with_more
 from aqx.kernel.switch import derivatives, sum_of
@@ -303,9 +303,7 @@ def _by_kernel(*operands: Array, program: Program, wanted: Partials) -> list[Arr
 def _lower(ctx: Any, *operands: Any, program: Program, wanted: Partials, on_cuda: bool = False) -> Any:
     use_kernel = program.interpret or (on_cuda and not _is_partitioned(ctx))
     form = functools.partial(_by_kernel if use_kernel else _by_switch, program=program, wanted=wanted)
-    with warnings.catch_warnings():
-        # Pallas warns that it will drop Triton; then `form_in_use` says "switch".
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with pallas.quiet():
         return mlir.lower_fun(form, multiple_results=True)(ctx, *operands)
 
 

@@ -17,6 +17,7 @@ from aqx.kernel.jets import VALUE, Jet, Partials, expected, of_leaf, of_node, wa
 from aqx.kernel.portable import choose
 from aqx.kernel.switch import apply_operator
 from aqx.operators import Kind, OperatorTable
+from aqx.pallas import like
 from aqx.tree import Tree
 
 # Elements of a program, and warps of 32 threads that share them: one element a thread. Measured on an H100, value and
@@ -151,7 +152,7 @@ def call(
         grid=grid,
         in_specs=specs,
         out_specs=[block(True)] * len(results),
-        out_shape=[_like(x, (before, count, after), dtype) for dtype in results],
+        out_shape=[like(x, (before, count, after), dtype) for dtype in results],
         interpret=interpret,
         compiler_params=None if interpret else plt.CompilerParams(num_warps=_warps(before_tile * after_tile)),
         name=f"aqx_values_{len(wanted[-1])}",
@@ -161,28 +162,3 @@ def call(
 
 def _warps(elements: int) -> int:
     return min(WARPS, max(1, elements // ELEMENTS_PER_WARP))
-
-
-def _like(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """A type that varies over the mesh's axes as x does: inside jax.shard_map Pallas wants that said."""
-    kind = jax.typeof(x)
-    for name in ("manual_axis_type", "vma"):  # its name in newer and in older versions of JAX
-        if hasattr(kind, name):
-            return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(kind, name)})
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def probe(device: Any) -> None:
-    """Compile a small kernel for a device; raises whatever goes wrong."""
-
-    def kernel(index: Any, x: Any, y: Any) -> None:
-        y[...] = jax.lax.cond(index[0] > 0, jnp.exp, jnp.sin, x[...])
-
-    def run(index: Array, x: Array) -> Array:
-        return pl.pallas_call(
-            kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), compiler_params=plt.CompilerParams()
-        )(index, x)
-
-    with jax.default_device(device):
-        shapes = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((32,), jnp.float32)
-        jax.jit(run).lower(*shapes).compile()

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from threadpoolctl import threadpool_limits
 
+from aqx import pallas
 from aqx.activation import Activation
 from aqx.errors import TaskError, one_line
 from aqx.kernel import form_in_use
@@ -221,7 +222,7 @@ class Engine:
         program = program_for(self.mesh, self.subject, self.descriptor, width)
         if self._on_cpu:
             return program.lower(*arguments).compile()
-        with full_precision():
+        with full_precision(), pallas.quiet():
             return compiled_quickly(program.lower(*arguments))
 
     def _check_memory(self, needed: int, width: int) -> None:

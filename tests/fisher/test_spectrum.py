@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_kernel import as_if_on_a_gpu
 
+from aqx import pallas
 from aqx.fisher import spectrum
 from aqx.fisher.spectrum import Factor, eigenvalues_of, eigvalsh
 from aqx.fisher.tridiagonal import tridiagonalise
@@ -64,6 +68,12 @@ def beside_a_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(spectrum, "gpu_in_use", lambda: True)
 
 
+@pytest.fixture
+def with_kernels(beside_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    """Programs are traced as where Pallas' kernels compile for that GPU too."""
+    monkeypatch.setattr(pallas, "trouble", lambda: None)
+
+
 @pytest.mark.parametrize("platform", ["cuda", "rocm"])
 def test_a_gpu_takes_large_matrices_together(platform: str, beside_a_gpu: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(spectrum, "_BISECTED", 12)
@@ -105,10 +115,51 @@ def test_a_gpu_reduces_matrices_of_all_sizes_together(beside_a_gpu: None):
         np.testing.assert_allclose(under_vmap[i], twice, atol=4e-6 * np.abs(expected).max())
 
 
-def test_a_gpu_keeps_the_dtype_of_each(beside_a_gpu: None):
+def interpreted(*batches: jax.Array) -> tuple[jax.Array, ...]:
+    """What the kernels of a GPU give, computed here."""
+    return spectrum._by_kernels(*batches, interpret=True)
+
+
+def test_kernels_solve_matrices_of_all_sizes(with_kernels: None):
+    random = np.random.default_rng(1)
+    batches = [random.normal(size=(count, 1, d, d)).astype(np.float32) for count, d in SIZES]
+    batches = [each + each.swapaxes(-1, -2) for each in batches]
+    found = jax.jit(interpreted)(*batches)
+    under_vmap = jax.jit(jax.vmap(interpreted, (None, 0, 0, 0, 0, 0)))(
+        batches[0][0], *(np.stack([each, 2 * each]) for each in batches[1:])
+    )
+    for i, (each, values) in enumerate(zip(batches, found, strict=True)):
+        expected = np.linalg.eigvalsh(each.astype(np.float64))
+        np.testing.assert_allclose(values, expected, atol=2e-6 * np.abs(expected).max())
+        twice = np.stack([expected[0], expected[0]] if i == 0 else [expected, 2 * expected])
+        np.testing.assert_allclose(under_vmap[i], twice, atol=4e-6 * np.abs(expected).max())
+
+
+def test_sizes_share_kernels(with_kernels: None):
+    shapes = [jax.ShapeDtypeStruct((count, 1, d, d), jnp.float32) for count, d in SIZES]
+
+    def solve(*batches: jax.Array) -> list[jax.Array]:
+        return spectrum._eigvalsh_of_all(batches)
+
+    program = jax.jit(solve).trace(*shapes)
+    text = lowered_quietly(program, "cuda")
+    # Up to 16, and up to 64: the reduction and the bisection of each; not a product, not a solver.
+    assert text.count("aqx_tridiagonal") == text.count("aqx_bisection") > 0
+    assert len(re.findall(r"custom_call @\S*triton", text)) == 4
+    assert "dot_general" not in text and "solver" not in text and "lapack" not in text
+    assert "lapack" in lowered_quietly(program, "cpu")
+
+
+def lowered_quietly(program: jax.stages.Traced, platform: str) -> str:
+    with as_if_on_a_gpu(), pallas.quiet():
+        return program.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("solve", [spectrum._on_gpu, interpreted])
+def test_a_gpu_keeps_the_dtype_of_each(solve: Callable, beside_a_gpu: None):
     with jax.enable_x64(True):
         single, double = np.eye(35, dtype=np.float32)[None], np.eye(40)[None]
-        found = [np.asarray(values) for values in jax.jit(spectrum._on_gpu)(single, double)]
+        found = [np.asarray(values) for values in jax.jit(solve)(single, double)]
     assert [values.dtype for values in found] == [np.float32, np.float64]
     assert (found[0] == 1).all() and (found[1] == 1).all()
 

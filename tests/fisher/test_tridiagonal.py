@@ -1,6 +1,8 @@
-"""Eigenvalues by Householder reduction and bisection, against float64 LAPACK."""
+"""Eigenvalues by Householder reduction and bisection, in JAX and by GPU kernels, against float64 LAPACK."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float
 
+from aqx.fisher import triton
 from aqx.fisher.tridiagonal import eigenvalues_by_bisection, tridiagonal_eigenvalues, tridiagonalise
+from aqx.fisher.triton import eigenvalues_by_kernels
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -34,22 +38,40 @@ def matrix(spectrum: str, d: int, seed: int, diagonal: bool, scale: float) -> Fl
     return np.float32(scale * (found + found.T) / 2)
 
 
-solve = jax.jit(lambda matrices: eigenvalues_by_bisection([matrices], panel=2)[0])
+WAYS = {
+    "JAX": jax.jit(lambda matrices: eigenvalues_by_bisection([matrices], panel=2)[0]),
+    "kernels": jax.jit(lambda matrices: eigenvalues_by_kernels([matrices], interpret=True)[0]),
+}
 
 
-@settings(max_examples=80)
+@settings(max_examples=160)
 @given(
+    st.sampled_from(sorted(WAYS)),
     st.sampled_from(sorted(SPECTRA)),
     st.sampled_from(DIMENSIONS),
     st.integers(0, 2**32 - 1),
     st.booleans(),
     st.sampled_from([1.0, 1e-30, 1e-37, 1e30, 1e36]),
 )
-@example("graded", 19, 0, False, 1e36)
-@example("of low rank", 19, 1, False, 1e-30)
-@example("zero", 19, 0, True, 1.0)
-def test_eigenvalues_are_those_of_float64(spectrum: str, d: int, seed: int, diagonal: bool, scale: float):
-    few = np.stack([matrix(spectrum, d, seed + i, diagonal, scale) for i in range(2)])
+@example("JAX", "graded", 19, 0, False, 1e36)
+@example("JAX", "of low rank", 19, 1, False, 1e-30)
+@example("JAX", "zero", 19, 0, True, 1.0)
+@example("kernels", "graded", 19, 0, False, 1e36)
+@example("kernels", "of low rank", 19, 1, False, 1e-30)
+@example("kernels", "zero", 19, 0, True, 1.0)
+def test_eigenvalues_are_those_of_float64(way: str, spectrum: str, d: int, seed: int, diagonal: bool, scale: float):
+    assert_right(WAYS[way], np.stack([matrix(spectrum, d, seed + i, diagonal, scale) for i in range(2)]))
+
+
+# One dimension for each way to cut matrices into tiles, the last with tiles that lie partly outside.
+@pytest.mark.parametrize("d", [33, 70, 150])
+def test_kernels_with_several_tiles(d: int):
+    few = np.stack([matrix(spectrum, d, 0, False, 1.0) for spectrum in SPECTRA])
+    assert_right(WAYS["kernels"], few)
+
+
+def assert_right(solve: Callable, few: Float[np.ndarray, "K d d"]):
+    d = few.shape[-1]
     expected = np.linalg.eigvalsh(few.astype(np.float64))
     found = np.asarray(solve(few))
     assert (np.diff(found, axis=1) >= 0).all(), "not ascending"
@@ -59,7 +81,13 @@ def test_eigenvalues_are_those_of_float64(spectrum: str, d: int, seed: int, diag
     assert found.any() == bool(expected.any()), "zeros must stay zeros"
 
 
-def test_tridiagonal_eigenvalues_with_pivots_that_vanish():
+def by_kernel(diagonal: Float[np.ndarray, "K d"], off: Float[np.ndarray, "K d-1"]) -> jax.Array:
+    sizes = jnp.full((len(diagonal), 1), diagonal.shape[1], jnp.int32)
+    return triton.tridiagonal_eigenvalues(jnp.asarray(diagonal), jnp.pad(off, ((0, 0), (0, 1))), sizes, interpret=True)
+
+
+@pytest.mark.parametrize("tridiagonal_eigenvalues", [tridiagonal_eigenvalues, by_kernel])
+def test_tridiagonal_eigenvalues_with_pivots_that_vanish(tridiagonal_eigenvalues: Callable):
     # Every second pivot of the recurrence is exactly zero at x = 0, where the first halving looks.
     d, off = np.zeros((1, 19), np.float32), np.ones((1, 18), np.float32)
     expected = 2 * np.cos(np.pi * np.arange(19, 0, -1) / 20)
@@ -79,5 +107,6 @@ def test_reduction_keeps_trace_and_norm_in_float64():
         np.testing.assert_allclose(diagonal.sum(1), np.trace(few, axis1=1, axis2=2), rtol=1e-12)
         norms = np.sqrt((np.asarray(diagonal) ** 2).sum(1) + 2 * (np.asarray(off) ** 2).sum(1))
         np.testing.assert_allclose(norms, np.linalg.norm(few, axis=(1, 2)), rtol=1e-12)
-        found = jax.jit(lambda few: eigenvalues_by_bisection([few], panel=8)[0])(jnp.asarray(few))
-        np.testing.assert_allclose(found, np.linalg.eigvalsh(few), atol=1e-13 * np.abs(few).sum())
+        for way in (eigenvalues_by_bisection, lambda few: eigenvalues_by_kernels(few, interpret=True)):
+            found = jax.jit(lambda few, way=way: way([few])[0])(jnp.asarray(few))
+            np.testing.assert_allclose(found, np.linalg.eigvalsh(few), atol=1e-13 * np.abs(few).sum())

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,9 +214,10 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("as_on_a_gpu", "quick_to_compile")
-def test_the_rules_of_a_gpu_give_the_rows_of_a_cpu(enumerated: Path, alone, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("solve", [spectrum._on_gpu, partial(spectrum._by_kernels, interpret=True)])
+def test_the_rules_of_a_gpu_give_the_rows_of_a_cpu(solve, enumerated: Path, alone, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(spectrum, "gpu_in_use", lambda: True)
-    monkeypatch.setattr(spectrum, "_on_cpu", spectrum._on_gpu)
+    monkeypatch.setattr(spectrum, "_on_cpu", solve)
     monkeypatch.setattr(spectrum, "_BISECTED", 4)
     path = tmp_path / "gpu.duckdb"
     shutil.copy(enumerated, path)
