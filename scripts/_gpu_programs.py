@@ -38,7 +38,7 @@ SHAPES = (
 )
 KERNEL = "pallas_call"  # part of the name that a program has for it
 DTYPES = ("float32", "bfloat16")
-SPECTRA = {"mlp": 1024, "cnn": 512, "allcnn": 16}
+SPECTRA = {"mlp": 1024, "cnn": 512, "allcnn": 32}
 POPULATIONS = {"mnist1d": 2048, "mnist1d-cnn": 2048, "digits": 2048, "digits-cnn": 2048, "digits-vit": 2048}
 
 

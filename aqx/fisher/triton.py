@@ -20,9 +20,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float, Int
 
-from aqx.fisher.tridiagonal import halvings, more_matrices, to_about_one
+from aqx.fisher.tridiagonal import eigenvalues_by_bisection, halvings, more_matrices, to_about_one
 from aqx.pallas import like
 
+# A program has what one multiprocessor reads, some 30 GB/s: of matrices larger than this there have to be so many that
+# the kernel ends before JAX's form does, which has all of the GPU for each. Told from bytes and launches, not measured.
+_LARGE, _MANY = 512, 64
 _THREADS = 128  # of a program of the bisection
 _UNROLLED = 8  # steps of the Sturm recurrence without a test for the end
 
@@ -46,7 +49,8 @@ def tiling_of(d: int) -> Tiling:
         return Tiling(d, d, 8, 1)
     if d <= 128:
         return Tiling(16, d, 8, 4)
-    return Tiling(32, 128, 16, 8)
+    # Two programs share the registers of a multiprocessor; the largest matrices are few, and each has one to itself.
+    return Tiling(32, 128, 16, 8) if d <= 1024 else Tiling(64, 128, 16, 16)
 
 
 def padded(d: int) -> int:
@@ -84,11 +88,14 @@ def _solve(interpret: bool, *batches: Float[Array, "_ _ _"]) -> tuple[Float[Arra
     def kind(i: int) -> tuple[int, str]:
         return padded(batches[i].shape[-1]), batches[i].dtype.name
 
-    found: dict[int, Array] = {}
-    for (size, _), group in itertools.groupby(sorted(range(len(batches)), key=kind, reverse=True), kind):
+    in_order = sorted(range(len(batches)), key=kind, reverse=True)
+    groups = {each: list(group) for each, group in itertools.groupby(in_order, kind)}
+    few = [each for each in groups if each[0] > _LARGE and sum(len(batches[i]) for i in groups[each]) < _MANY]
+    alone = [i for each in few for i in groups.pop(each)]
+    found = dict(zip(alone, eigenvalues_by_bisection([batches[i] for i in alone]) if alone else (), strict=True))
+    for (size, _), members in groups.items():
         # One after the other, so that there is never a second copy of all of them.
         batches, found = lax.optimization_barrier((batches, found))
-        members = list(group)
         sizes = [batches[i].shape[-1] for i in members]
         counts = [len(batches[i]) for i in members]
         scales, scaled = zip(*(to_about_one(batches[i]) for i in members), strict=True)

@@ -16,7 +16,7 @@ import pytest
 from test_kernel import as_if_on_a_gpu
 
 from aqx import pallas
-from aqx.fisher import spectrum
+from aqx.fisher import spectrum, triton
 from aqx.fisher.spectrum import Factor, eigenvalues_of, eigvalsh
 from aqx.fisher.tridiagonal import tridiagonalise
 
@@ -28,7 +28,7 @@ FIRST = """
 import jax, numpy as np
 import jax.numpy as jnp
 from jax._src.lax import linalg
-from aqx.fisher import spectrum
+from aqx.fisher import spectrum, triton
 
 refused = jnp.linalg.eigvalsh
 def on_the_default_device(matrix):
@@ -148,6 +148,25 @@ def test_sizes_share_kernels(with_kernels: None):
     assert len(re.findall(r"custom_call @\S*triton", text)) == 4
     assert "dot_general" not in text and "solver" not in text and "lapack" not in text
     assert "lapack" in lowered_quietly(program, "cpu")
+
+
+def test_few_large_matrices_have_all_of_the_gpu_each(with_kernels: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton, "_LARGE", 36)
+    monkeypatch.setattr(triton, "_MANY", 4)
+    few = [jax.ShapeDtypeStruct((count, d, d), jnp.float32) for count, d in ((3, 150), (1, 140), (3, 12))]
+    many = jax.ShapeDtypeStruct((2, *few[0].shape), jnp.float32)
+
+    def solve(*batches: jax.Array) -> list[jax.Array]:
+        return spectrum._eigvalsh_of_all(batches)
+
+    def by_kernels(program: jax.stages.Traced) -> list[str]:
+        text = lowered_quietly(program, "cuda")
+        assert "dot_general" in text  # the others, in JAX
+        return re.findall(r"\(tensor<\w+xi32>, tensor<(\w+)xf32>\)", text)
+
+    assert by_kernels(jax.jit(solve).trace(*few)) == ["3x16x16"]
+    # Under vmap there are more, but of the second.
+    assert by_kernels(jax.jit(jax.vmap(solve, (0, None, None))).trace(many, *few[1:])) == ["6x152x152", "6x16x16"]
 
 
 def lowered_quietly(program: jax.stages.Traced, platform: str) -> str:
