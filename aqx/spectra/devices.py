@@ -15,9 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aqx.errors import InputError
 
 AXIS = "candidates"
-# XLA would write dozens of kernels for each matrix product and try them all, seconds a product; the library's own
-# choice is as good for float32 in full precision.
-_QUICK = {"xla_gpu_enable_triton_gemm": False}
+# What XLA does with most of the time it takes to compile for a GPU. It would write dozens of kernels for each matrix
+# product and try them all, seconds a product; the library's own choice is as good for float32 in full precision. And it
+# would look for a better kernel for each of the small steps between, a third of the time; an hour of spectra is spent in
+# products and in eigenvalues.
+_QUICK = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}
 
 
 def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -73,12 +75,17 @@ def full_precision() -> contextlib.AbstractContextManager[Any]:
 
 def compiled_quickly(lowered: Any) -> Any:
     """Compile a program of many matrix products of different shapes for a GPU."""
-    try:
-        return lowered.compile(compiler_options=_QUICK)
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):  # of another version of XLA
-            raise
-        return lowered.compile()
+    options = dict(_QUICK)
+    while options:
+        try:
+            return lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+            # Of another version of XLA, which says which one.
+            named = [name for name in options if f"'{name}'" in str(error)]
+            options = {name: value for name, value in options.items() if named and name not in named}
+    return lowered.compile()
 
 
 def leads() -> bool:

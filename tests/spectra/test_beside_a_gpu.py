@@ -35,6 +35,16 @@ def test_an_option_that_this_xla_does_not_know_is_left_out():
 
     assert compiled_quickly(Lowered()) == "compiled" and len(tried) == 2
 
+    class Older:
+        """An XLA that knows all options but one."""
+
+        def compile(self, compiler_options: dict[str, bool] | None = None) -> dict[str, bool] | None:
+            if "xla_gpu_enable_triton_gemm" in (compiler_options or {}):
+                raise jax.errors.JaxRuntimeError("No such compile option: 'xla_gpu_enable_triton_gemm'")
+            return compiler_options
+
+    assert compiled_quickly(Older()) == {"xla_gpu_experimental_enable_fusion_autotuner": False}
+
     class Full(Lowered):
         def compile(self, compiler_options: dict[str, bool] | None = None) -> str:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
@@ -43,7 +53,7 @@ def test_an_option_that_this_xla_does_not_know_is_left_out():
         compiled_quickly(Full())
 
 
-def test_the_option_is_one_of_this_xla():
+def test_the_options_are_of_this_xla():
     lowered = jax.jit(jnp.matmul).lower(jnp.eye(2), jnp.eye(2))
     lowered.compile(compiler_options=_QUICK)
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
