@@ -15,10 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aqx.errors import InputError
 
 AXIS = "candidates"
-# What XLA does with most of the time it takes to compile for a GPU. It would write dozens of kernels for each matrix
-# product and try them all, seconds a product; the library's own choice is as good for float32 in full precision. And it
-# would look for a better kernel for each of the small steps between, a third of the time; an hour of spectra is spent in
-# products and in eigenvalues.
+# What takes XLA most of the time to compile for a GPU. It would write dozens of kernels for each matrix product and try
+# them all, seconds a product; the library's own choice is as good for float32 in full precision. And it would look for
+# a better kernel for each of the small steps between, a third of the time, when spectra are products and eigenvalues.
 _QUICK = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}
 
 
