@@ -97,35 +97,19 @@ def test_a_cpu_beside_a_gpu_computes_as_one_alone(beside_a_gpu: None, monkeypatc
 SIZES = ((2, 53), (1, 37), (3, 35), (1, 34), (2, 11), (1, 11))
 
 
-def test_a_gpu_reduces_matrices_of_all_sizes_together(beside_a_gpu: None):
-    """By the program for a GPU, computed here."""
-    random = np.random.default_rng(1)
-    batches = [random.normal(size=(count, 1, d, d)).astype(np.float32) for count, d in SIZES]
-    batches = [each + each.swapaxes(-1, -2) for each in batches]  # of both signs
-    reduced = tridiagonalise([jnp.asarray(each[:, 0]) for each in batches[:4]])
-    assert [each.members for each in reduced] == [[(0, 0)], [(1, 0), (2, 2), (3, 3)]]
-    found = jax.jit(spectrum._on_gpu)(*batches)
-    under_vmap = jax.jit(jax.vmap(spectrum._on_gpu, (None, 0, 0, 0, 0, 0)))(
-        batches[0][0], *(np.stack([each, 2 * each]) for each in batches[1:])
-    )
-    for i, (each, values) in enumerate(zip(batches, found, strict=True)):
-        expected = np.linalg.eigvalsh(each.astype(np.float64))
-        np.testing.assert_allclose(values, expected, atol=2e-6 * np.abs(expected).max())
-        twice = np.stack([expected[0], expected[0]] if i == 0 else [expected, 2 * expected])
-        np.testing.assert_allclose(under_vmap[i], twice, atol=4e-6 * np.abs(expected).max())
-
-
 def interpreted(*batches: jax.Array) -> tuple[jax.Array, ...]:
     """What the kernels of a GPU give, computed here."""
     return spectrum._by_kernels(*batches, interpret=True)
 
 
-def test_kernels_solve_matrices_of_all_sizes(with_kernels: None):
+@pytest.mark.parametrize("solve", [spectrum._on_gpu, interpreted])
+def test_a_gpu_solves_matrices_of_all_sizes_together(solve: Callable, beside_a_gpu: None):
+    """By the programs for a GPU, computed here."""
     random = np.random.default_rng(1)
     batches = [random.normal(size=(count, 1, d, d)).astype(np.float32) for count, d in SIZES]
-    batches = [each + each.swapaxes(-1, -2) for each in batches]
-    found = jax.jit(interpreted)(*batches)
-    under_vmap = jax.jit(jax.vmap(interpreted, (None, 0, 0, 0, 0, 0)))(
+    batches = [each + each.swapaxes(-1, -2) for each in batches]  # of both signs
+    found = jax.jit(solve)(*batches)
+    under_vmap = jax.jit(jax.vmap(solve, (None, 0, 0, 0, 0, 0)))(
         batches[0][0], *(np.stack([each, 2 * each]) for each in batches[1:])
     )
     for i, (each, values) in enumerate(zip(batches, found, strict=True)):
@@ -135,13 +119,18 @@ def test_kernels_solve_matrices_of_all_sizes(with_kernels: None):
         np.testing.assert_allclose(under_vmap[i], twice, atol=4e-6 * np.abs(expected).max())
 
 
+def test_who_is_reduced_together():
+    reduced = tridiagonalise([jnp.zeros((count, d, d)) for count, d in SIZES[:4]])
+    assert [each.members for each in reduced] == [[(0, 0)], [(1, 0), (2, 2), (3, 3)]]
+
+
+def all_together(*batches: jax.Array) -> list[jax.Array]:
+    return spectrum._eigvalsh_of_all(batches)
+
+
 def test_sizes_share_kernels(with_kernels: None):
     shapes = [jax.ShapeDtypeStruct((count, 1, d, d), jnp.float32) for count, d in SIZES]
-
-    def solve(*batches: jax.Array) -> list[jax.Array]:
-        return spectrum._eigvalsh_of_all(batches)
-
-    program = jax.jit(solve).trace(*shapes)
+    program = jax.jit(all_together).trace(*shapes)
     text = lowered_quietly(program, "cuda")
     # Up to 16, and up to 64: the reduction and the bisection of each; not a product, not a solver.
     assert text.count("aqx_tridiagonal") == text.count("aqx_bisection") > 0
@@ -156,17 +145,17 @@ def test_few_large_matrices_have_all_of_the_gpu_each(with_kernels: None, monkeyp
     few = [jax.ShapeDtypeStruct((count, d, d), jnp.float32) for count, d in ((3, 150), (1, 140), (3, 12))]
     many = jax.ShapeDtypeStruct((2, *few[0].shape), jnp.float32)
 
-    def solve(*batches: jax.Array) -> list[jax.Array]:
-        return spectrum._eigvalsh_of_all(batches)
-
     def by_kernels(program: jax.stages.Traced) -> list[str]:
         text = lowered_quietly(program, "cuda")
         assert "dot_general" in text  # the others, in JAX
         return re.findall(r"\(tensor<\w+xi32>, tensor<(\w+)xf32>\)", text)
 
-    assert by_kernels(jax.jit(solve).trace(*few)) == ["3x16x16"]
+    assert by_kernels(jax.jit(all_together).trace(*few)) == ["3x16x16"]
     # Under vmap there are more, but of the second.
-    assert by_kernels(jax.jit(jax.vmap(solve, (0, None, None))).trace(many, *few[1:])) == ["6x152x152", "6x16x16"]
+    assert by_kernels(jax.jit(jax.vmap(all_together, (0, None, None))).trace(many, *few[1:])) == [
+        "6x152x152",
+        "6x16x16",
+    ]
 
 
 def lowered_quietly(program: jax.stages.Traced, platform: str) -> str:
