@@ -92,10 +92,9 @@ def _solve(interpret: bool, *batches: Float[Array, "_ _ _"]) -> tuple[Float[Arra
     groups = {each: list(group) for each, group in itertools.groupby(in_order, kind)}
     few = [each for each in groups if each[0] > _LARGE and sum(len(batches[i]) for i in groups[each]) < _MANY]
     alone = [i for each in few for i in groups.pop(each)]
-    found = dict(zip(alone, eigenvalues_by_bisection([batches[i] for i in alone]) if alone else (), strict=True))
+    solved = eigenvalues_by_bisection([batches[i] for i in alone]) if alone else []
+    found = {i: values.astype(batches[i].dtype) for i, values in zip(alone, solved, strict=True)}
     for (size, _), members in groups.items():
-        # One after the other, so that there is never a second copy of all of them.
-        batches, found = lax.optimization_barrier((batches, found))
         sizes = [batches[i].shape[-1] for i in members]
         counts = [len(batches[i]) for i in members]
         scales, scaled = zip(*(to_about_one(batches[i]) for i in members), strict=True)
@@ -113,6 +112,19 @@ def _solve(interpret: bool, *batches: Float[Array, "_ _ _"]) -> tuple[Float[Arra
 def _each(*shape: int) -> pl.BlockSpec:
     """Of each matrix its own block, whichever else the grid has."""
     return pl.BlockSpec((None, *shape), lambda k, *_: (k, *[0] * len(shape)))
+
+
+# A GPU's own division and square root are off by a rounding or two, which every reflection would add to the eigenvalues.
+
+
+def _quotient(x: Array | float, y: Array) -> Array:
+    found = x / y
+    return found + (x - y * found) / y
+
+
+def _sqrt(x: Array) -> Array:
+    found = jnp.sqrt(x)
+    return found + jnp.where(x > 0, (x - found * found) / (2 * found), 0)
 
 
 def _parts(d: Array, size: int) -> Array:
@@ -194,10 +206,10 @@ def tridiagonalise(
             sums = lax.fori_loop(i // columns, end, bring_up_to_date, (zero, zero, zero))
             here, first, square = (part.sum() for part in sums)
             trivial = square < negligible
-            norm = jnp.sqrt(first * first + square)
+            norm = _sqrt(first * first + square)
             beta = jnp.where(trivial, first, jnp.where(first > 0, -norm, norm))
-            tau = jnp.where(trivial, 0, (beta - first) / jnp.where(trivial, 1, beta))
-            factor = jnp.where(trivial, 0, 1 / jnp.where(trivial, 1, first - beta))
+            tau = jnp.where(trivial, 0, _quotient(beta - first, jnp.where(trivial, 1, beta)))
+            factor = jnp.where(trivial, 0, _quotient(1.0, jnp.where(trivial, 1, first - beta)))
             diagonal[i], off[i] = here, beta
             wait()
 

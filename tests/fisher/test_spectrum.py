@@ -151,6 +151,12 @@ def test_few_large_matrices_have_all_of_the_gpu_each(with_kernels: None, monkeyp
         return re.findall(r"\(tensor<\w+xi32>, tensor<(\w+)xf32>\)", text)
 
     assert by_kernels(jax.jit(all_together).trace(*few)) == ["3x16x16"]
+    batches = [
+        np.random.default_rng(d).normal(size=(count, d, d)).astype(np.float32) for count, d in ((3, 40), (3, 12))
+    ]
+    batches = [each + each.swapaxes(1, 2) for each in batches]
+    for each, values in zip(batches, jax.jit(interpreted)(*batches), strict=True):
+        np.testing.assert_allclose(values, np.linalg.eigvalsh(each.astype(np.float64)), atol=5e-5)
     # Under vmap there are more, but of the second.
     assert by_kernels(jax.jit(jax.vmap(all_together, (0, None, None))).trace(many, *few[1:])) == [
         "6x152x152",
@@ -163,8 +169,10 @@ def lowered_quietly(program: jax.stages.Traced, platform: str) -> str:
         return program.lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.parametrize("large", [512, 32])
 @pytest.mark.parametrize("solve", [spectrum._on_gpu, interpreted])
-def test_a_gpu_keeps_the_dtype_of_each(solve: Callable, beside_a_gpu: None):
+def test_a_gpu_keeps_the_dtype_of_each(solve: Callable, large: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton, "_LARGE", large)
     with jax.enable_x64(True):
         single, double = np.eye(35, dtype=np.float32)[None], np.eye(40)[None]
         found = [np.asarray(values) for values in jax.jit(solve)(single, double)]

@@ -5,6 +5,7 @@ Pallas' interpreter has one thread, in which nothing comes too early or too late
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -33,21 +34,32 @@ class Machine:
     def __init__(self, late: bool, twice: bool):
         self.late, self.twice = late, twice
         self.waiting: list[tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]] = []
-        self.crossed = self.tiles_written = 0
+        self.crossed = self.tiles_written = self.steps = self.step = 0
+        # By element, the steps that have read or written it since the last barrier.
+        self.read: dict[tuple[int, int], set[int]] = defaultdict(set)
+        self.written: dict[tuple[int, int], set[int]] = defaultdict(set)
 
     def wait(self) -> None:
+        for element, steps in self.written.items():
+            # A thread in one step may be ahead of, or behind, one in another.
+            assert len(steps | self.read[element]) == 1, "read or written in one step, and written in another"
+        self.read.clear()
+        self.written.clear()
         self.crossed += 1
         for array, places, values in self.waiting:
             array[places] = values
         self.waiting.clear()
 
     def loop(self, start: Any, stop: Any, step: Callable[..., Any], carry: Any) -> Any:
+        outer = self.step
         for i in range(int(start), int(stop)):
+            self.step = self.steps = self.steps + 1
             before = self.crossed, self.tiles_written
             found = step(jnp.int32(i), carry)
             if self.twice and before == (self.crossed, self.tiles_written):
                 found = step(jnp.int32(i), carry)
             carry = found
+        self.step = outer
         return carry
 
     def load(self, part: tuple[Memory, Any], mask: Any = None, other: Any = None) -> Any:
@@ -82,7 +94,13 @@ class Memory:
         return Places(self)
 
     def __getitem__(self, index: Any) -> Any:
-        return jnp.asarray(self.array[self.places(index, inside=True)])
+        places = self.places(index, inside=True)
+        self.note(self.machine.read, places)
+        return jnp.asarray(self.array[places])
+
+    def note(self, log: dict[tuple[int, int], set[int]], places: tuple[np.ndarray, ...]) -> None:
+        for element in np.ravel_multi_index(places, self.array.shape).ravel():
+            log[id(self.array), int(element)].add(self.machine.step)
 
     def __setitem__(self, index: Any, values: Any) -> None:
         self.write(index, values, True)
@@ -92,6 +110,7 @@ class Memory:
         mask, values, *places = np.broadcast_arrays(mask, values, *places)
         self.machine.tiles_written += self.array.shape == (D, D)
         where = tuple(each[mask] for each in places)
+        self.note(self.machine.written, where)
         if self.machine.late:
             self.machine.waiting.append((self.array, where, values[mask]))
         else:
