@@ -114,7 +114,7 @@ def _each(*shape: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, *shape), lambda k, *_: (k, *[0] * len(shape)))
 
 
-# A GPU's own division and square root are off by a rounding or two, which every reflection would add to the eigenvalues.
+# A GPU rounds divisions and square roots once or twice more, which every reflection would add to the eigenvalues.
 
 
 def _quotient(x: Array | float, y: Array) -> Array:
