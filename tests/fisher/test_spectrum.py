@@ -128,45 +128,41 @@ def all_together(*batches: jax.Array) -> list[jax.Array]:
     return spectrum._eigvalsh_of_all(batches)
 
 
+def lowered(solve: Callable, *batches: jax.ShapeDtypeStruct, platform: str = "cuda") -> str:
+    with as_if_on_a_gpu(), pallas.quiet():
+        return jax.jit(solve).trace(*batches).lower(lowering_platforms=(platform,)).as_text()
+
+
 def test_sizes_share_kernels(with_kernels: None):
     shapes = [jax.ShapeDtypeStruct((count, 1, d, d), jnp.float32) for count, d in SIZES]
-    program = jax.jit(all_together).trace(*shapes)
-    text = lowered_quietly(program, "cuda")
+    text = lowered(all_together, *shapes)
     # Up to 16, and up to 64: the reduction and the bisection of each; not a product, not a solver.
     assert text.count("aqx_tridiagonal") == text.count("aqx_bisection") > 0
     assert len(re.findall(r"custom_call @\S*triton", text)) == 4
     assert "dot_general" not in text and "solver" not in text and "lapack" not in text
-    assert "lapack" in lowered_quietly(program, "cpu")
+    assert "lapack" in lowered(all_together, *shapes, platform="cpu")
 
 
 def test_few_large_matrices_have_all_of_the_gpu_each(with_kernels: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton, "_LARGE", 36)
     monkeypatch.setattr(triton, "_MANY", 4)
-    few = [jax.ShapeDtypeStruct((count, d, d), jnp.float32) for count, d in ((3, 150), (1, 140), (3, 12))]
-    many = jax.ShapeDtypeStruct((2, *few[0].shape), jnp.float32)
 
-    def by_kernels(program: jax.stages.Traced) -> list[str]:
-        text = lowered_quietly(program, "cuda")
+    def by_kernels(solve: Callable, *shapes: tuple[int, ...]) -> list[str]:
+        text = lowered(solve, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
         assert "dot_general" in text  # the others, in JAX
         return re.findall(r"\(tensor<\w+xi32>, tensor<(\w+)xf32>\)", text)
 
-    assert by_kernels(jax.jit(all_together).trace(*few)) == ["3x16x16"]
-    batches = [
-        np.random.default_rng(d).normal(size=(count, d, d)).astype(np.float32) for count, d in ((3, 40), (3, 12))
-    ]
+    few = (3, 150, 150), (1, 140, 140), (3, 12, 12)
+    assert by_kernels(all_together, *few) == ["3x16x16"]
+    # Under vmap there are more, but of the second.
+    under_vmap = jax.vmap(all_together, (0, None, None))
+    assert by_kernels(under_vmap, (2, *few[0]), *few[1:]) == ["6x152x152", "6x16x16"]
+
+    random = np.random.default_rng(2)
+    batches = [random.normal(size=shape).astype(np.float32) for shape in ((3, 40, 40), (3, 12, 12))]
     batches = [each + each.swapaxes(1, 2) for each in batches]
     for each, values in zip(batches, jax.jit(interpreted)(*batches), strict=True):
         np.testing.assert_allclose(values, np.linalg.eigvalsh(each.astype(np.float64)), atol=5e-5)
-    # Under vmap there are more, but of the second.
-    assert by_kernels(jax.jit(jax.vmap(all_together, (0, None, None))).trace(many, *few[1:])) == [
-        "6x152x152",
-        "6x16x16",
-    ]
-
-
-def lowered_quietly(program: jax.stages.Traced, platform: str) -> str:
-    with as_if_on_a_gpu(), pallas.quiet():
-        return program.lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("large", [512, 32])
