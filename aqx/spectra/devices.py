@@ -17,7 +17,8 @@ from aqx.errors import InputError
 AXIS = "candidates"
 # What takes XLA most of the time to compile for a GPU. It would write dozens of kernels for each matrix product and try
 # them all, seconds a product; the library's own choice is as good for float32 in full precision. And it would look for
-# a better kernel for each of the small steps between, a third of the time, when spectra are products and eigenvalues.
+# a better kernel for each of the small steps between, a third of the time: more than these take for many thousands of
+# candidates.
 _QUICK = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}
 
 
