@@ -18,8 +18,8 @@ from aqx.fisher.tridiagonal import eigenvalues_by_bisection
 
 _BLOCKED = 256
 _LOWER = np.uint8(ord("L"))
-# On a GPU, matrices from this dimension on go by bisection. On an H100 the library's solver takes 4,702 µs for each of
-# dimension 577, bisection 214; of 145, 17.5 and 12.4; of 65, 3.7 and 2.1.
+# On a GPU without kernels, matrices from this dimension on go by bisection. On an H100 the library's solver takes
+# 4,702 µs for each of dimension 577, bisection 214; of 145, 17.5 and 12.4; of 65, 3.7 and 2.1.
 _BISECTED = 33
 
 
@@ -85,7 +85,8 @@ def eigvalsh(matrices: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
 
     On a CPU straight from LAPACK's syevd in its values-only mode: `jnp.linalg.eigvalsh` computes the vectors too and
     drops them (measured: 1.3 to 2.5 times slower). Large matrices are first reduced by blocks (1.4 to 1.8 times faster
-    from 577 on, one thread). On a GPU large ones go through `eigenvalues_by_bisection`, all at once.
+    from 577 on, one thread). On a GPU all go through `eigenvalues_by_kernels` at once; where Pallas has no kernels,
+    large ones through `eigenvalues_by_bisection`.
     """
     return _eigvalsh_of_all([matrices])[0]
 

@@ -1,8 +1,9 @@
 """Eigenvalues of many symmetric matrices at once: blocked Householder reduction, then bisection with Sturm counts.
 
-For devices whose solver takes large matrices one by one. Every step works on all matrices together, and those of a
-smaller dimension join when the larger ones are reduced to it. A matrix passes through memory once per column, so that
-577 × 577 moves 0.5 GB.
+For devices whose solver takes large matrices one by one and that have no kernels for it (`aqx.fisher.triton`), and for
+few large matrices where there are kernels. Every step works on all matrices together, and those of a smaller dimension
+join when the larger ones are reduced to it. A matrix passes through memory once per column, so that 577 × 577 moves
+0.5 GB.
 """
 
 from __future__ import annotations
