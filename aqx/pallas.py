@@ -1,4 +1,4 @@
-"""Pallas on this machine: whether its kernels compile for the GPU, and of what type their results are."""
+"""Where JAX computes by default; whether Pallas' kernels compile for the GPU, and of what type their results are."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ import jax
 from jaxtyping import Array
 
 _log = logging.getLogger(__name__)
+
+
+def default_platform() -> str:
+    """Return the platform of the device that JAX computes on where nothing else is said, such as "cpu"."""
+    chosen: Any = jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX makes its settings at run time
+    return jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:

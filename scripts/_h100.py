@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aqx import kernel, pallas
+from aqx import pallas
 from aqx.spectra.devices import AXIS
 
 NAME = "NVIDIA H100 80GB HBM3"
@@ -58,7 +58,6 @@ def device() -> Any:
 def as_if_there() -> Iterator[None]:
     """Programs are traced as where an H100 is JAX's default device."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(kernel.forced("kernel"))
         stack.enter_context(mock.patch.object(pallas, "trouble", lambda: None))
         stack.enter_context(pallas.quiet())
         stack.enter_context(mock.patch.object(jax, "default_backend", lambda: "gpu"))

@@ -24,6 +24,7 @@ from aqx.fisher.flavour import Flavour
 from aqx.fisher.layers import Apply, Layer
 from aqx.fisher.outputs import Loss, per_example_losses
 from aqx.fisher.rows import ConvRows, Rows
+from aqx.pallas import default_platform
 
 # What XLA may lose of a sum of products, relative to √(Σ|a|² Σ|g|²), in float64 and in float32: less than any fault,
 # which is as large as a gradient. All in float64 would tell no more, and on a CPU its convolutions take minutes.
@@ -324,8 +325,7 @@ class _Cut:
 
 def _quick_to_compile() -> dict[str, Any] | None:
     """Compiler options for a program that runs twice: on a CPU most of its time is spent on optimising it."""
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if (jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)) != "cpu":
+    if default_platform() != "cpu":
         return None
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

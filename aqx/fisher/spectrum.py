@@ -96,7 +96,7 @@ def _eigvalsh_of_all(batches: Sequence[Array]) -> list[Array]:
     if not batches:
         return []
     # Tracing the other way costs a second where matrices are large.
-    on_gpu = dict.fromkeys(("cuda", "rocm"), _on_gpu if pallas.trouble() else _by_kernels) if gpu_in_use() else {}
+    on_gpu = dict.fromkeys(("cuda", "rocm"), _by_bisection if pallas.trouble() else _by_kernels) if gpu_in_use() else {}
     return list(jax.lax.platform_dependent(*batches, cpu=_on_cpu, default=_by_jax, **on_gpu))
 
 
@@ -104,7 +104,7 @@ def _by_jax(*batches: Array) -> tuple[Array, ...]:
     return tuple(map(jnp.linalg.eigvalsh, batches))
 
 
-def _on_gpu(*batches: Array) -> tuple[Array, ...]:
+def _by_bisection(*batches: Array) -> tuple[Array, ...]:
     flat = [each.reshape(-1, *each.shape[-2:]) for each in batches]
     large = [i for i, each in enumerate(flat) if each.shape[-1] >= _BISECTED]
     found = dict(zip(large, eigenvalues_by_bisection([flat[i] for i in large]) if large else (), strict=True))

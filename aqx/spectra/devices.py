@@ -83,8 +83,8 @@ def compiled_quickly(lowered: Any) -> Any:
             if "No such compile option" not in str(error):
                 raise
             # Of another version of XLA, which says which one.
-            named = [name for name in options if f"'{name}'" in str(error)]
-            options = {name: value for name, value in options.items() if named and name not in named}
+            known = {name: value for name, value in options.items() if f"'{name}'" not in str(error)}
+            options = known if len(known) < len(options) else {}
     return lowered.compile()
 
 

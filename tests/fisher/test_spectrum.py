@@ -102,7 +102,7 @@ def interpreted(*batches: jax.Array) -> tuple[jax.Array, ...]:
     return spectrum._by_kernels(*batches, interpret=True)
 
 
-@pytest.mark.parametrize("solve", [spectrum._on_gpu, interpreted])
+@pytest.mark.parametrize("solve", [spectrum._by_bisection, interpreted])
 def test_a_gpu_solves_matrices_of_all_sizes_together(solve: Callable, beside_a_gpu: None):
     """By the programs for a GPU, computed here."""
     random = np.random.default_rng(1)
@@ -166,7 +166,7 @@ def test_few_large_matrices_have_all_of_the_gpu_each(with_kernels: None, monkeyp
 
 
 @pytest.mark.parametrize("large", [512, 32])
-@pytest.mark.parametrize("solve", [spectrum._on_gpu, interpreted])
+@pytest.mark.parametrize("solve", [spectrum._by_bisection, interpreted])
 def test_a_gpu_keeps_the_dtype_of_each(solve: Callable, large: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton, "_LARGE", large)
     with jax.enable_x64(True):
@@ -192,7 +192,7 @@ def test_factors_that_are_not_finite_or_lack_rows_on_a_gpu(beside_a_gpu: None, m
         "eigenvalues_by_bisection",
         lambda batches: solved.append([each.shape for each in batches]) or list(map(jnp.linalg.eigvalsh, batches)),
     )
-    monkeypatch.setattr(spectrum, "_on_cpu", spectrum._on_gpu)
+    monkeypatch.setattr(spectrum, "_on_cpu", spectrum._by_bisection)
     found = [np.asarray(values) for values in eigenvalues_of(factors)]
     assert solved and all(shapes == [(2, 12, 12), (3, 5, 5), (1, 11, 11), (1, 12, 12)] for shapes in solved)
     assert [values.shape for values in found] == [(2, 1, 12), (1, 3, 8), (1, 1, 11), (1, 1, 12)]

@@ -214,7 +214,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("as_on_a_gpu", "quick_to_compile")
-@pytest.mark.parametrize("solve", [spectrum._on_gpu, partial(spectrum._by_kernels, interpret=True)])
+@pytest.mark.parametrize("solve", [spectrum._by_bisection, partial(spectrum._by_kernels, interpret=True)])
 def test_the_rules_of_a_gpu_give_the_rows_of_a_cpu(solve, enumerated: Path, alone, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(spectrum, "gpu_in_use", lambda: True)
     monkeypatch.setattr(spectrum, "_on_cpu", solve)

@@ -11,6 +11,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from aqx.pallas import default_platform
+
 
 def convolve(
     x: Float[Array, "N *S D"],
@@ -65,9 +67,7 @@ def unrolled(length: int) -> int:
     `digits-vit` and `mnist1d-cnn` move 0.65, 0.56, 0.58 and 0.59 times the bytes of the loops, start half the kernels,
     and compile no longer.
     """
-    chosen: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
-    platform = jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
-    return 1 if platform == "cpu" else length
+    return 1 if default_platform() == "cpu" else length
 
 
 def convolution_to_repeat() -> Callable[..., Any] | None:
